@@ -1,0 +1,184 @@
+"""Names for what people choose: compression recipes, sampling values, model geometries.
+
+A recipe is everything `nncf.compress_weights` is told, under the names that `optimum-cli export
+openvino` uses. The named ones are starting points; `Recipe` is validated when it is made, so a
+recipe that exists can be run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from .errors import ConfigError
+
+__all__ = ["DEFAULT_MODEL", "EMBEDDED_MODEL", "GEOMETRIES", "RECIPES", "SAMPLING", "Geometry", "Recipe", "Sampling"]
+
+DEFAULT_MODEL = "arcee-ai/AFM-4.5B"
+EMBEDDED_MODEL = "smollm2-135m-instruct"
+
+WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
+BackupPrecision = Literal["none", "int8_sym", "int8_asym"]
+CHANNEL_WISE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How weights are stored.
+
+    Attributes:
+        name: Name shown to people; `custom` for a recipe made from flags.
+        weight_format: Primary storage type of the weights.
+        sym: Symmetric quantization (no zero point). Integer formats only.
+        group_size: Weights that share one scale along the input dimension; -1 is one scale a row.
+        ratio: Share of the 4-bit candidates that become 4-bit, 0 to 1; the rest take the backup precision.
+        backup_precision: Format of what a 4-bit recipe leaves out (embedding, head, `1 - ratio`).
+        all_layers: Embedding and head take the primary format too.
+        group_size_fallback: What to do with a layer whose input dimension `group_size` does not divide:
+            `error`, or `adjust` (largest divisor that fits, recorded) or `ignore` (backup precision).
+        awq: Activation-aware scaling of weights (needs calibration data, and a pattern NNCF knows).
+        scale_estimation: Fit scales to activations (needs calibration data).
+        gptq: GPTQ rounding (needs calibration data).
+        dataset: Calibration data: a `.txt` or `.jsonl` file, or a name NNCF/Optimum knows; None for none.
+        num_samples: Calibration samples taken from the dataset.
+    """
+
+    name: str = "custom"
+    weight_format: WeightFormat = "int8"
+    sym: bool = False
+    group_size: int = CHANNEL_WISE
+    ratio: float = 1.0
+    backup_precision: BackupPrecision = "int8_asym"
+    all_layers: bool = False
+    group_size_fallback: Literal["error", "adjust", "ignore"] = "adjust"
+    awq: bool = False
+    scale_estimation: bool = False
+    gptq: bool = False
+    dataset: str | None = None
+    num_samples: int = 128
+
+    def __post_init__(self) -> None:
+        """Refuse values that no engine could run.
+
+        Raises:
+            ConfigError: A field is out of range, or two fields contradict each other.
+        """
+        if self.weight_format not in get_args(WeightFormat):
+            msg = f"weight format {self.weight_format!r} is unknown; choose one of {', '.join(get_args(WeightFormat))}"
+            raise ConfigError(msg)
+        if self.backup_precision not in get_args(BackupPrecision):
+            known = ", ".join(get_args(BackupPrecision))
+            msg = f"backup precision {self.backup_precision!r} is unknown; choose one of {known}"
+            raise ConfigError(msg)
+        if not 0.0 <= self.ratio <= 1.0:
+            msg = f"ratio must lie between 0 and 1, found {self.ratio}"
+            raise ConfigError(msg)
+        if self.group_size != CHANNEL_WISE and (self.group_size < 16 or self.group_size % 16):
+            msg = f"group size must be -1 (one scale a row) or a multiple of 16, found {self.group_size}"
+            raise ConfigError(msg)
+        if self.num_samples < 1:
+            msg = f"number of calibration samples must be at least 1, found {self.num_samples}"
+            raise ConfigError(msg)
+        if self.weight_format != "int4":
+            four_bit_only = {
+                "--group-size": self.group_size != CHANNEL_WISE,
+                "--ratio": self.ratio != 1.0,
+                "--all-layers": self.all_layers,
+                "--awq": self.awq,
+                "--scale-estimation": self.scale_estimation,
+                "--gptq": self.gptq,
+            }
+            wrong = [flag for flag, used in four_bit_only.items() if used]
+            if wrong:
+                msg = f"{', '.join(wrong)} only applies to int4, found weight format {self.weight_format}"
+                raise ConfigError(msg)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether an algorithm in the recipe reads calibration data."""
+        return self.awq or self.scale_estimation or self.gptq
+
+    @property
+    def bits(self) -> int:
+        """Bits of the primary weight format."""
+        return {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}[self.weight_format]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as the manifest keeps them."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Recipe:
+        """The recipe of a manifest; keys that a newer ov_afm added are ignored."""
+        return cls(**{key: value for key, value in fields.items() if key in cls.__dataclass_fields__})
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("fp32", weight_format="fp32"),
+        Recipe("fp16", weight_format="fp16"),
+        Recipe("int8", weight_format="int8"),
+        Recipe("int4", weight_format="int4", sym=True, group_size=128),
+        Recipe("int4-quality", weight_format="int4", sym=True, group_size=64, ratio=0.8, scale_estimation=True),
+        Recipe("int4-npu", weight_format="int4", sym=True, backup_precision="int8_sym"),
+        Recipe("int4-npu-g128", weight_format="int4", sym=True, group_size=128, backup_precision="int8_sym"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Sampling values that a model's makers recommend; written to its `generation_config.json`."""
+
+    temperature: float = 0.5
+    top_k: int = 50
+    top_p: float = 0.95
+    repetition_penalty: float = 1.1
+
+
+# https://huggingface.co/arcee-ai/AFM-4.5B (model card, "How to use")
+SAMPLING: dict[str, Sampling] = {"arcee": Sampling()}
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Shape of an Arcee model, enough to write a synthetic checkpoint of it.
+
+    Attributes:
+        hidden: Width of the residual stream.
+        layers: Decoder layers.
+        heads: Query heads.
+        kv_heads: Key/value heads.
+        head_dim: Width of one head.
+        intermediate: Neurons of the ReLU² MLP.
+        vocab: Rows of the embedding and of the (untied) head.
+        max_positions: Context length in tokens.
+        rope_original: Context before YaRN, in tokens.
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    max_positions: int
+    rope_original: int
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, norms included."""
+        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        layer = attention + 2 * self.hidden * self.intermediate + 2 * self.hidden
+        return self.layers * layer + 2 * self.vocab * self.hidden + self.hidden
+
+
+GEOMETRIES: dict[str, Geometry] = {
+    "afm-4.5b": Geometry(2560, 36, 20, 4, 128, 18432, 128_256, 65_536, 4_096),
+    "afm-1b": Geometry(1536, 24, 12, 4, 128, 9216, 49_152, 65_536, 4_096),
+    "small": Geometry(512, 8, 8, 2, 64, 2048, 4_096, 8_192, 512),
+    "tiny": Geometry(128, 2, 4, 2, 32, 256, 1_024, 2_560, 128),
+}

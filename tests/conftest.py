@@ -1,0 +1,41 @@
+"""Fixtures: a tiny random Arcee model, exported for real; the embedded model for real language."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    DO_NOT_TRACK="1",
+    GRADIO_ANALYTICS_ENABLED="False",
+    OPENVINO_TELEMETRY="off",
+)
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import tiny  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Arcee checkpoint with YaRN. Read-only: copy it before changing it."""
+    return tiny.write_arcee(tmp_path_factory.mktemp("checkpoints") / "tiny-arcee")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint exported to INT8 with the real command. Read-only."""
+    from ov_afm import export
+
+    return export(str(tiny_checkpoint), tmp_path_factory.mktemp("models") / "tiny-int8", recipe="int8").path
+
+
+@pytest.fixture(scope="session")
+def smollm2_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded SmolLM2-135M-Instruct exported to INT8: real language. Read-only."""
+    from ov_afm import export
+
+    return export("smollm2-135m-instruct", tmp_path_factory.mktemp("models") / "smollm2-int8", recipe="int8").path

@@ -1,0 +1,80 @@
+"""Small random checkpoints, made on the fly: real architecture and tokenizer, meaningless weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CORPUS = (
+    "The quick brown fox jumps over the lazy dog. What is the capital of France? Paris. "
+    "def add(a, b):\n    return a + b\n0123456789 ünïcödé 你好 🙂 <tag> & more, text; for: pairs! "
+)
+ARCEE: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 2560,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+    "initializer_range": 0.2,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 20.0,
+        "original_max_position_embeddings": 128,
+    },
+}
+
+
+def write_tokenizer(path: Path) -> None:
+    """A byte-level BPE of 512 entries with ChatML control tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator([CORPUS] * 4, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.save_pretrained(path)
+
+
+def write_arcee(path: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """Write a random bf16 ArceeForCausalLM checkpoint (0.2 M parameters) with tokenizer and licence."""
+    import torch
+    from transformers import ArceeConfig, ArceeForCausalLM
+
+    torch.manual_seed(seed)
+    model = ArceeForCausalLM(ArceeConfig(**{**ARCEE, **changes})).to(torch.bfloat16)
+    model.generation_config.eos_token_id = 2
+    model.save_pretrained(path)
+    write_tokenizer(path)
+    (path / "LICENSE").write_text("A licence text that must travel with the model.\n")
+    return path
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change top-level keys of a JSON file; None deletes one."""
+    fields = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in fields.items() if value is not None}))
