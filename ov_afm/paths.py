@@ -10,7 +10,7 @@ __all__ = ["cache_dir"]
 
 
 def cache_dir() -> Path:
-    """The cache folder, not created: `$OV_AFM_CACHE`, else what the platform calls its cache.
+    r"""The cache folder, not created: `$OV_AFM_CACHE`, else what the platform calls its cache.
 
     Returns:
         `%LOCALAPPDATA%\\ov_afm` on Windows, `~/Library/Caches/ov_afm` on macOS, and `$XDG_CACHE_HOME/ov_afm`
