@@ -1,19 +1,26 @@
-"""Where ov_afm keeps what it can fetch or make again."""
+"""Where ov_afm keeps what it can fetch or make again, and how a folder there becomes whole at once."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["cache_dir"]
+__all__ = ["cache_dir", "cached"]
+
+STALE_S = 24 * 3600
 
 
 def cache_dir() -> Path:
     r"""The cache folder, not created: `$OV_AFM_CACHE`, else what the platform calls its cache.
 
     Returns:
-        `%LOCALAPPDATA%\\ov_afm` on Windows, `~/Library/Caches/ov_afm` on macOS, and `$XDG_CACHE_HOME/ov_afm`
+        `%LOCALAPPDATA%\ov_afm` on Windows, `~/Library/Caches/ov_afm` on macOS, and `$XDG_CACHE_HOME/ov_afm`
         or `~/.cache/ov_afm` elsewhere.
     """
     chosen = os.environ.get("OV_AFM_CACHE")
@@ -26,3 +33,29 @@ def cache_dir() -> Path:
         return Path.home() / "Library" / "Caches" / "ov_afm"
     xdg = os.environ.get("XDG_CACHE_HOME")
     return (Path(xdg) if xdg else Path.home() / ".cache") / "ov_afm"
+
+
+@contextmanager
+def cached(final: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `final` if the block ends without an exception.
+
+    Two processes may fill the same cache entry at once: each works on its own, the first to end wins and
+    the other's work is dropped. Nobody waits and nobody fails. What a killed process left is cleared a day later.
+
+    Args:
+        final: The cache entry; its contents are replaced by nobody once it exists.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in final.parent.glob(".making-*"):
+        if time.time() - leftover.stat().st_mtime > STALE_S:
+            shutil.rmtree(leftover, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix=".making-", dir=final.parent))
+    try:
+        yield work
+        try:
+            work.rename(final)
+        except OSError:
+            if not final.is_dir():
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from . import checkpoint, manifest
+from . import checkpoint, embedded, manifest
 from .checkpoint import SUPPORTED
 from .console import Progress
 from .errors import SourceError
@@ -110,6 +111,13 @@ def resolve(
         raise SourceError(msg)
     if path.is_dir():
         return _folder(path, **trust)
+    if path.is_file():
+        return _gguf(path, progress)
+    if name == EMBEDDED_MODEL:
+        return _embedded(progress)
+    if _looks_like_path(name, model):
+        msg = f"no such file or folder: {path}"
+        raise SourceError(msg)
     raise _unknown(name, path)
 
 
@@ -151,6 +159,43 @@ def _folder(path: Path, *, allow_pickle: bool, trust_remote_code: bool) -> Sourc
         config=config,
         synthetic=config.get("ov_afm_synthetic") is True,
     )
+
+
+def _gguf(path: Path, progress: Progress | None) -> Source:
+    if path.suffix != ".gguf":
+        msg = f"{path} is a file, but no .gguf file; give a checkpoint folder, a .gguf file or a Hub id"
+        raise SourceError(msg)
+    return _from_gguf(path, kind="gguf", id=path.name, progress=progress)
+
+
+def _embedded(progress: Progress | None) -> Source:
+    with _step(progress, "downloading") as advance:
+        path = embedded.fetch(lambda done, total: advance(to=done, total=total))
+    return _from_gguf(path, kind="embedded", id=EMBEDDED_MODEL, progress=progress)
+
+
+def _from_gguf(path: Path, *, kind: Kind, id: str, progress: Progress | None) -> Source:
+    from .gguf import convert_cached
+
+    with _step(progress, "converting GGUF") as advance:
+        folder = convert_cached(path, lambda done, total: advance(done, total=total))
+    config = checkpoint.read_json(folder / "config.json")
+    checkpoint.find_weights(folder)
+    return Source(
+        kind=kind,
+        id=id,
+        path=folder,
+        revision=None,
+        license=checkpoint.license_in_card(folder),
+        license_files=checkpoint.license_files(path.parent),
+        weights=(path,),
+        config=config,
+        synthetic=False,
+    )
+
+
+def _step(progress: Progress | None, description: str) -> AbstractContextManager[Callable[..., None]]:
+    return progress.step(description, unit="B") if progress else nullcontext(lambda *args, **named: None)
 
 
 def _name(path: Path) -> str:
