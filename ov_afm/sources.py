@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +41,7 @@ class Source:
         weights: Weight files as they came; of a GGUF source the `.gguf` file, not what was made from it.
         config: Contents of `config.json`.
         synthetic: The weights are random, made by `ov-afm synth`.
-        digests: sha256 by file name where it was computed already.
+        digests: sha256 by file name where it was computed and checked already.
     """
 
     kind: Kind
@@ -118,7 +118,9 @@ def resolve(
     if _looks_like_path(name, model):
         msg = f"no such file or folder: {path}"
         raise SourceError(msg)
-    raise _unknown(name, path)
+    if HUB_ID.fullmatch(name):
+        return _hub(name, revision, progress=progress, **trust)
+    raise _unknown(name)
 
 
 def _looks_like_path(name: str, model: str | Path) -> bool:
@@ -131,7 +133,7 @@ def _looks_like_path(name: str, model: str | Path) -> bool:
     )
 
 
-def _unknown(name: str, path: Path) -> SourceError:
+def _unknown(name: str) -> SourceError:
     return SourceError(
         f"no model {name!r}: it is no folder or .gguf file here, and no Hub id (org/name, such as {DEFAULT_MODEL}); "
         f"the embedded model is called {EMBEDDED_MODEL}"
@@ -141,20 +143,59 @@ def _unknown(name: str, path: Path) -> SourceError:
 def _folder(path: Path, *, allow_pickle: bool, trust_remote_code: bool) -> Source:
     if (path / "openvino_model.xml").is_file():
         return _prebuilt(path, id=_name(path))
+    return _checkpoint(path, "folder", _name(path), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+
+
+def _hub(
+    repo: str, revision: str | None, *, allow_pickle: bool, trust_remote_code: bool, progress: Progress | None
+) -> Source:
+    from . import hub
+
+    snapshot = hub.fetch(
+        repo, revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, progress=progress
+    )
+    if (snapshot.path / "openvino_model.xml").exists():
+        found = _prebuilt(snapshot.path, id=repo)
+    else:
+        found = _checkpoint(snapshot.path, "hub", repo, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    return replace(found, revision=snapshot.commit, digests=snapshot.digests)
+
+
+def _checkpoint(path: Path, kind: Kind, id: str, *, allow_pickle: bool, trust_remote_code: bool) -> Source:
     if not (path / "config.json").is_file():
         msg = f"{path} is no checkpoint: config.json is missing; give the folder that holds config.json and the weights"
         raise SourceError(msg)
     config = checkpoint.read_json(path / "config.json")
-    checkpoint.check_config(config, str(path), trust_remote_code=trust_remote_code)
+    checkpoint.check_config(config, id, trust_remote_code=trust_remote_code)
     weights = checkpoint.find_weights(path, allow_pickle=allow_pickle)
     checkpoint.check_tokenizer(path, trust_remote_code=trust_remote_code)
+    return _source(kind, id, path, weights, config)
+
+
+def _prebuilt(path: Path, *, id: str) -> Source:
+    for needed in ("openvino_model.bin", "config.json"):
+        if not (path / needed).is_file():
+            msg = f"{path} is no whole OpenVINO model: {needed} is missing; fetch or export it again"
+            raise SourceError(msg)
+    config = checkpoint.read_json(path / "config.json")
+    return _source("openvino", id, path, (path / "openvino_model.bin",), config)
+
+
+def _source(
+    kind: Kind,
+    id: str,
+    path: Path,
+    weights: tuple[Path, ...],
+    config: Mapping[str, Any],
+    terms: Path | None = None,
+) -> Source:
     return Source(
-        kind="folder",
-        id=_name(path),
+        kind=kind,
+        id=id,
         path=path,
         revision=None,
         license=checkpoint.license_in_card(path),
-        license_files=checkpoint.license_files(path),
+        license_files=checkpoint.license_files(terms or path),
         weights=weights,
         config=config,
         synthetic=config.get("ov_afm_synthetic") is True,
@@ -179,19 +220,9 @@ def _from_gguf(path: Path, *, kind: Kind, id: str, progress: Progress | None) ->
 
     with _step(progress, "converting GGUF") as advance:
         folder = convert_cached(path, lambda done, total: advance(done, total=total))
-    config = checkpoint.read_json(folder / "config.json")
     checkpoint.find_weights(folder)
-    return Source(
-        kind=kind,
-        id=id,
-        path=folder,
-        revision=None,
-        license=checkpoint.license_in_card(folder),
-        license_files=checkpoint.license_files(path.parent),
-        weights=(path,),
-        config=config,
-        synthetic=False,
-    )
+    # The licence texts of a GGUF file are those that lie beside it.
+    return _source(kind, id, folder, (path,), checkpoint.read_json(folder / "config.json"), terms=path.parent)
 
 
 def _step(progress: Progress | None, description: str) -> AbstractContextManager[Callable[..., None]]:
@@ -200,22 +231,3 @@ def _step(progress: Progress | None, description: str) -> AbstractContextManager
 
 def _name(path: Path) -> str:
     return path.resolve().name
-
-
-def _prebuilt(path: Path, *, id: str, revision: str | None = None) -> Source:
-    for needed in ("openvino_model.bin", "config.json"):
-        if not (path / needed).is_file():
-            msg = f"{path} is no whole OpenVINO model: {needed} is missing; fetch or export it again"
-            raise SourceError(msg)
-    config = checkpoint.read_json(path / "config.json")
-    return Source(
-        kind="openvino",
-        id=id,
-        path=path,
-        revision=revision,
-        license=checkpoint.license_in_card(path),
-        license_files=checkpoint.license_files(path),
-        weights=(path / "openvino_model.bin",),
-        config=config,
-        synthetic=config.get("ov_afm_synthetic") is True,
-    )
