@@ -63,7 +63,7 @@ def fetch(
         SourceError: The repository cannot be reached, found, read or trusted; or there is no room for it.
     """
     import httpx
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     with explained(repo, revision):
@@ -77,8 +77,17 @@ def fetch(
         if "openvino_model.xml" not in names:
             _check_config(repo, commit, trust_remote_code)
         path = _download(repo, commit, [files[name] for name in names], progress)
+        _remember(path, revision or constants.DEFAULT_REVISION)
         expected = {name: files[name].lfs.sha256 for name in names if files[name].lfs}
         return Snapshot(path, commit, _checked(repo, path, expected, progress))
+
+
+def _remember(snapshot: Path, revision: str) -> None:
+    """Note which commit a branch or tag was, so that the cache can be asked for it without the Hub."""
+    if revision != snapshot.name:
+        reference = snapshot.parent.parent / "refs" / revision
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        reference.write_text(snapshot.name)
 
 
 def _wanted(repo: str, files: Mapping[str, Any], allow_pickle: bool, trust_remote_code: bool) -> list[str]:
@@ -156,7 +165,7 @@ def _part(blobs: Path, file: Any) -> Path:
 def _fetch_big(repo: str, commit: str, file: Any, blobs: Path, snapshot: Path, advance: Callable[[int], None]) -> None:
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.file_download import are_symlinks_supported
-    from huggingface_hub.utils._fixes import WeakFileLock
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
     blob, part = blobs / file.lfs.sha256, _part(blobs, file)
     locks = Path(constants.HF_HUB_CACHE) / ".locks" / blobs.parent.name
@@ -180,7 +189,7 @@ def _fill(repo: str, commit: str, file: Any, part: Path, advance: Callable[[int]
     import httpx
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     with part.open("ab") as stream:
         have = stream.tell()
