@@ -1,0 +1,105 @@
+// Which kernels this CPU runs. Only this file asks, and it is compiled for the baseline instruction set.
+#include <cstring>
+
+#include "kernels.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define RELU2_X86
+#if defined(_MSC_VER)
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+#endif
+
+namespace relu2 {
+namespace {
+
+struct Features {
+  bool avx2 = false, avx_vnni = false, avx512_vnni = false;
+};
+
+#ifdef RELU2_X86
+struct Registers {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+};
+
+Registers cpuid(unsigned leaf, unsigned subleaf) {
+  Registers r;
+#if defined(_MSC_VER)
+  int v[4];
+  __cpuidex(v, static_cast<int>(leaf), static_cast<int>(subleaf));
+  r.a = v[0], r.b = v[1], r.c = v[2], r.d = v[3];
+#else
+  __get_cpuid_count(leaf, subleaf, &r.a, &r.b, &r.c, &r.d);
+#endif
+  return r;
+}
+
+// Register state that the operating system saves (XCR0).
+unsigned long long saved_state() {
+#if defined(_MSC_VER)
+  return _xgetbv(0);
+#else
+  unsigned low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return static_cast<unsigned long long>(high) << 32 | low;
+#endif
+}
+
+// Bit positions: Intel SDM volume 2A, CPUID.
+Features detect() {
+  Features f;
+  const auto bit = [](unsigned value, int n) { return (value >> n & 1) != 0; };
+  const unsigned last = cpuid(0, 0).a;
+  const Registers one = cpuid(1, 0);
+  if (last < 7 || !bit(one.c, 27)) return f;
+  const Registers seven = cpuid(7, 0);
+  const unsigned long long state = saved_state();
+  const bool ymm = (state & 0x06) == 0x06, zmm = (state & 0xe6) == 0xe6;
+  f.avx2 = ymm && bit(one.c, 12) && bit(one.c, 29) && bit(seven.b, 5);
+  f.avx_vnni = f.avx2 && seven.a >= 1 && bit(cpuid(7, 1).a, 4);
+  f.avx512_vnni = f.avx2 && zmm && bit(seven.b, 16) && bit(seven.b, 30) && bit(seven.b, 31) && bit(seven.c, 11);
+  return f;
+}
+#else
+Features detect() { return {}; }
+#endif
+
+const Features& features() {
+  static const Features detected = detect();
+  return detected;
+}
+
+}  // namespace
+
+const Kernels* kernels_by_name(const char* name) {
+  const Features& cpu = features();
+  const struct {
+    const Kernels* kernels;
+    bool runs;
+  } known[] = {
+#ifdef RELU2_AVX512VNNI
+      {&kAvx512Vnni, cpu.avx512_vnni},
+#endif
+#ifdef RELU2_AVX2VNNI
+      {&kAvx2Vnni, cpu.avx_vnni},
+#endif
+#ifdef RELU2_AVX2
+      {&kAvx2, cpu.avx2},
+#endif
+      {&kPortable4, true},
+      {&kPortable8, true},
+      {&kPortable16, true},
+  };
+  (void)cpu;
+  for (const auto& entry : known)
+    if (entry.runs && (name == nullptr || std::strcmp(entry.kernels->name, name) == 0)) return entry.kernels;
+  return nullptr;
+}
+
+const Kernels& best_kernels() { return *kernels_by_name(nullptr); }
+
+int default_activation_bits(const Kernels& kernels) { return std::strstr(kernels.name, "vnni") ? 8 : 16; }
+
+}  // namespace relu2

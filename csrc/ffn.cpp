@@ -1,0 +1,213 @@
+#include "ffn.h"
+
+#include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
+
+#if defined(_MSC_VER)
+#include <intrin.h>
+#endif
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <memory>
+#include <new>
+#include <vector>
+
+namespace relu2 {
+namespace {
+
+// Tokens of a long prompt that go together: their outputs (640 KiB at hidden 2560) stay in the second-level cache
+// while the weights pass, and 64 is enough for arithmetic to outweigh reading the weights again.
+constexpr size_t kChunk = 64;
+
+// Memory of one call: kernels share nothing, so that several inferences may run at once.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(size_t n) : data_(static_cast<T*>(::operator new(n * sizeof(T), kAlign))) {}
+  ~Buffer() { ::operator delete(data_, kAlign); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  T* data() const { return data_; }
+
+ private:
+  static constexpr std::align_val_t kAlign{64};
+  T* data_;
+};
+
+class OwnedActivations : public Activations {
+ public:
+  OwnedActivations(size_t inputs_, size_t group_, size_t tokens_, int bits_)
+      : units_(tokens_ * inputs_ * bits_ / 32),
+        scales_(tokens_ * ((inputs_ + group_ - 1) / group_)),
+        sums_(tokens_ * ((inputs_ + group_ - 1) / group_)) {
+    units = units_.data(), scales = scales_.data(), sums = sums_.data();
+    inputs = inputs_, group = group_, tokens = tokens_, bits = bits_;
+  }
+
+ private:
+  Buffer<int32_t> units_;
+  Buffer<float> scales_;
+  Buffer<int32_t> sums_;
+};
+
+template <class F>
+void for_each_tile(size_t tokens, size_t max_width, F&& f) {
+  for (size_t first = 0; first < tokens;) {
+    const size_t width = next_tile(tokens - first, max_width);
+    f(first, width);
+    first += width;
+  }
+}
+
+void prefetch(const uint8_t* p, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64)
+#if defined(_MSC_VER)
+    _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T0);
+#else
+    __builtin_prefetch(p + i);
+#endif
+}
+
+// One chunk of tokens of one call.
+class Chunk {
+ public:
+  Chunk(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y)
+      : kernels_(kernels),
+        ffn_(ffn),
+        x_(x),
+        tokens_(tokens),
+        y_(y),
+        stride_(ffn.down.padded_outputs()),
+        bits_(ffn.activation_bits ? ffn.activation_bits : default_activation_bits(kernels)),
+        quantized_(ffn.up.padded_inputs(), std::min(ffn.up.group, kMaxGroup), tokens, bits_),
+        poisoned_(tokens) {}
+
+  void run() {
+    const size_t threads = static_cast<size_t>(tbb::this_task_arena::max_concurrency());
+    // More tasks than threads, because neither cores nor activity are equal; but each brings an output to add up.
+    const size_t tasks = threads == 1 ? 1 : std::min(ffn_.down.groups(), threads * (tokens_ == 1 ? 4 : 2));
+    quantize();
+    Buffer<float> partial(tasks * tokens_ * stride_);
+    tbb::parallel_for(size_t(0), tasks, [&](size_t i) {
+      const size_t begin = ffn_.down.groups() * i / tasks, end = ffn_.down.groups() * (i + 1) / tasks;
+      float* out = partial.data() + i * tokens_ * stride_;
+      std::fill_n(out, tokens_ * stride_, 0.f);
+      tokens_ == 1 ? one_token(begin, end, out) : many_tokens(begin, end, out);
+    });
+    add_up(partial.data(), tasks);
+  }
+
+ private:
+  void quantize() {
+    const size_t width = kernels_.tile;
+    const auto one = [&](size_t first, size_t n) {
+      const size_t inputs = ffn_.up.inputs;
+      if (kernels_.quantize(x_ + first * inputs, inputs, inputs, quantized_, first, n)) return;
+      for (size_t t = first; t < first + n; t++) {
+        const float* row = x_ + t * inputs;
+        // 0 * x is 0 for every finite x.
+        if (std::any_of(row, row + inputs, [](float v) { return v * 0 != 0; })) poisoned_[t] = true;
+      }
+    };
+    if (tokens_ < width) return for_each_tile(tokens_, width, one);
+    const size_t full = tokens_ / width;
+    tbb::parallel_for(size_t(0), full, [&](size_t i) { one(i * width, width); });
+    for_each_tile(tokens_ - full * width, width, [&](size_t first, size_t n) { one(full * width + first, n); });
+  }
+
+  size_t neurons(size_t g) const { return std::min(ffn_.down.group, ffn_.down.inputs - g * ffn_.down.group); }
+
+  void up(size_t g, float* z, size_t stride) const {
+    const size_t first = g * ffn_.down.group / kBlock, count = round_up(neurons(g), kBlock) / kBlock;
+    for (size_t b = 0; b < count; b++) kernels_.up(ffn_.up, first + b, quantized_, z + b * kBlock, stride);
+  }
+
+  // The rows of a group are fetched while the next group's neurons are computed.
+  void one_token(size_t begin, size_t end, float* out) {
+    Active active[2];
+    alignas(64) float z[kMaxGroup];
+    for (size_t g = begin; g < end; g++) {
+      Active& now = active[g % 2];
+      up(g, z, kMaxGroup);
+      if (!kernels_.select(z, neurons(g), ffn_.threshold, bits_, now)) poisoned_[0] = true;
+      for (size_t i = 0; i < now.count; i++)
+        prefetch(ffn_.down.record(g) + now.rows[i] * ffn_.down.row_bytes(), ffn_.down.row_bytes());
+      if (g > begin) kernels_.down_sparse(ffn_.down, g - 1, active[(g - 1) % 2], bits_, out);
+    }
+    if (begin < end) kernels_.down_sparse(ffn_.down, end - 1, active[(end - 1) % 2], bits_, out);
+  }
+
+  void many_tokens(size_t begin, size_t end, float* out) {
+    Buffer<float> z(tokens_ * kMaxGroup);
+    OwnedActivations h(ffn_.down.group, ffn_.down.group, tokens_, bits_);
+    for (size_t g = begin; g < end; g++) {
+      up(g, z.data(), kMaxGroup);
+      size_t count = 0;
+      for (size_t t = 0; t < tokens_; t++)
+        count += std::count_if(z.data() + t * kMaxGroup, z.data() + t * kMaxGroup + neurons(g),
+                               [this](float v) { return v > ffn_.threshold; });
+      // A neuron costs about twice as much in a list as in the dense product, which unpacks each row but once.
+      count * 2 < tokens_ * neurons(g) ? by_lists(g, z.data(), out) : dense(g, z.data(), h, out);
+    }
+  }
+
+  void by_lists(size_t g, const float* z, float* out) {
+    Active active;
+    for (size_t t = 0; t < tokens_; t++) {
+      if (!kernels_.select(z + t * kMaxGroup, neurons(g), ffn_.threshold, bits_, active)) poisoned_[t] = true;
+      kernels_.down_sparse(ffn_.down, g, active, bits_, out + t * stride_);
+    }
+  }
+
+  void dense(size_t g, float* z, const Activations& h, float* out) {
+    for (size_t t = 0; t < tokens_; t++)
+      for (size_t i = 0; i < neurons(g); i++) {
+        float& v = z[t * kMaxGroup + i];
+        v = v > ffn_.threshold ? v * v : 0.f;
+      }
+    for_each_tile(tokens_, kernels_.tile, [&](size_t first, size_t n) {
+      if (kernels_.quantize(z + first * kMaxGroup, kMaxGroup, neurons(g), h, first, n)) return;
+      for (size_t t = first; t < first + n; t++)
+        if (std::any_of(z + t * kMaxGroup, z + t * kMaxGroup + neurons(g), [](float v) { return v * 0 != 0; }))
+          poisoned_[t] = true;
+    });
+    kernels_.down_dense(ffn_.down, g, h, out, stride_);
+  }
+
+  // In the order of tasks, so that the sum does not depend on which thread was first.
+  void add_up(const float* partial, size_t tasks) {
+    const size_t outputs = ffn_.down.outputs;
+    const auto row = [&](size_t t) {
+      float* to = y_ + t * outputs;
+      std::copy_n(partial + t * stride_, outputs, to);
+      for (size_t i = 1; i < tasks; i++) {
+        const float* from = partial + (i * tokens_ + t) * stride_;
+        for (size_t o = 0; o < outputs; o++) to[o] += from[o];
+      }
+      if (poisoned_[t]) std::fill_n(to, outputs, std::numeric_limits<float>::quiet_NaN());
+    };
+    if (tokens_ == 1) return row(0);
+    tbb::parallel_for(size_t(0), tokens_, row);
+  }
+
+  const Kernels& kernels_;
+  const Ffn& ffn_;
+  const float* x_;
+  const size_t tokens_;
+  float* y_;
+  const size_t stride_;
+  const int bits_;
+  OwnedActivations quantized_;
+  std::vector<std::atomic<bool>> poisoned_;
+};
+
+}  // namespace
+
+void run(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y) {
+  for (size_t t = 0; t < tokens; t += kChunk)
+    Chunk(kernels, ffn, x + t * ffn.up.inputs, std::min(kChunk, tokens - t), y + t * ffn.down.outputs).run();
+}
+
+}  // namespace relu2

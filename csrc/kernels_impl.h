@@ -1,0 +1,367 @@
+// The kernels, written once over a vector type V (simd_*.h). Every kernels_<isa>.cpp includes this file under the
+// compiler flags of its instruction set, so nothing here may have external linkage or call the standard library.
+#pragma once
+
+#include "kernels.h"
+
+#if defined(_MSC_VER)
+#define RELU2_UNROLL
+#else
+#define RELU2_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+namespace {
+
+using namespace relu2;
+
+template <class V, int kActBits>
+RELU2_INLINE typename V::I dot(typename V::I acc, typename V::I w, typename V::I x) {
+  if constexpr (kActBits == 8)
+    return V::dot8(acc, w, x);
+  else
+    return V::dot16(acc, w, x);
+}
+
+// Weights of a vector as the dot product wants them. A 32-bit lane of `v` holds one quad of codes (int8) or two
+// (int4); each quad becomes one vector of bytes, or two of 16-bit values: (0, 2) and (1, 3).
+template <class V, int kBits, int kActBits>
+struct Decoded {
+  static constexpr int kQuads = 8 / kBits;
+  static constexpr int kUnits = kQuads * kActBits / 8;
+  typename V::I unit[kUnits];
+
+  RELU2_INLINE explicit Decoded(typename V::I v) {
+    typename V::I quad[kQuads];
+    if constexpr (kBits == 4) {
+      const typename V::I low = V::set1(0x0f0f0f0f);
+      quad[0] = V::bit_and(v, low);
+      quad[1] = V::bit_and(V::template srl16<4>(v), low);
+    } else {
+      quad[0] = v;
+    }
+    RELU2_UNROLL for (int q = 0; q < kQuads; q++) {
+      if constexpr (kActBits == 8) {
+        unit[q] = quad[q];
+      } else {
+        unit[2 * q] = V::bit_and(quad[q], V::set1(0x00ff00ff));
+        unit[2 * q + 1] = V::template srl16<8>(quad[q]);
+      }
+    }
+  }
+};
+
+// Scales and zero points of 16 outputs.
+template <class V>
+struct Columns {
+  static constexpr int kParts = 16 / V::kLanes;
+  typename V::F scale[kParts];
+  typename V::I zero[kParts];
+
+  RELU2_INLINE Columns(const Matrix& m, const uint16_t* scales, const uint8_t* zeros) {
+    RELU2_UNROLL for (int n = 0; n < kParts; n++) {
+      scale[n] = V::load_half(scales + n * V::kLanes);
+      zero[n] = m.asymmetric ? V::load_u8(zeros + n * V::kLanes) : V::set1(m.zero());
+    }
+  }
+};
+
+// out[token][16] += the dot products of `units` decoded weights with kTokens tokens, over one quantization group.
+template <class V, int kActBits, int kTokens>
+RELU2_INLINE void tile(const typename V::I* w, size_t units, const Columns<V>& columns, const Activations& x,
+                       size_t first, size_t group, float* out, size_t stride) {
+  constexpr int kParts = Columns<V>::kParts;
+  const int32_t* xu = x.units + first * x.units_per_token() + group * (x.group * kActBits / 32) * kTokens;
+  const float* scales = x.scales + first * x.groups() + group * kTokens;
+  const int32_t* sums = x.sums + first * x.groups() + group * kTokens;
+  typename V::I acc[kTokens][kParts];
+  RELU2_UNROLL for (int t = 0; t < kTokens; t++) RELU2_UNROLL for (int n = 0; n < kParts; n++)
+    acc[t][n] = V::mul32(columns.zero[n], V::set1(-sums[t]));
+  for (size_t u = 0; u < units; u++)
+    RELU2_UNROLL for (int t = 0; t < kTokens; t++) {
+      const typename V::I b = V::set1(xu[u * kTokens + t]);
+      RELU2_UNROLL for (int n = 0; n < kParts; n++) acc[t][n] = dot<V, kActBits>(acc[t][n], w[u * kParts + n], b);
+    }
+  RELU2_UNROLL for (int t = 0; t < kTokens; t++) RELU2_UNROLL for (int n = 0; n < kParts; n++) {
+    float* p = out + (first + t) * stride + n * V::kLanes;
+    const typename V::F scale = V::mul(columns.scale[n], V::set1_float(scales[t]));
+    V::store_float(p, V::mul_add(V::to_float(acc[t][n]), scale, V::load_float(p)));
+  }
+}
+
+template <class V, int kActBits>
+void all_tiles(const typename V::I* w, size_t units, const Columns<V>& columns, const Activations& x, size_t group,
+               float* out, size_t stride) {
+  for (size_t first = 0; first < x.tokens;) {
+    const size_t width = next_tile(x.tokens - first, V::kTile);
+    switch (width) {
+      case 16: tile<V, kActBits, V::kTile >= 16 ? 16 : 1>(w, units, columns, x, first, group, out, stride); break;
+      case 8: tile<V, kActBits, V::kTile >= 8 ? 8 : 1>(w, units, columns, x, first, group, out, stride); break;
+      case 4: tile<V, kActBits, 4>(w, units, columns, x, first, group, out, stride); break;
+      case 2: tile<V, kActBits, 2>(w, units, columns, x, first, group, out, stride); break;
+      default: tile<V, kActBits, 1>(w, units, columns, x, first, group, out, stride); break;
+    }
+    first += width;
+  }
+}
+
+// One token: weights go from memory through registers once.
+template <class V, int kBits, int kActBits>
+void up_stream(const UpMatrix& m, size_t block, const Activations& x, float* z) {
+  constexpr int kParts = Columns<V>::kParts;
+  constexpr size_t kInputs = kPiece * 8 / kBits / kBlock;
+  const uint8_t* p = m.record(block);
+  const int32_t* xu = x.units;
+  typename V::F total[kParts];
+  RELU2_UNROLL for (int n = 0; n < kParts; n++) total[n] = V::set1_float(0);
+  for (size_t group = 0, input = 0; input < x.inputs; group++) {
+    const size_t wg = input / m.group;
+    const Columns<V> columns(m, m.scales(block) + wg * kBlock, m.zeros(block) + wg * kBlock);
+    typename V::I acc[kParts];
+    RELU2_UNROLL for (int n = 0; n < kParts; n++) acc[n] = V::mul32(columns.zero[n], V::set1(-x.sums[group]));
+    const size_t end = input + x.group < x.inputs ? input + x.group : x.inputs;
+    for (; input < end; input += kInputs, p += kPiece) {
+      using Codes = Decoded<V, kBits, kActBits>;
+      RELU2_UNROLL for (int n = 0; n < kParts; n++) {
+        const Codes codes(V::load(p + n * V::kLanes * 4));
+        RELU2_UNROLL for (int u = 0; u < Codes::kUnits; u++)
+          acc[n] = dot<V, kActBits>(acc[n], codes.unit[u], V::set1(xu[u]));
+      }
+      xu += Codes::kUnits;
+    }
+    RELU2_UNROLL for (int n = 0; n < kParts; n++)
+      total[n] = V::mul_add(V::to_float(acc[n]), V::mul(columns.scale[n], V::set1_float(x.scales[group])), total[n]);
+  }
+  RELU2_UNROLL for (int n = 0; n < kParts; n++) V::store_float(z + n * V::kLanes, total[n]);
+}
+
+// Several tokens: one quantization group of a block is decoded once, into 8 KiB at most, for all of them.
+template <class V, int kBits, int kActBits>
+void up_tiled(const UpMatrix& m, size_t block, const Activations& x, float* z, size_t stride) {
+  constexpr int kParts = Columns<V>::kParts;
+  constexpr size_t kInputs = kPiece * 8 / kBits / kBlock;
+  using Codes = Decoded<V, kBits, kActBits>;
+  const uint8_t* p = m.record(block);
+  for (size_t t = 0; t < x.tokens; t++)
+    for (size_t i = 0; i < kBlock; i++) z[t * stride + i] = 0;
+  typename V::I scratch[kMaxGroup * kActBits / 32 * kParts];
+  for (size_t group = 0, input = 0; input < x.inputs; group++) {
+    const size_t wg = input / m.group;
+    const Columns<V> columns(m, m.scales(block) + wg * kBlock, m.zeros(block) + wg * kBlock);
+    const size_t end = input + x.group < x.inputs ? input + x.group : x.inputs;
+    size_t units = 0;
+    for (; input < end; input += kInputs, p += kPiece, units += Codes::kUnits)
+      RELU2_UNROLL for (int n = 0; n < kParts; n++) {
+        const Codes codes(V::load(p + n * V::kLanes * 4));
+        RELU2_UNROLL for (int u = 0; u < Codes::kUnits; u++) scratch[(units + u) * kParts + n] = codes.unit[u];
+      }
+    all_tiles<V, kActBits>(scratch, units, columns, x, group, z, stride);
+  }
+}
+
+template <class V, int kBits>
+void up_bits(const UpMatrix& m, size_t block, const Activations& x, float* z, size_t stride) {
+  if (x.tokens == 1)
+    x.bits == 8 ? up_stream<V, kBits, 8>(m, block, x, z) : up_stream<V, kBits, 16>(m, block, x, z);
+  else
+    x.bits == 8 ? up_tiled<V, kBits, 8>(m, block, x, z, stride) : up_tiled<V, kBits, 16>(m, block, x, z, stride);
+}
+
+template <class V>
+void up(const UpMatrix& m, size_t block, const Activations& x, float* z, size_t stride) {
+  m.bits == 4 ? up_bits<V, 4>(m, block, x, z, stride) : up_bits<V, 8>(m, block, x, z, stride);
+}
+
+// The same bytes of the rows of four neurons, interleaved: every 32-bit lane is one output with four neurons.
+template <class V>
+struct Quad {
+  typename V::I z[4];
+
+  RELU2_INLINE Quad(const uint8_t* r0, const uint8_t* r1, const uint8_t* r2, const uint8_t* r3) {
+    const typename V::I a = V::load(r0), b = V::load(r1), c = V::load(r2), d = V::load(r3);
+    const typename V::I ab = V::unpack_lo8(a, b), cd = V::unpack_lo8(c, d);
+    z[0] = V::unpack_lo16(ab, cd);
+    z[1] = V::unpack_hi16(ab, cd);
+    const typename V::I ab2 = V::unpack_hi8(a, b), cd2 = V::unpack_hi8(c, d);
+    z[2] = V::unpack_lo16(ab2, cd2);
+    z[3] = V::unpack_hi16(ab2, cd2);
+  }
+};
+
+template <class V, int kBits, int kActBits>
+void down_sparse_bits(const DownMatrix& m, size_t g, const Active& active, float* y) {
+  using Codes = Decoded<V, kBits, kActBits>;
+  constexpr int kVectors = 4 * Codes::kQuads;
+  constexpr int kUnitsPerQuad = kActBits / 8;
+  const uint8_t* rows[kMaxGroup + 4];
+  const size_t padded = (active.count + 3) / 4 * 4, row_bytes = m.row_bytes();
+  for (size_t i = 0; i < padded; i++) rows[i] = m.record(g) + active.rows[i] * row_bytes;
+  for (size_t at = 0; at < row_bytes; at += V::kLanes * 4) {
+    typename V::I acc[kVectors];
+    RELU2_UNROLL for (int v = 0; v < kVectors; v++) acc[v] = V::set1(0);
+    const int32_t* h = active.values;
+    for (size_t i = 0; i < padded; i += 4, h += kUnitsPerQuad) {
+      const Quad<V> quad(rows[i] + at, rows[i + 1] + at, rows[i + 2] + at, rows[i + 3] + at);
+      RELU2_UNROLL for (int z = 0; z < 4; z++) {
+        const Codes codes(quad.z[z]);
+        RELU2_UNROLL for (int u = 0; u < Codes::kUnits; u++) {
+          const int v = z * Codes::kQuads + u / kUnitsPerQuad;
+          acc[v] = dot<V, kActBits>(acc[v], codes.unit[u], V::set1(h[u % kUnitsPerQuad]));
+        }
+      }
+    }
+    const size_t column = at / kPiece * (kPiece * 8 / kBits) + at % kPiece / 4;
+    const typename V::F scale = V::set1_float(active.scale);
+    RELU2_UNROLL for (int v = 0; v < kVectors; v++) {
+      const size_t o = column + v * 16;
+      const typename V::I zero = m.asymmetric ? V::load_u8(m.zeros(g) + o) : V::set1(m.zero());
+      const typename V::F sum = V::to_float(V::sub32(acc[v], V::mul32(zero, V::set1(active.sum))));
+      V::store_float(y + o, V::mul_add(sum, V::mul(scale, V::load_half(m.scales(g) + o)), V::load_float(y + o)));
+    }
+  }
+}
+
+template <class V>
+void down_sparse(const DownMatrix& m, size_t g, const Active& active, int bits, float* y) {
+  if (active.count == 0) return;
+  if (m.bits == 4)
+    bits == 8 ? down_sparse_bits<V, 4, 8>(m, g, active, y) : down_sparse_bits<V, 4, 16>(m, g, active, y);
+  else
+    bits == 8 ? down_sparse_bits<V, 8, 8>(m, g, active, y) : down_sparse_bits<V, 8, 16>(m, g, active, y);
+}
+
+template <class V, int kBits, int kActBits>
+void down_dense_bits(const DownMatrix& m, size_t g, const Activations& h, float* y, size_t stride) {
+  using Codes = Decoded<V, kBits, kActBits>;
+  constexpr int kParts = Columns<V>::kParts;
+  constexpr int kVectors = 4 * Codes::kQuads;
+  constexpr int kUnitsPerQuad = kActBits / 8;
+  constexpr size_t kUnits = kMaxGroup / 4 * kUnitsPerQuad;
+  typename V::I scratch[kVectors][kUnits * kParts];  // 32 KiB at most
+  const size_t row_bytes = m.row_bytes();
+  for (size_t at = 0; at < row_bytes; at += kPiece) {
+    for (size_t i = 0; i < m.group; i += 4)
+      for (int n = 0; n < kParts; n++) {
+        const uint8_t* r = m.record(g) + i * row_bytes + at + n * V::kLanes * 4;
+        const Quad<V> quad(r, r + row_bytes, r + 2 * row_bytes, r + 3 * row_bytes);
+        RELU2_UNROLL for (int z = 0; z < 4; z++) {
+          const Codes codes(quad.z[z]);
+          RELU2_UNROLL for (int u = 0; u < Codes::kUnits; u++)
+            scratch[z * Codes::kQuads + u / kUnitsPerQuad][(i / 4 * kUnitsPerQuad + u % kUnitsPerQuad) * kParts + n] =
+                codes.unit[u];
+        }
+      }
+    for (int v = 0; v < kVectors; v++) {
+      const size_t o = at / kPiece * (kPiece * 8 / kBits) + v * 16;
+      const Columns<V> columns(m, m.scales(g) + o, m.zeros(g) + o);
+      all_tiles<V, kActBits>(scratch[v], m.group / 4 * kUnitsPerQuad, columns, h, 0, y + o, stride);
+    }
+  }
+}
+
+template <class V>
+void down_dense(const DownMatrix& m, size_t g, const Activations& h, float* y, size_t stride) {
+  if (m.bits == 4)
+    h.bits == 8 ? down_dense_bits<V, 4, 8>(m, g, h, y, stride) : down_dense_bits<V, 4, 16>(m, g, h, y, stride);
+  else
+    h.bits == 8 ? down_dense_bits<V, 8, 8>(m, g, h, y, stride) : down_dense_bits<V, 8, 16>(m, g, h, y, stride);
+}
+
+union Bits {
+  float f;
+  uint32_t u;
+};
+
+// Quantization of one group to n bits: q = round(x * inverse), x ~ q * scale.
+struct Step {
+  float scale = 0, inverse = 0;
+  bool finite = true;
+
+  RELU2_INLINE Step(const float* x, size_t n, int bits) {
+    uint32_t top = 0;  // the largest magnitude, or a NaN: their bit patterns are ordered as unsigned integers
+    for (size_t i = 0; i < n; i++) {
+      Bits b{x[i]};
+      const uint32_t magnitude = b.u & 0x7fffffff;
+      top = magnitude > top ? magnitude : top;
+    }
+    Bits b;
+    b.u = top;
+    finite = top < 0x7f800000;
+    // The inverse of anything smaller overflows; such a group counts as zero.
+    if (!finite || b.f < 1e-30f) return;
+    const float limit = bits == 8 ? 127.f : 32767.f;
+    scale = b.f / limit;
+    inverse = limit / b.f;
+  }
+};
+
+// Rounds half to even like the vector instructions, |x| < 2^22: adding 1.5 * 2^23 leaves the integer in the mantissa.
+RELU2_INLINE int32_t round_to_int(float x) {
+  Bits b{x + 12582912.f};
+  return static_cast<int32_t>(b.u - 0x4b400000u);
+}
+
+// Quad `i` of quantized values as one unit of bytes, or two of 16-bit values.
+RELU2_INLINE void store_quad(const int32_t* q, int bits, int32_t* to, size_t step) {
+  if (bits == 8) {
+    to[0] = static_cast<int32_t>((q[0] & 0xffu) | (q[1] & 0xffu) << 8 | (q[2] & 0xffu) << 16 | (q[3] & 0xffu) << 24);
+  } else {
+    to[0] = static_cast<int32_t>((q[0] & 0xffffu) | (q[2] & 0xffffu) << 16);
+    to[step] = static_cast<int32_t>((q[1] & 0xffffu) | (q[3] & 0xffffu) << 16);
+  }
+}
+
+bool quantize(const float* x, size_t stride, size_t size, const Activations& to, size_t first, size_t width) {
+  bool finite = true;
+  for (size_t t = 0; t < width; t++) {
+    const float* row = x + t * stride;
+    int32_t* units = to.units + first * to.units_per_token() + t;
+    for (size_t group = 0; group < to.groups(); group++) {
+      const size_t begin = group * to.group, end = begin + to.group < to.inputs ? begin + to.group : to.inputs;
+      const size_t valid = end < size ? end - begin : begin < size ? size - begin : 0;
+      const Step step(row + begin, valid, to.bits);
+      finite &= step.finite;
+      int32_t q[kMaxGroup] = {}, sum = 0;
+      if (step.scale > 0)
+        for (size_t i = 0; i < valid; i++) sum += q[i] = round_to_int(row[begin + i] * step.inverse);
+      for (size_t i = 0; i < end - begin; i += 4) {
+        store_quad(q + i, to.bits, units, width);
+        units += width * to.bits / 8;
+      }
+      to.scales[first * to.groups() + group * width + t] = step.scale;
+      to.sums[first * to.groups() + group * width + t] = sum;
+    }
+  }
+  return finite;
+}
+
+bool select(const float* z, size_t count, float threshold, int bits, Active& out) {
+  float h[kMaxGroup + 4];
+  size_t n = 0;
+  for (size_t i = 0; i < count; i++) {  // without a branch: which neurons are active is not predictable
+    h[n] = z[i] * z[i];
+    out.rows[n] = static_cast<uint8_t>(i);
+    n += z[i] > threshold;
+  }
+  out.count = n;
+  if (n == 0) return true;
+  const Step step(h, n, bits);
+  out.scale = step.scale;
+  out.sum = 0;
+  if (step.scale == 0) out.count = 0;
+  if (step.scale == 0) return step.finite;
+  int32_t q[kMaxGroup + 4];
+  for (size_t i = 0; i < n; i++) out.sum += q[i] = round_to_int(h[i] * step.inverse);
+  for (size_t i = n; i % 4; i++) {
+    q[i] = 0;
+    out.rows[i] = out.rows[n - 1];
+  }
+  for (size_t i = 0; i < n; i += 4) store_quad(q + i, bits, out.values + i / 4 * (bits / 8), 1);
+  return step.finite;
+}
+
+template <class V>
+constexpr Kernels kernels(const char* name) {
+  return {name, V::kTile, quantize, up<V>, select, down_sparse<V>, down_dense<V>};
+}
+
+}  // namespace

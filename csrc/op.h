@@ -1,0 +1,43 @@
+// An MLP down(relu(up(x))²) as one OpenVINO operation.
+#pragma once
+
+#include <openvino/op/op.hpp>
+#include <string>
+
+#include "ffn.h"
+
+namespace ov_afm {
+
+struct MatrixAttributes {
+  int64_t bits = 4;
+  int64_t group = -1;  // 32, 64, 128, or -1 for one scale a row
+  bool asymmetric = false;
+};
+
+// Inputs: activations f32 [..., hidden]; packed UP and DOWN weights, u8 [bytes] (layout.h). Output: f32 [..., hidden].
+// Weights are bytes so that no pass of a plugin converts, reorders or folds them.
+class ReLU2FFN : public ov::op::Op {
+ public:
+  OPENVINO_OP("ReLU2FFN", "ov_afm");
+
+  ReLU2FFN() = default;
+  explicit ReLU2FFN(const ov::OutputVector& inputs);
+
+  void validate_and_infer_types() override;
+  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override;
+  bool visit_attributes(ov::AttributeVisitor& visitor) override;
+  bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+  bool has_evaluate() const override { return true; }
+
+ private:
+  relu2::Ffn view(const void* up, const void* down) const;
+
+  int64_t hidden_ = 0, neurons_ = 0;
+  MatrixAttributes up_, down_;
+  float threshold_ = 0;
+  int64_t activation_bits_ = 0;
+  std::string isa_;  // empty: the fastest
+  const relu2::Kernels* kernels_ = nullptr;
+};
+
+}  // namespace ov_afm
