@@ -159,9 +159,10 @@ def _revive(error: Event) -> Exception:
     return RuntimeError(f"{error['message']}\n\n{error['traceback']}")
 
 
-def _watch_parent(pipe: IO[str]) -> None:
-    # The parent never writes again: the read returns when the parent is gone.
-    pipe.read()
+def _watch_parent(descriptor: int) -> None:
+    # The parent never writes again: the read returns when the parent is gone. Not through `sys.stdin`, whose
+    # lock would be held for good: a process forked from here (telemetry does) closes it and would wait forever.
+    os.read(descriptor, 1)
     os._exit(1)
 
 
@@ -171,7 +172,7 @@ def _main() -> None:
     # The pipe stays ours; whatever native code writes to descriptor 1 goes to the log.
     _channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    threading.Thread(target=_watch_parent, args=(sys.stdin,), daemon=True).start()
+    threading.Thread(target=_watch_parent, args=(sys.stdin.fileno(),), daemon=True).start()
     module, _, name = request["target"].partition(":")
     answer: Event
     try:
