@@ -1,0 +1,108 @@
+"""Turn a stream of tokens into text that is safe to show.
+
+One character may be spread over several tokens and a stop string may begin in one token and end in
+another, so text is held back while its end is in doubt: an unfinished UTF-8 sequence, or a tail
+that could still become a stop string. What has been handed out is never taken back.
+
+The bytes of the vocabulary decide what is unfinished. The detokenizer's text cannot: it shows
+U+FFFD for half a character and also for one that the model really wrote.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+__all__ = ["TextAssembler"]
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# SentencePiece vocabularies spell a byte as `<0xE2>`.
+_BYTE_TOKEN = re.compile(rb"<0x([0-9A-F]{2})>")
+
+
+class TextAssembler:
+    """Collects tokens of one answer and hands out the text that is certain.
+
+    Args:
+        decode: Tokens to text, special tokens left out.
+        pieces: Token to its bytes, for the tokens that have any.
+        stop: Strings that end the answer; neither they nor what follows is handed out.
+
+    Example:
+        assembler = TextAssembler(tokenizer.decode, pieces, stop=("###",))
+        text = assembler.push(token)
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], pieces: Mapping[int, bytes], stop: Sequence[str] = ()):
+        self._decode = decode
+        self._pieces = pieces
+        self._stop = tuple(stop)
+        # Tokens whose text is out, kept as left context: some decoders treat a first token differently.
+        self._context: list[int] = []
+        self._pending: list[int] = []
+        self._taken = 0  # characters of the pending tokens' text that were taken over already
+        self._held = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """Add a token; returns the text that became certain, often empty. `stopped` tells of a stop string."""
+        if self.stopped:
+            return ""
+        self._pending.append(token)
+        text = self._pending_text()
+        certain = text.rstrip(REPLACEMENT)
+        new = certain[self._taken :]
+        self._taken = max(self._taken, len(certain))
+        if text == certain:
+            self._context, self._pending, self._taken = self._pending, [], 0
+        return self._release(new)
+
+    def finish(self) -> str:
+        """The rest of the text, without an unfinished character at its end."""
+        if self.stopped:
+            return ""
+        text = self._pending_text()
+        data = b"".join(self._bytes_of(token) for token in self._pending)
+        if text.endswith(REPLACEMENT) and _unfinished(data):
+            text = text[:-1]
+        rest = self._release(text[self._taken :])
+        if not self.stopped:
+            rest, self._held = rest + self._held, ""
+        return rest
+
+    def _pending_text(self) -> str:
+        if not self._pending:
+            return ""
+        context = self._decode(self._context) if self._context else ""
+        return self._decode(self._context + self._pending)[len(context) :]
+
+    def _bytes_of(self, token: int) -> bytes:
+        piece = self._pieces.get(token, b"")
+        match = _BYTE_TOKEN.fullmatch(piece)
+        return bytes([int(match[1], 16)]) if match else piece
+
+    def _release(self, new: str) -> str:
+        """Move text through the stop-string filter."""
+        text = self._held + new
+        found = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        keep = max((_overlap(text, stop) for stop in self._stop), default=0)
+        cut = len(text) - keep
+        self._held = text[cut:]
+        return text[:cut]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if stop.startswith(text[-size:])), 0)
+
+
+def _unfinished(data: bytes) -> bool:
+    """Whether bytes end within a UTF-8 sequence."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(data)
+    return bool(decoder.getstate()[0])

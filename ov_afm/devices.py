@@ -1,0 +1,220 @@
+"""Which devices are here, and which of them to use.
+
+Loading a GPU or NPU plugin runs a driver, and a bad driver ends the process that asks. So devices
+are listed in a child process; if it dies, each kind of device is asked on its own, to find out
+which one it was, and the others stay usable.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import supervise
+from .device_rules import RULES, Rule, check, kind_of, violations
+from .errors import DeviceError, OVAFMError
+from .presets import Recipe
+
+__all__ = [
+    "EMULATED_NPU",
+    "RULES",
+    "Choice",
+    "DeviceInfo",
+    "Inventory",
+    "Rule",
+    "available",
+    "check",
+    "choose",
+    "inventory",
+    "kind_of",
+    "properties",
+    "violations",
+]
+
+EMULATED_NPU = "NPU-EMULATED"
+# https://docs.openvino.ai: AUTO here means "the fastest that can run the model", not OpenVINO's AUTO plugin.
+AUTO_ORDER = ("GPU", "NPU", "CPU")
+KINDS = ("CPU", "GPU", "NPU")
+PROBE = "ov_afm.devices:_enumerate"
+PROBE_TIMEOUT_S = 60.0
+MEMORY_PROPERTIES = ("GPU_DEVICE_TOTAL_MEM_SIZE", "NPU_DEVICE_TOTAL_MEM_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """One device.
+
+    Attributes:
+        name: OpenVINO's name: `CPU`, `GPU`, `GPU.1`, `NPU`.
+        full_name: What the vendor calls it.
+        driver: Driver version; None where the plugin does not tell.
+        memory_bytes: Memory it can use; None where the plugin does not tell.
+        capabilities: What it computes in: `FP16`, `INT8`, ...
+    """
+
+    name: str
+    full_name: str
+    driver: str | None
+    memory_bytes: int | None
+    capabilities: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What probing found.
+
+    Attributes:
+        devices: The devices that answered.
+        faults: Kind of device to the reason why asking for it failed.
+    """
+
+    devices: tuple[DeviceInfo, ...]
+    faults: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A device to try.
+
+    Attributes:
+        device: Name to give to the engine.
+        why: How it was chosen, for people.
+        emulated: It is the NPU's path run on CPU; its speed is not an NPU's.
+    """
+
+    device: str
+    why: str
+    emulated: bool = False
+
+
+@functools.lru_cache(maxsize=1)
+def inventory() -> Inventory:
+    """Probe for devices in child processes, once a process."""
+    try:
+        return Inventory(_probe(KINDS))
+    except OVAFMError:
+        found: list[DeviceInfo] = []
+        faults: dict[str, str] = {}
+        for kind in KINDS:
+            try:
+                found += _probe((kind,))
+            except OVAFMError as error:
+                faults[kind] = str(error)
+        return Inventory(tuple(found), faults)
+
+
+def available() -> list[DeviceInfo]:
+    """The devices that are here and answer."""
+    return list(inventory().devices)
+
+
+def _probe(kinds: tuple[str, ...]) -> tuple[DeviceInfo, ...]:
+    rows = supervise.run(PROBE, {"kinds": list(kinds)}, timeout_s=PROBE_TIMEOUT_S)
+    return tuple(DeviceInfo(**{**row, "capabilities": tuple(row["capabilities"])}) for row in rows)
+
+
+def _enumerate(kinds: list[str]) -> list[dict[str, Any]]:
+    """Runs in a child: the devices of some kinds, as JSON values."""
+    import openvino
+
+    core = openvino.Core()
+    names = []
+    for kind in kinds:
+        try:
+            ids = core.get_property(kind, "AVAILABLE_DEVICES")
+        except RuntimeError:
+            continue  # no plugin, no driver or no device of this kind
+        names += [f"{kind}.{each}" if len(ids) > 1 else kind for each in ids]
+    return [_describe(core, name) for name in names]
+
+
+def _describe(core: Any, name: str) -> dict[str, Any]:
+    import psutil
+
+    def ask(key: str) -> Any:
+        try:
+            return core.get_property(name, key)
+        except RuntimeError:
+            return None
+
+    known = ask("SUPPORTED_PROPERTIES") or ()
+    driver = next((ask(key) for key in known if key.endswith("DRIVER_VERSION")), None)
+    memory = next((ask(key) for key in MEMORY_PROPERTIES if key in known), None)
+    return {
+        "name": name,
+        "full_name": str(ask("FULL_DEVICE_NAME") or name),
+        "driver": None if driver is None else str(driver),
+        "memory_bytes": psutil.virtual_memory().total if name == "CPU" else memory,
+        "capabilities": [str(each) for each in ask("OPTIMIZATION_CAPABILITIES") or ()],
+    }
+
+
+def choose(device: str, recipe: Recipe | None = None) -> list[Choice]:
+    """The devices to try for a model, best first.
+
+    Args:
+        device: A device's name, `AUTO`, or `NPU-EMULATED`.
+        recipe: How the model's weights are stored; None where nobody recorded it.
+
+    Returns:
+        One choice for a named device, at least one for `AUTO`.
+
+    Raises:
+        DeviceError: No such device, or it cannot run the recipe.
+    """
+    name = device.strip().upper()
+    if name == EMULATED_NPU:
+        return [Choice("NPU", "emulated NPU: the NPU's path run on CPU; neither speed nor numerics are an NPU's", True)]
+    if name == "AUTO":
+        return _auto(recipe)
+    # Every machine that runs Python has this one, and its plugin has no driver to fear.
+    if name != "CPU":
+        _require(name)
+    if recipe is not None:
+        check(recipe, name)
+    return [Choice(name, "as asked")]
+
+
+def _require(name: str) -> None:
+    found = inventory()
+    # `GPU` means the first of several.
+    if any(name == each.name or name == kind_of(each.name) for each in found.devices):
+        return
+    here = ", ".join(each.name for each in found.devices)
+    fault = found.faults.get(kind_of(name))
+    reason = f"could not be asked ({fault})" if fault else "is not here"
+    msg = f"device {name!r} {reason}; available: {here or 'none'}, or AUTO; details: ov-afm devices"
+    raise DeviceError(msg)
+
+
+def _auto(recipe: Recipe | None) -> list[Choice]:
+    found = inventory()
+    choices: list[Choice] = []
+    passed_over: list[str] = []
+    for kind in AUTO_ORDER:
+        names = [each.name for each in found.devices if kind_of(each.name) == kind]
+        if not names:
+            passed_over.append(f"{kind}: {found.faults.get(kind, 'not here')}")
+        for name in names:
+            broken = [rule.found(recipe) for rule in violations(recipe, name)] if recipe else []
+            if broken:
+                passed_over.append(f"{name}: cannot run {', '.join(broken)}")
+            else:
+                choices.append(Choice(name, "AUTO" + (f" ({'; '.join(passed_over)})" if passed_over else "")))
+    if not choices:
+        msg = f"no device can run this model: {'; '.join(passed_over)}"
+        raise DeviceError(msg)
+    return choices
+
+
+def properties(choice: Choice, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What to load a model with: the device's defaults, under what the caller asked for."""
+    defaults: dict[str, Any] = {}
+    if kind_of(choice.device) == "NPU":
+        # OpenVINO GenAI's own defaults, set here so that the limits are known before a prompt is run.
+        defaults = {"MAX_PROMPT_LEN": 1024, "MIN_RESPONSE_LEN": 128}
+    if choice.emulated:
+        defaults |= {"NPU_USE_NPUW": "YES", "NPUW_DEVICES": "CPU", "NPUW_ONLINE_PIPELINE": "NONE"}
+    return {**defaults, **asked}

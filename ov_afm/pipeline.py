@@ -1,0 +1,480 @@
+"""A model directory that answers.
+
+OpenVINO GenAI does the work; this adds what a program needs around it. The engine runs in a worker
+thread that hands tokens over a queue, so that text arrives as an ordinary iterator which may be
+dropped at any time; prompts are checked against the context before they are run; text is streamed
+whole characters at a time; and a device is chosen and warmed up before the first question.
+
+    with Pipeline("models/afm-int4") as pipeline:
+        for delta in pipeline.stream("What is OpenVINO?"):
+            print(delta.text, end="")
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from . import devices, manifest
+from .detokenize import TextAssembler
+from .errors import ConfigError, DeviceError, GenerationError, SourceError
+from .interrupt import wait_for
+from .metrics import RequestMetrics
+from .params import Params
+from .presets import EMBEDDED_MODEL, Recipe
+
+__all__ = ["Completion", "Delta", "FinishReason", "Message", "Params", "Pipeline", "Prompt"]
+
+logger = logging.getLogger(__name__)
+
+FinishReason = Literal["stop", "length", "cancelled"]
+Message = Mapping[str, Any]
+Prompt = str | Sequence[Message]
+
+POLL_S = 0.1
+HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+# Prompt lookup finds its draft by the last few tokens; GenAI wants both figures or neither.
+LOOKUP_NGRAM = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of an answer.
+
+    Attributes:
+        text: New text, whole characters; may be empty in the last delta.
+        tokens: Tokens generated so far.
+        finish_reason: Why the answer is over; None in all deltas but the last.
+        metrics: What the request measured; only in the last delta.
+    """
+
+    text: str
+    tokens: int
+    finish_reason: FinishReason | None = None
+    metrics: RequestMetrics | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer.
+
+    Attributes:
+        text: The answer, without the stop string or end-of-text token that ended it.
+        finish_reason: `stop` (the model or a stop string ended it), `length`, or `cancelled`.
+        metrics: What the request measured.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    metrics: RequestMetrics
+
+
+class _Request:
+    """What the worker thread and the consumer of one request share."""
+
+    def __init__(self, inputs: Any, prompt_tokens: int, config: Any, text: TextAssembler, cancel: threading.Event):
+        self.inputs, self.prompt_tokens, self.config, self.text = inputs, prompt_tokens, config, text
+        self.cancel = cancel
+        self.dropped = threading.Event()
+        self.start = 0.0
+        self.first: float | None = None
+        self.last: float | None = None
+        self.new_tokens = 0
+        # Deltas; at the end None, or the exception that ended the worker.
+        self.events: queue.SimpleQueue[Delta | BaseException | None] = queue.SimpleQueue()
+        self.reason: FinishReason = "length"
+
+    @property
+    def unwanted(self) -> bool:
+        # After the main thread has ended nobody can consume; the interpreter waits for this thread.
+        return self.cancel.is_set() or self.dropped.is_set() or not threading.main_thread().is_alive()
+
+    def take(self, token: int) -> bool:
+        """Note one generated token; False when generation should stop."""
+        self.last = time.perf_counter()
+        self.first = self.last if self.first is None else self.first
+        self.new_tokens += 1
+        text = self.text.push(token)
+        if text:
+            self.events.put(Delta(text, self.new_tokens))
+        return not self.text.stopped
+
+    def metrics(self) -> RequestMetrics:
+        return RequestMetrics.from_times(
+            self.prompt_tokens,
+            self.new_tokens,
+            start=self.start,
+            first=self.first,
+            last=self.last,
+            end=time.perf_counter(),
+        )
+
+
+class Pipeline:
+    """A loaded model.
+
+    One request runs at a time: requests from several threads wait for each other, in no fixed order.
+
+    Args:
+        model_dir: A model directory, ours or made by `optimum-cli export openvino`.
+        device: `CPU`, `GPU`, `GPU.1`, `NPU`, `AUTO` (GPU, then NPU, then CPU, by what can run the model), or
+            `NPU-EMULATED` (the NPU's path on CPU, to try limits and shapes without an NPU).
+        draft_model: Model directory of a small model of the same tokenizer that drafts tokens.
+        prompt_lookup: Draft tokens from the prompt itself: faster where answers quote it.
+        num_assistant_tokens: Tokens drafted at a time by either.
+        warm_up: Run two tokens while loading, so that the first question does not pay for it.
+        on_phase: Called with a name when a step of loading begins.
+        properties: OpenVINO and GenAI properties, passed as they are (`INFERENCE_PRECISION_HINT="f32"`,
+            `MAX_PROMPT_LEN=2048`, `scheduler_config=...`).
+
+    Raises:
+        SourceError: The directory is missing, damaged or no model directory.
+        DeviceError: The device is absent, cannot run the model, or failed to load it.
+
+    Attributes:
+        model_dir: The model directory.
+        manifest: Its manifest; None where it has none.
+        device: OpenVINO's name of the device in use.
+        device_note: How the device was chosen, and whether it is emulated.
+        emulated: The NPU's path is run on CPU.
+        context_length: Tokens that prompt and answer may have together.
+        max_prompt_tokens: Tokens that a prompt may have.
+    """
+
+    def __init__(
+        self,
+        model_dir: str | Path,
+        device: str = "CPU",
+        *,
+        draft_model: str | Path | None = None,
+        prompt_lookup: bool = False,
+        num_assistant_tokens: int = 5,
+        warm_up: bool = True,
+        on_phase: Callable[[str], None] | None = None,
+        **properties: Any,
+    ) -> None:
+        if draft_model is not None and prompt_lookup:
+            msg = "a draft model and prompt lookup exclude each other; choose one"
+            raise ConfigError(msg)
+        if num_assistant_tokens < 1:
+            msg = f"num_assistant_tokens must be at least 1, found {num_assistant_tokens}"
+            raise ConfigError(msg)
+        self.model_dir = _model_dir(model_dir)
+        self._enter = on_phase or (lambda name: None)
+        self._enter("checking the model directory")
+        self.manifest = manifest.verify(self.model_dir)
+        if self.manifest is None:
+            logger.info("%s has no %s: its files were not checked", self.model_dir, manifest.FILE_NAME)
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._drafts = 0 if draft_model is None and not prompt_lookup else num_assistant_tokens
+        self._lookup = prompt_lookup
+        recipe = Recipe.from_dict(self.manifest.recipe) if self.manifest and self.manifest.recipe else None
+        extra: dict[str, Any] = {"prompt_lookup": True} if prompt_lookup else {}
+        self._load(devices.choose(device, recipe), {**properties, **extra}, draft_model)
+        self._read_limits()
+        if warm_up:
+            self._enter("warming up")
+            wait_for(self._warm_up)
+
+    def _load(
+        self, choices: Sequence[devices.Choice], asked: Mapping[str, Any], draft_model: str | Path | None
+    ) -> None:
+        failures: list[str] = []
+        for choice in choices:
+            self._properties = devices.properties(choice, asked)
+            self._enter(f"loading on {'emulated NPU' if choice.emulated else choice.device}")
+            try:
+                self._engine = wait_for(lambda: self._make_engine(choice.device, draft_model))  # noqa: B023
+            except RuntimeError as error:
+                failures.append(f"{choice.device}: {_last_line(error)}")
+                logger.warning("%s failed to load the model: %s", choice.device, _last_line(error))
+                continue
+            self.device, self.emulated = choice.device, choice.emulated
+            self.device_note = "; ".join([choice.why, *failures])
+            return
+        msg = f"{self.model_dir} could not be loaded on {'; '.join(failures)}; see: ov-afm devices"
+        raise DeviceError(msg)
+
+    def _make_engine(self, device: str, draft_model: str | Path | None) -> Any:
+        import openvino_genai
+
+        extra = {}
+        if draft_model is not None:
+            manifest.verify(Path(draft_model))
+            extra["draft_model"] = openvino_genai.draft_model(draft_model, device)
+        return openvino_genai.LLMPipeline(self.model_dir, device, **self._properties, **extra)
+
+    def _read_limits(self) -> None:
+        self._tokenizer = self._engine.get_tokenizer()
+        self._pieces = {index: piece for piece, index in self._tokenizer.get_vocab().items()}
+        self._defaults = self._engine.get_generation_config()
+        self.has_chat_template = bool(self._tokenizer.chat_template)
+        config = json.loads((self.model_dir / "config.json").read_text(encoding="utf-8"))
+        self.context_length = self.max_prompt_tokens = int(manifest.geometry_of(config)["max_positions"])
+        if devices.kind_of(self.device) == "NPU":
+            # Static shapes: prompt and answer have rooms of their own.
+            self.max_prompt_tokens = int(self._properties["MAX_PROMPT_LEN"])
+            room = self.max_prompt_tokens + int(self._properties["MIN_RESPONSE_LEN"])
+            self.context_length = min(self.context_length, room)
+
+    def _warm_up(self) -> None:
+        """The CPU plugin repacks weights at the first inference, for seconds; prefill and decode each have theirs."""
+        inputs = self._tokenizer.encode("warm up", add_special_tokens=False)
+        self._engine.generate(inputs, Params(max_new_tokens=2, greedy=True, ignore_eos=True).apply(self._config()))
+
+    def _config(self) -> Any:
+        config = self._engine.get_generation_config()
+        if self._drafts:
+            config.num_assistant_tokens = self._drafts
+        if self._lookup:
+            config.max_ngram_size = LOOKUP_NGRAM
+        return config
+
+    def render(self, prompt: Prompt, *, raw: bool = False) -> str:
+        """The text that the model is given for a prompt: the bundle's chat template applied, once.
+
+        Raises:
+            GenerationError: The template is missing or cannot render these messages.
+        """
+        if isinstance(prompt, str):
+            if raw or not self.has_chat_template:
+                return prompt
+            prompt = [{"role": "user", "content": prompt}]
+        if raw:
+            msg = "raw takes text, found a list of messages"
+            raise ConfigError(msg)
+        if not self.has_chat_template:
+            msg = f"{self.model_dir} has no chat template; give text instead of messages"
+            raise GenerationError(msg)
+        import openvino_genai
+
+        try:
+            history = openvino_genai.ChatHistory([dict(message) for message in prompt])
+            return str(self._tokenizer.apply_chat_template(history, add_generation_prompt=True))
+        except (RuntimeError, TypeError, ValueError) as error:
+            msg = f"the chat template cannot render these messages: {_last_line(error)}"
+            raise GenerationError(msg) from error
+
+    def _encode(self, prompt: Prompt, raw: bool) -> tuple[Any, int]:
+        if len(prompt) == 0:
+            msg = "the prompt has 0 tokens; give it some text"
+            raise GenerationError(msg)
+        text = self.render(prompt, raw=raw)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            msg = f"the prompt is not valid Unicode: lone surrogate at character {error.start}"
+            raise GenerationError(msg) from error
+        # A template writes its own special tokens; plain text gets the tokenizer's, unless it begins with them.
+        templated = self.has_chat_template and not (raw and isinstance(prompt, str))
+        begin = self._tokenizer.get_bos_token()
+        special = not templated and not (begin and text.startswith(begin))
+        inputs = self._tokenizer.encode(text, add_special_tokens=special)
+        return inputs, int(inputs.input_ids.shape[1])
+
+    def count_tokens(self, prompt: Prompt, *, raw: bool = False) -> int:
+        """Tokens that a prompt has, chat template included."""
+        return self._encode(prompt, raw)[1]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: Params | None = None,
+        *,
+        raw: bool = False,
+        cancel: threading.Event | None = None,
+    ) -> Iterator[Delta]:
+        """Generate an answer piece by piece.
+
+        The prompt is checked at once; generation begins with the first `next`. Closing or dropping the
+        iterator stops the engine within one token and leaves the pipeline usable.
+
+        Args:
+            prompt: Text, which becomes one user message of the bundle's chat template, or messages
+                (`{"role": ..., "content": ...}`).
+            params: Sampling; what is None comes from the bundle's `generation_config.json`.
+            raw: Give the text to the model as it is, without a template.
+            cancel: Set it from any thread to end the answer early with finish reason `cancelled`.
+
+        Returns:
+            Deltas; the last one carries finish reason and metrics. There is at least one.
+
+        Raises:
+            GenerationError: The prompt is empty or too long, or the engine failed.
+        """
+        begun = time.perf_counter()
+        params = params or Params()
+        inputs, count = self._encode(prompt, raw)
+        self._check_length(count)
+        config = params.apply(self._config(), room=self.context_length - count)
+        if params.seed is None:
+            config.rng_seed = secrets.randbits(32)
+        stop = tuple(sorted({*params.stop, *config.stop_strings}))
+        # The engine matches stop strings too, but its stream may already have shown their beginning.
+        config.stop_strings = set()
+        text = TextAssembler(self._tokenizer.decode, self._pieces, stop)
+        request = _Request(inputs, count, config, text, cancel or threading.Event())
+        return self._deltas(request, prepared_s=time.perf_counter() - begun)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        params: Params | None = None,
+        *,
+        raw: bool = False,
+        cancel: threading.Event | None = None,
+    ) -> Completion:
+        """Generate an answer at once; arguments and errors are those of `stream`."""
+        deltas = list(self.stream(prompt, params, raw=raw, cancel=cancel))
+        end = deltas[-1]
+        assert end.finish_reason is not None
+        assert end.metrics is not None
+        return Completion("".join(delta.text for delta in deltas), end.finish_reason, end.metrics)
+
+    def _check_length(self, count: int) -> None:
+        if count == 0:
+            msg = "the prompt has 0 tokens; give it some text"
+            raise GenerationError(msg)
+        if self.max_prompt_tokens < self.context_length and count > self.max_prompt_tokens:
+            msg = (
+                f"the prompt has {count} tokens, {self.device} was loaded for prompts of up to "
+                f"{self.max_prompt_tokens}; shorten it or load with MAX_PROMPT_LEN={-(-count // 64) * 64}"
+            )
+            raise GenerationError(msg)
+        if count >= self.context_length:
+            msg = (
+                f"the prompt has {count} tokens and leaves no room for an answer: the context is "
+                f"{self.context_length} tokens; shorten it"
+            )
+            raise GenerationError(msg)
+
+    def _deltas(self, request: _Request, prepared_s: float) -> Iterator[Delta]:
+        request.start = time.perf_counter() - prepared_s
+        threading.Thread(target=self._work, args=(request,), name="ov_afm-generate").start()
+        try:
+            while True:
+                try:
+                    event = request.events.get(timeout=POLL_S)
+                except queue.Empty:
+                    # The engine cannot be stopped before its first token; the caller need not wait for it.
+                    if not request.cancel.is_set():
+                        continue
+                    request.reason = "cancelled"
+                    event = None
+                if isinstance(event, BaseException):
+                    raise event
+                if event is None:
+                    yield Delta("", request.new_tokens, request.reason, request.metrics())
+                    return
+                yield event
+        finally:
+            request.dropped.set()
+
+    def _work(self, request: _Request) -> None:
+        """Run one request in the engine; in a thread of its own."""
+        try:
+            while not self._lock.acquire(timeout=POLL_S):
+                if request.unwanted:
+                    break
+            else:
+                try:
+                    self._run(request)
+                finally:
+                    self._lock.release()
+            if request.cancel.is_set() and not request.text.stopped:
+                request.reason = "cancelled"
+            request.events.put(None)
+        except RuntimeError as error:
+            failure = GenerationError(f"the engine failed on {self.device}: {_last_line(error)}")
+            failure.__cause__ = error
+            request.events.put(failure)
+        except BaseException as error:  # noqa: BLE001 - belongs to the consumer, whatever it is
+            request.events.put(error)
+
+    def _run(self, request: _Request) -> None:
+        if request.unwanted:
+            return
+        if self._closed.is_set():
+            msg = "the pipeline is closed"
+            raise GenerationError(msg)
+        streamer = _streamer(request, self._closed)
+        result = self._engine.generate(request.inputs, request.config, streamer)
+        if streamer.failure is not None:
+            raise streamer.failure
+        if request.text.stopped or result.finish_reasons[0].name == "STOP":
+            request.reason = "stop"
+        rest = request.text.finish()
+        if rest:
+            request.events.put(Delta(rest, request.new_tokens))
+        if request.text.stopped:
+            request.reason = "stop"
+
+    def close(self) -> None:
+        """Stop what is running and free the model; further requests raise `GenerationError`."""
+        self._closed.set()
+        with self._lock:
+            self._engine = None
+
+    def __enter__(self) -> Pipeline:
+        """Use the pipeline in a `with` block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Free the model."""
+        self.close()
+
+
+def _model_dir(model: str | Path) -> Path:
+    """The path of a model directory; a source that is none yet is told how to become one."""
+    path = Path(model)
+    source = str(model) == EMBEDDED_MODEL or re.fullmatch(HUB_ID, str(model))
+    if (source and not path.exists()) or (path.is_file() and path.suffix == ".gguf"):
+        msg = f"{model} is not an OpenVINO model directory; make one with: ov-afm export {model} OUTPUT_DIR"
+        raise SourceError(msg)
+    return path
+
+
+def _streamer(request: _Request, closed: threading.Event) -> Any:
+    """GenAI's streamer around a request; made here because its base class comes with the heavy import."""
+    import openvino_genai
+
+    status = openvino_genai.StreamingStatus
+
+    class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
+        failure: Exception | None = None
+
+        def write(self, token: int | list[int]) -> Any:
+            try:
+                for each in [token] if isinstance(token, int) else token:
+                    if request.unwanted or closed.is_set():
+                        return status.CANCEL
+                    if not request.take(each):
+                        return status.STOP
+            except Exception as error:  # noqa: BLE001 - an exception must not cross the engine's frames
+                self.failure = error
+                return status.CANCEL
+            return status.RUNNING
+
+        def end(self) -> None:
+            pass
+
+    return Streamer()
+
+
+def _last_line(error: BaseException) -> str:
+    """What OpenVINO means to say: its messages begin with the places they came through."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if not line.startswith("Exception from")), type(error).__name__)
