@@ -13,9 +13,17 @@ from .presets import EMBEDDED_MODEL
 __all__ = ["explained", "reason"]
 
 
+OTHER_SOURCES = f"name a folder or a .gguf file, or use the embedded model {EMBEDDED_MODEL}"
+
+
 @contextmanager
-def explained(repo: str, revision: str | None = None) -> Iterator[None]:
+def explained(repo: str, revision: str | None = None, *, otherwise: str = OTHER_SOURCES) -> Iterator[None]:
     """Turn what can go wrong with the Hub into one line each.
+
+    Args:
+        repo: `org/name`.
+        revision: Branch, tag or commit that was asked for.
+        otherwise: What to do if the Hub cannot be reached or cannot answer now.
 
     Raises:
         SourceError: Saying what happened and what to do.
@@ -45,16 +53,13 @@ def explained(repo: str, revision: str | None = None) -> Iterator[None]:
             403: "the token may not do this; make one that may at the Hub's settings, then: hf auth login",
             429: "too many requests; wait some minutes",
         }.get(status, "try again later")
-        msg = f"{hub} answered {status} for {repo}; {advice}"
+        msg = f"{hub} answered {status} for {repo}; {advice}, or {otherwise}"
         raise SourceError(msg) from error
     except errors.HFValidationError as error:
         msg = f"{repo!r} is no Hub id ({reason(error)}); give org/name"
         raise SourceError(msg) from error
     except (httpx.TransportError, errors.LocalEntryNotFoundError) as error:
-        msg = (
-            f"cannot reach {hub} ({reason(error)}); check the connection, set HF_ENDPOINT to a mirror, "
-            f"name a folder or a .gguf file, or use the embedded model {EMBEDDED_MODEL}"
-        )
+        msg = f"cannot reach {hub} ({reason(error)}); check the connection, set HF_ENDPOINT to a mirror, or {otherwise}"
         raise SourceError(msg) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):

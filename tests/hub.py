@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -40,6 +41,21 @@ def uploaded(model_dir: str, repo_id: str, **options: Any) -> str:
     from ov_afm.upload import upload
 
     return upload(Path(model_dir), repo_id, **options)
+
+
+def environment(cache: Path, url: str) -> dict[str, str]:
+    """A child's environment: this Hub, an empty cache and no login."""
+    here = Path(__file__).parent
+    settings = {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(cache),
+        "HF_HUB_CACHE": str(cache / "hub"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "PYTHONPATH": os.pathsep.join((str(here), str(here.parent), os.environ.get("PYTHONPATH", ""))),
+    }
+    return {**{key: value for key, value in os.environ.items() if key != "HF_TOKEN"}, **settings}
 
 
 @dataclass
@@ -87,17 +103,7 @@ class Hub:
 
     def call(self, target: str, cache: Path, env: dict[str, str] | None = None, **arguments: Any) -> Any:
         """Run a function in a child whose Hub this is."""
-        here = Path(__file__).parent
-        settings = {
-            "HF_ENDPOINT": self.url,
-            "HF_HOME": str(cache),
-            "HF_HUB_CACHE": str(cache / "hub"),
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "PYTHONPATH": f"{here}:{here.parent}",
-        }
-        return supervise.run(target, arguments, env={**settings, **(env or {})}, timeout_s=120)
+        return supervise.run(target, arguments, env={**environment(cache, self.url), **(env or {})}, timeout_s=120)
 
     def asked(self, pattern: str) -> list[str]:
         """Requests whose log line matches."""
@@ -233,7 +239,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif name in self.hub.repos:
             self._json(409, {"url": f"{self.hub.url}/{name}"}, X_Error_Message="You already created this model repo")
         else:
-            self.hub.repos[name] = Repo(private=bool(fields.get("private")))
+            self.hub.repos[name] = Repo(private=fields.get("visibility") == "private")
             self._json(200, {"url": f"{self.hub.url}/{name}"})
 
     def _preupload(self, name: str, revision: str) -> None:
