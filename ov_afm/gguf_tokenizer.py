@@ -101,6 +101,11 @@ def _build(fields: Mapping[str, Any], tokens: list[str], pre: str) -> Any:
         for merge in fields.get("tokenizer.ggml.merges", ())
         for cut in (merge.index(" ", 1),)
     ]
+    for first, second in merges:
+        lost = {first, second, first + second} - vocabulary.keys()
+        if lost:
+            msg = f"a merge needs {lost.pop()!r}, which is no token"
+            raise ValueError(msg)
     whole_pieces = pre in _WHOLE_PIECES
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole_pieces))
     rules = PRE_TOKENIZERS[pre]
@@ -122,10 +127,10 @@ def _build(fields: Mapping[str, Any], tokens: list[str], pre: str) -> Any:
         wanted = fields.get(f"tokenizer.ggml.add_{which}_token", default)
         return [token_id] if wanted and token_id is not None else []
 
-    first, last = edge("bos", whole_pieces), edge("eos", False)
-    if first or last:
+    head, tail = edge("bos", whole_pieces), edge("eos", False)
+    if head or tail:
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=[*(tokens[index] for index in first), "$A", *(tokens[index] for index in last)],
-            special_tokens=[(tokens[index], index) for index in {*first, *last}],
+            single=[*(tokens[index] for index in head), "$A", *(tokens[index] for index in tail)],
+            special_tokens=[(tokens[index], index) for index in {*head, *tail}],
         )
     return tokenizer
