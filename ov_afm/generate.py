@@ -90,7 +90,9 @@ def load(model: str, arguments: argparse.Namespace, parser: argparse.ArgumentPar
     )
     if pipeline.manifest is None:
         console.note(f"note: {model} has no ov_afm.json, so its files were not checked")
-    if pipeline.emulated or arguments.device.upper() != pipeline.device:
+    if pipeline.emulated:
+        console.note(f"note: {pipeline.device_note}")
+    elif arguments.device.upper() != pipeline.device:
         console.note(f"note: running on {pipeline.device}: {pipeline.device_note}")
     return pipeline
 

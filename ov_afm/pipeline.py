@@ -218,7 +218,6 @@ class Pipeline:
     def _read_limits(self) -> None:
         self._tokenizer = self._engine.get_tokenizer()
         self._pieces = {index: piece for piece, index in self._tokenizer.get_vocab().items()}
-        self._defaults = self._engine.get_generation_config()
         self.has_chat_template = bool(self._tokenizer.chat_template)
         config = json.loads((self.model_dir / "config.json").read_text(encoding="utf-8"))
         self.context_length = self.max_prompt_tokens = int(manifest.geometry_of(config)["max_positions"])
@@ -234,7 +233,20 @@ class Pipeline:
         self._engine.generate(inputs, Params(max_new_tokens=2, greedy=True, ignore_eos=True).apply(self._config()))
 
     def _config(self) -> Any:
-        config = self._engine.get_generation_config()
+        """The bundle's generation configuration.
+
+        Read from its file: an engine that drafts forgets it and reports GenAI's defaults (2026.4).
+        """
+        import openvino_genai
+
+        path = self.model_dir / "generation_config.json"
+        try:
+            config = openvino_genai.GenerationConfig(path) if path.exists() else openvino_genai.GenerationConfig()
+        except RuntimeError as error:
+            msg = f"{path} cannot be read: {_last_line(error)}"
+            raise SourceError(msg) from error
+        if not config.stop_token_ids:
+            config.set_eos_token_id(self._tokenizer.get_eos_token_id())
         if self._drafts:
             config.num_assistant_tokens = self._drafts
         if self._lookup:
@@ -270,12 +282,8 @@ class Pipeline:
         if len(prompt) == 0:
             msg = "the prompt has 0 tokens; give it some text"
             raise GenerationError(msg)
+        _check_unicode(prompt)
         text = self.render(prompt, raw=raw)
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            msg = f"the prompt is not valid Unicode: lone surrogate at character {error.start}"
-            raise GenerationError(msg) from error
         # A template writes its own special tokens; plain text gets the tokenizer's, unless it begins with them.
         templated = self.has_chat_template and not (raw and isinstance(prompt, str))
         begin = self._tokenizer.get_bos_token()
@@ -314,6 +322,9 @@ class Pipeline:
             GenerationError: The prompt is empty or too long, or the engine failed.
         """
         begun = time.perf_counter()
+        if self._closed.is_set():
+            msg = "the pipeline is closed"
+            raise GenerationError(msg)
         params = params or Params()
         inputs, count = self._encode(prompt, raw)
         self._check_length(count)
@@ -406,7 +417,7 @@ class Pipeline:
         if request.unwanted:
             return
         if self._closed.is_set():
-            msg = "the pipeline is closed"
+            msg = "the pipeline was closed while the request waited"
             raise GenerationError(msg)
         streamer = _streamer(request, self._closed)
         result = self._engine.generate(request.inputs, request.config, streamer)
@@ -437,12 +448,23 @@ class Pipeline:
         self.close()
 
 
+def _check_unicode(prompt: Prompt) -> None:
+    # Bytes that were no UTF-8 reach Python as lone surrogates, from a command line for one.
+    texts = [prompt] if isinstance(prompt, str) else [str(value) for each in prompt for value in each.values()]
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            msg = f"the prompt is not valid Unicode: lone surrogate at character {error.start}"
+            raise GenerationError(msg) from error
+
+
 def _model_dir(model: str | Path) -> Path:
     """The path of a model directory; a source that is none yet is told how to become one."""
     path = Path(model)
     source = str(model) == EMBEDDED_MODEL or re.fullmatch(HUB_ID, str(model))
     if (source and not path.exists()) or (path.is_file() and path.suffix == ".gguf"):
-        msg = f"{model} is not an OpenVINO model directory; make one with: ov-afm export {model} OUTPUT_DIR"
+        msg = f"{model} is not an OpenVINO model directory; run: ov-afm export {model} --output DIR"
         raise SourceError(msg)
     return path
 

@@ -1,0 +1,22 @@
+"""Targets for supervised children that fail the way drivers do. Simulated: nothing here asks a device."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+CPU = {"name": "CPU", "full_name": "a CPU", "driver": None, "memory_bytes": 1, "capabilities": ["FP32"]}
+
+
+def npu_driver_kills_the_process(kinds: list[str]) -> list[dict[str, Any]]:
+    if "NPU" in kinds:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return [CPU] if "CPU" in kinds else []
+
+
+def gpu_driver_hangs(kinds: list[str]) -> list[dict[str, Any]]:
+    if "GPU" in kinds:
+        time.sleep(600)
+    return [CPU] if "CPU" in kinds else []

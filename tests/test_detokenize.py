@@ -1,0 +1,81 @@
+"""Text that is streamed is never half a character, never a stop string, and never taken back."""
+
+from __future__ import annotations
+
+import codecs
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ov_afm.detokenize import TextAssembler
+
+BYTES = {index: bytes([index]) for index in range(256)}
+
+
+def decode(tokens: list[int]) -> str:
+    """A byte-level tokenizer's decoding, as OpenVINO's detokenizer does it."""
+    return bytes(tokens).decode("utf-8", "replace")
+
+
+def stream(data: bytes, stop: tuple[str, ...] = ()) -> list[str]:
+    assembler = TextAssembler(decode, BYTES, stop)
+    pieces = []
+    for token in data:
+        pieces.append(assembler.push(token))
+        if assembler.stopped:
+            return pieces
+    return [*pieces, assembler.finish()]
+
+
+@given(st.text())
+def test_characters_split_over_tokens_arrive_whole(text: str) -> None:
+    pieces = stream(text.encode())
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces) or "\ufffd" in text
+
+
+@given(st.binary())
+def test_invalid_bytes_are_shown_but_an_unfinished_end_is_not(data: bytes) -> None:
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    assert "".join(stream(data)) == decoder.decode(data)
+
+
+def test_answer_cut_within_a_character_ends_before_it() -> None:
+    assert "".join(stream("ab🙂".encode()[:-1])) == "ab"
+
+
+def test_replacement_character_that_the_model_wrote_is_kept_at_the_end() -> None:
+    assert "".join(stream("ab\ufffd".encode())) == "ab\ufffd"
+
+
+@given(st.text(alphabet="ab#\n", max_size=30), st.lists(st.text(alphabet="ab#", min_size=1, max_size=4), max_size=3))
+def test_stop_strings_never_reach_the_stream(text: str, stops: list[str]) -> None:
+    shown = "".join(stream(text.encode(), tuple(stops)))
+    assert not any(stop in shown for stop in stops)
+    assert text.startswith(shown)
+    if not any(stop in text for stop in stops):
+        assert shown == text
+
+
+@pytest.mark.parametrize("stop", ["###", "#\n", "end"])
+def test_text_before_a_stop_string_is_complete(stop: str) -> None:
+    assert "".join(stream(f"one # two{stop}three".encode(), (stop,))) == "one # two"
+
+
+def test_tail_that_could_become_a_stop_string_is_released_at_the_end() -> None:
+    pieces = stream(b"ab##", ("###",))
+    assert pieces[-1] == "##"
+
+
+def test_byte_tokens_of_sentencepiece_are_bytes() -> None:
+    pieces = {0: b"a", 1: b"<0xE2>", 2: b"<0x82>", 3: b"<0xAC>"}
+    raw = {0: b"a", 1: b"\xe2", 2: b"\x82", 3: b"\xac"}
+
+    def decode_pieces(tokens: list[int]) -> str:
+        return b"".join(raw[token] for token in tokens).decode("utf-8", "replace")
+
+    assembler = TextAssembler(decode_pieces, pieces)
+    assert [assembler.push(token) for token in (0, 1, 2, 3)] == ["a", "", "", "€"]
+    cut = TextAssembler(decode_pieces, pieces)
+    assert "".join([*(cut.push(token) for token in (0, 1, 2)), cut.finish()]) == "a"
