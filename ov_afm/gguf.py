@@ -31,7 +31,7 @@ from .staging import disk_full_as_error
 
 __all__ = ["convert", "convert_cached"]
 
-CONVERSION = 1  # Counts up when the result changes, so that older cache entries are not used.
+CONVERSION = 2  # Counts up when the result changes, so that older cache entries are not used.
 EXACT_UP_TO = 1_000_000_000
 CHUNK = 1 << 22  # weights dequantized at once
 

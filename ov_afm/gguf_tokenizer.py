@@ -20,16 +20,24 @@ __all__ = ["PRE_TOKENIZERS", "write_tokenizer"]
 # Token types of GGUF (enum llama_token_type, include/llama.h in ggml-org/llama.cpp).
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 
-# Rules as llama.cpp has them (llm_tokenizer_bpe, src/llama-vocab.cpp), which cut in sequence: each rule
-# cuts the pieces that the one before left. A rule whose text is None is GPT-2's own, built into ByteLevel.
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+# Rules as llama.cpp has them (llm_tokenizer_bpe, src/llama-vocab.cpp). Where it applies several regular
+# expressions one after the other, here is one that cuts alike: OpenVINO joins a sequence of splits into
+# alternatives, which is not the same ("  7" would come apart). The tests compare each with the sequence.
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# \p{N}, then GPT-2: a run of white space before a digit is one piece, because the digit ends what GPT-2 sees.
+_DIGITS = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+# Punctuation, then GPT-2, then numbers, then groups of three digits.
+_MARKS = r"\p{P}$+<=>^~|"
+_DEFAULT = (
+    rf"[{_MARKS}]+| ?\p{{L}}+|[0-9]{{3}}|(?:(?![0-9]{{3}})\p{{N}})+"
+    rf"| ?[^\s\p{{L}}\p{{N}}{_MARKS}]+|\s+(?![^\s{_MARKS}])|\s+"
+)
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3 = (_WORDS % r"\p{N}{1,3}",)
-_QWEN2 = (_WORDS % r"\p{N}",)
-_DIGITS = (r"\p{N}", None)
-PRE_TOKENIZERS: dict[str, tuple[str | None, ...]] = {
-    "default": (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"),
-    "gpt-2": (None,),
+_LLAMA3 = _WORDS % r"\p{N}{1,3}"
+_QWEN2 = _WORDS % r"\p{N}"
+PRE_TOKENIZERS = {
+    "default": _DEFAULT,
+    "gpt-2": _GPT2,
     "smollm": _DIGITS,
     "starcoder": _DIGITS,
     "refact": _DIGITS,
@@ -108,11 +116,10 @@ def _build(fields: Mapping[str, Any], tokens: list[str], pre: str) -> Any:
             raise ValueError(msg)
     whole_pieces = pre in _WHOLE_PIECES
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole_pieces))
-    rules = PRE_TOKENIZERS[pre]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            *(pre_tokenizers.Split(Regex(rule), "isolated") for rule in rules if rule is not None),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=None in rules),
+            pre_tokenizers.Split(Regex(PRE_TOKENIZERS[pre]), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()

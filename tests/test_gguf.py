@@ -7,13 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import tiny
+from hypothesis import strategies as st
 
 from ov_afm import gguf as ours
 from ov_afm import sources
 from ov_afm.errors import SourceError
+from ov_afm.gguf_tokenizer import PRE_TOKENIZERS
 
 TEXTS = [
     "Hello, world! It's 2026-11-22, isn't it?",
@@ -21,6 +24,7 @@ TEXTS = [
     "Žluťoučký kůň 你好，世界 🙂👩‍👩‍👧 ½ Ⅷ ²",
     "<|im_start|>user\nWhat?<|im_end|>\n",
     " leading and trailing ",
+    "  7 \t 12  34\t\t5  x ½ -- $5.00, 1234567",
     "\r\n\r\n windows\r\n",
 ]
 NAMES = {
@@ -184,6 +188,65 @@ def test_conversion_is_kept_until_the_file_changes(tiny_checkpoint: Path, tmp_pa
     assert (sources.resolve(path).path / "model.safetensors").stat().st_mtime_ns == stamp
     write_gguf(tiny_checkpoint, path, "Q8_0")
     assert sources.resolve(path).path != first
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "pieces"),
+    [
+        ("gpt-2", "It's 12345 ok,  x\n\ny", "It 's Ġ12345 Ġok , Ġ Ġx Ċ Ċ y"),
+        ("smollm", "It's 12345 ok,  x\n\ny", "It 's Ġ 1 2 3 4 5 Ġok , Ġ Ġx Ċ Ċ y"),
+        ("qwen2", "It'S 12345 ok,  x\n\ny", "It 'S Ġ 1 2 3 4 5 Ġok , Ġ Ġx ĊĊ y"),
+        ("llama-bpe", "It'S 12345 ok,  x\n\ny", "It 'S Ġ 123 45 Ġok , Ġ Ġx ĊĊ y"),
+        ("llama-bpe", "(foo) bar.\n\n!?", "(foo ) Ġbar .ĊĊ !?"),
+        ("default", "a 12345 $x=1", "a Ġ 123 45 Ġ $ x = 1"),
+    ],
+)
+def test_text_is_cut_as_llama_cpp_cuts_it(
+    tiny_checkpoint: Path, tmp_path: Path, pre: str, text: str, pieces: str
+) -> None:
+    from tokenizers import Tokenizer
+
+    path = write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf", change=override("tokenizer.ggml.pre", pre))
+    tokenizer = Tokenizer.from_file(str(sources.resolve(path).path / "tokenizer.json"))
+    assert [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)] == pieces.split(" ")
+    # Llama 3 starts every text with BOS; the others do not unless the file says so.
+    assert (tokenizer.encode(text).ids[0] == 0) == (pre == "llama-bpe")
+    assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=True) == text
+
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+# As in src/llama-vocab.cpp of ggml-org/llama.cpp, where each rule cuts what the one before left.
+SEQUENCES = {
+    "gpt-2": [GPT2],
+    "smollm": [r"\p{N}", GPT2],
+    "default": [r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
+}
+
+
+@pytest.mark.parametrize("pre", SEQUENCES)
+@hypothesis.settings(max_examples=500, deadline=None, database=None)
+@hypothesis.given(
+    text=st.text(st.sampled_from("  \t\n\r\u00a0\u3000aZé你'sdlm0123½Ⅷ²+$<^~|`.,-_(¢🙂\u0301"), max_size=24)
+)
+def test_one_expression_cuts_as_llama_cpps_sequence_does(pre: str, text: str) -> None:
+    from tokenizers import Regex, pre_tokenizers
+
+    sequence = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(rule), "isolated") for rule in SEQUENCES[pre]])
+    single = pre_tokenizers.Split(Regex(PRE_TOKENIZERS[pre]), "isolated")
+    assert single.pre_tokenize_str(text) == sequence.pre_tokenize_str(text)
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "qwen2", "llama-bpe", "default"])
+def test_openvino_tokenizes_as_the_converted_tokenizer_does(tiny_checkpoint: Path, tmp_path: Path, pre: str) -> None:
+    import openvino
+    from openvino_tokenizers import convert_tokenizer
+    from transformers import AutoTokenizer
+
+    path = write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf", change=override("tokenizer.ggml.pre", pre))
+    tokenizer = AutoTokenizer.from_pretrained(sources.resolve(path).path)
+    compiled = openvino.compile_model(convert_tokenizer(tokenizer), "CPU")
+    for text in TEXTS:
+        assert compiled([text])["input_ids"][0].tolist() == tokenizer(text).input_ids, text
 
 
 def llama(path: Path, **rope: Any) -> Path:
