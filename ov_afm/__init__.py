@@ -5,13 +5,12 @@ Importing it is cheap: OpenVINO, torch and the rest are imported when work needs
 
 import warnings
 
-# `python -m ov_afm.export` runs a module that this package has imported already, on purpose.
-warnings.filterwarnings("ignore", message=".*found in sys.modules after import of package 'ov_afm'", module="runpy")
-
-__version__ = "0.1.0"
-
 from .compress import compress
 from .export import export
 from .pipeline import Pipeline
 
 __all__ = ["Pipeline", "__version__", "compress", "export"]
+__version__ = "0.1.0"
+
+# `python -m ov_afm.export` runs a module that this package has imported already, on purpose.
+warnings.filterwarnings("ignore", message=".*found in sys.modules after import of package 'ov_afm'", module="runpy")

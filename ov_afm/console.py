@@ -13,13 +13,20 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from .errors import OVAFMError
 
 __all__ = ["Progress", "command", "human_bytes", "note", "parser"]
 
-Main = Callable[[Sequence[str] | None], int]
+
+class Main(Protocol):
+    """A verb's entry point."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Run with the given arguments, the program's own if None; returns the exit status."""
+
+
 # Set before OpenVINO, NNCF, huggingface_hub or transformers is imported: no telemetry, no advice.
 QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -30,7 +37,7 @@ QUIET = {
 }
 
 
-def command(main: Main) -> Main:
+def command(main: Callable[[Sequence[str] | None], int]) -> Main:
     """Make a verb's `main` behave as a command: errors as one line, and the exit status that fits.
 
     0 done, 1 an `OVAFMError`, 2 wrong usage (argparse), 130 interrupted. A bug keeps its traceback.

@@ -178,7 +178,7 @@ def verify(model_dir: Path, *, hashes: bool = False, on_bytes: Callable[[int], N
         msg = f"{model_dir} is a file; a model directory is needed"
         raise SourceError(msg)
     if not (model_dir / "openvino_model.xml").exists() and (model_dir / "config.json").exists():
-        msg = f"{model_dir} is a checkpoint, not an OpenVINO model; run: ov-afm export {model_dir} OUTPUT_DIR"
+        msg = f"{model_dir} is a checkpoint, not an OpenVINO model; run: ov-afm export {model_dir} --output DIR"
         raise SourceError(msg)
     missing = [name for name in REQUIRED if not (model_dir / name).exists()]
     if missing:

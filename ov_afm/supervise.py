@@ -29,6 +29,8 @@ from . import errors
 __all__ = ["ChildDied", "emit", "run"]
 
 Event = dict[str, Any]
+# torch would fork a pool of compiler processes when it is imported; nothing here compiles with it.
+CHILD_ENV = {"PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 _channel: IO[str] | None = None
 
 
@@ -62,6 +64,7 @@ def run(
     on_event: Callable[[Event], None] | None = None,
     timeout_s: float | None = None,
     env: Mapping[str, str] | None = None,
+    died: type[errors.OVAFMError] | None = None,
 ) -> Any:
     """Call `module:function` with keyword arguments in a child process.
 
@@ -72,6 +75,7 @@ def run(
         on_event: Called for each `emit` of the child, in this thread.
         timeout_s: Seconds after which the child is killed.
         env: Environment variables to add or change.
+        died: Raise this instead of `ChildDied`, with the log's name in the message.
 
     Returns:
         What the function returned.
@@ -90,7 +94,7 @@ def run(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,
-            env={**os.environ, **(env or {}), "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, **CHILD_ENV, **(env or {})},
             encoding="utf-8",
             # A Ctrl-C of the terminal is the parent's to handle; it kills the child.
             start_new_session=True,
@@ -99,6 +103,9 @@ def run(
         if timer:
             timer.daemon = True
             timer.start()
+        # A grandchild that outlives the child would hold our pipe open for ever.
+        reaper = threading.Thread(target=_reap, args=(child,), daemon=True)
+        reaper.start()
         answer: Event | None = None
         try:
             assert child.stdin is not None
@@ -113,23 +120,35 @@ def run(
                         on_event(message)
                 else:
                     answer = message
-            child.wait()
+                    break
         finally:
             timed_out = timer is not None and not timer.is_alive() and answer is None
             if timer:
                 timer.cancel()
-            if child.poll() is None:
+            if answer is None:
                 child.kill()
-                child.wait()
+            reaper.join()
             for pipe in (child.stdin, child.stdout):
                 if pipe:
                     with contextlib.suppress(BrokenPipeError):
                         pipe.close()
         if answer is None:
-            raise _death(target, child.returncode, timeout_s if timed_out else None, _tail(output, log))
+            death = _death(target, child.returncode, timeout_s if timed_out else None, _tail(output, log))
+            if died is None:
+                raise death
+            msg = f"{death}; its messages are in {log}" if log else str(death)
+            raise died(msg) from death
         if "error" in answer:
             raise _revive(answer["error"])
         return answer["result"]
+
+
+def _reap(child: subprocess.Popen[str]) -> None:
+    """Wait for a child, then end whatever it started and left behind."""
+    child.wait()
+    if sys.platform != "win32":
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def _tail(output: IO[bytes], log: Path | None) -> str:

@@ -1,0 +1,244 @@
+"""The part of an export that needs torch: checkpoint → IR → compressed IR, with the proof of each.
+
+`build` runs in a child process (`supervise`), because converters print, leak and are killed by the
+kernel when memory runs out. Arguments and results are JSON values.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import verify
+from .compress import compress_ir
+from .errors import ExportError
+from .presets import Recipe
+from .staging import disk_full_as_error
+from .supervise import emit
+
+__all__ = ["build"]
+
+DTYPES = {"fp32": "float32", "fp16": "float16"}
+
+# Copied as they are: what a tokenizer is, byte for byte. `tokenizer.model` stays behind: nothing reads it here.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+# Rows of embedding and head that the sliced proof keeps; enough for a varied prompt, small in memory.
+SLICE_VOCAB = 4096
+
+
+def build(
+    checkpoint: str,
+    bundle: str,
+    work: str,
+    *,
+    recipe: dict[str, Any],
+    proof_bytes: int,
+    prove: bool,
+    trust_remote_code: bool,
+) -> dict[str, Any]:
+    """Fill a model directory from a checkpoint: tokenizer, configuration, weights.
+
+    Args:
+        checkpoint: Hugging Face checkpoint folder.
+        bundle: The model directory to be.
+        work: Folder for the uncompressed IR and the reference logits.
+        recipe: `presets.Recipe` as a dict.
+        proof_bytes: Memory that comparing with transformers may take.
+        prove: Compare with the source.
+        trust_remote_code: Let transformers run the checkpoint's own code.
+
+    Returns:
+        `recipe`: what compression did; `checks`: what was proved, empty without `prove`.
+
+    Raises:
+        ExportError: The tokenizer or the model cannot be converted, or the result differs from its source.
+        CompressionError: The recipe does not fit the model.
+    """
+    settings = Recipe.from_dict(recipe)
+    source, out, scratch = Path(checkpoint), Path(bundle), Path(work)
+    with disk_full_as_error(scratch):
+        checks = _convert(
+            source, out, scratch, DTYPES.get(settings.weight_format, "auto"), trust_remote_code, prove, proof_bytes
+        )
+    gc.collect()
+    ir = scratch / "openvino_model.xml"
+    summary: dict[str, Any] = {}
+    with disk_full_as_error(out):
+        if settings.bits <= 8:
+            emit("step", name="compressing")
+            summary = compress_ir(ir, out, settings, out)
+        else:
+            for path in (ir, ir.with_suffix(".bin")):
+                shutil.move(path, out / path.name)
+    if prove:
+        emit("step", name="verifying")
+        reference = scratch / "reference.npz"
+        checks |= verify.measure(source, out, reference if reference.exists() else None, trust_remote_code)
+    return {"recipe": summary, "checks": checks}
+
+
+def _convert(
+    source: Path, out: Path, work: Path, dtype: str, trust_remote_code: bool, prove: bool, proof_bytes: int
+) -> dict[str, Any]:
+    emit("step", name="tokenizer")
+    _write_tokenizer(source, out, trust_remote_code)
+    emit("step", name="reading")
+    model = _load(source, dtype, trust_remote_code)
+    expected = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    emit("step", name="converting")
+    with _report_growth(work / "openvino_model.bin", expected):
+        _write_ir(model, work)
+    for name in ("config.json", "generation_config.json"):
+        if (work / name).exists():
+            shutil.move(work / name, out / name)
+    if not prove:
+        return {}
+    emit("step", name="proving")
+    return {
+        "weights": verify.weights_equal(model, work / "openvino_model.xml"),
+        "export_parity": _prove(model, source, work, proof_bytes),
+    }
+
+
+def _write_tokenizer(source: Path, out: Path, trust_remote_code: bool) -> None:
+    import openvino
+    from openvino_tokenizers import convert_tokenizer
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        # Decoder-only models are padded on the left, so that the last position is the prompt's last token.
+        tokenizer.padding_side = tokenizer.truncation_side = "left"
+        models = convert_tokenizer(tokenizer, with_detokenizer=True)
+    except Exception as error:
+        msg = f"the tokenizer of {source.name} cannot be converted: {type(error).__name__}: {error}"
+        raise ExportError(msg) from error
+    for model, name in zip(models, ("openvino_tokenizer.xml", "openvino_detokenizer.xml"), strict=True):
+        openvino.save_model(model, out / name)
+    for name in TOKENIZER_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, out / name)
+    if not (out / "tokenizer.json").exists():
+        tokenizer.save_pretrained(out)
+    template = tokenizer.chat_template
+    if isinstance(template, str) and not (out / "chat_template.jinja").exists():
+        (out / "chat_template.jinja").write_text(template, encoding="utf-8", newline="")
+
+
+def _load(source: Path, dtype: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            low_cpu_mem_usage=True,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        msg = f"transformers cannot read {source.name}: {type(error).__name__}: {error}"
+        raise ExportError(msg) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        msg = f"{source.name} lacks {len(missing)} weights, the first is {missing[0]}; fetch the checkpoint again"
+        raise ExportError(msg)
+    return model.eval()
+
+
+def _write_ir(model: Any, folder: Path) -> None:
+    import torch
+    from optimum.exporters.openvino import export_from_model
+    from optimum.intel.openvino import OVConfig
+
+    # An OVConfig without quantization keeps the exporter from choosing int8 by itself above 1 B parameters;
+    # "fp32" means here: store constants in the type that they have.
+    export_from_model(
+        model=model,
+        output=folder,
+        task="text-generation-with-past",
+        ov_config=OVConfig(dtype="fp32"),
+        stateful=True,
+        patch_16bit_model=model.dtype in (torch.float16, torch.bfloat16),
+    )
+    if not (folder / "openvino_model.bin").exists():
+        msg = "Optimum-Intel ended without an IR; its messages are in the log"
+        raise ExportError(msg)
+
+
+def _prove(model: Any, source: Path, work: Path, proof_bytes: int) -> dict[str, Any]:
+    """Logits of the IR against transformers: of the whole model if both fit in memory, else of a slice."""
+    from transformers import AutoTokenizer
+
+    tokens = verify.proof_length(model.config)
+    if proof_bytes >= verify.proof_memory(model, tokens, model.config.num_hidden_layers, model.config.vocab_size):
+        text_ids = verify.token_ids(AutoTokenizer.from_pretrained(source), verify.TEXT)
+        model = model.float()
+        result = verify.logits_equal(model, work / "openvino_model.xml", verify.prompt(model.config, tokens))
+        verify.save_reference(model, text_ids, work / "reference.npz")
+        return {**result, "layers": "all"}
+    vocab = min(SLICE_VOCAB, model.config.vocab_size)
+    layers = model.config.num_hidden_layers
+    while layers and verify.proof_memory(model, tokens, layers, vocab) > proof_bytes:
+        layers -= 1
+    if not layers:
+        need = verify.proof_memory(model, tokens, 1, vocab)
+        return {"skipped": f"one layer needs {need / 1e9:.1f} GB of memory, {proof_bytes / 1e9:.1f} GB are free"}
+    sliced = _slice(model, layers, vocab)
+    folder = work / "slice"
+    try:
+        _write_ir(_slice(model, layers, vocab, keep_dtype=True), folder)
+        result = verify.logits_equal(sliced, folder / "openvino_model.xml", verify.prompt(sliced.config, tokens))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    skipped = f"layers {layers + 1} to {model.config.num_hidden_layers} and vocabulary rows from {vocab}: memory"
+    return {**result, "layers": layers, "vocab": vocab, "skipped": skipped}
+
+
+def _slice(model: Any, layers: int, vocab: int, *, keep_dtype: bool = False) -> Any:
+    """A model of the first `layers` layers and `vocab` vocabulary rows, with the source's own weights."""
+    import torch
+
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers, config.vocab_size = layers, vocab
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    weights = model.state_dict()
+    sliced = type(model)._from_config(config, dtype=model.dtype if keep_dtype else torch.float32)
+    wanted = sliced.state_dict()
+    sliced.load_state_dict({name: weights[name][: value.shape[0]].to(value.dtype) for name, value in wanted.items()})
+    return sliced.eval()
+
+
+@contextmanager
+def _report_growth(path: Path, expected: int) -> Iterator[None]:
+    """Emit the size of a file while it is written, twice a second."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            if path.exists():
+                emit("bytes", done=path.stat().st_size, total=expected)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

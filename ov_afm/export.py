@@ -1,0 +1,354 @@
+"""Checkpoint → verified model directory: `ov-afm export`, `python -m ov_afm.export`.
+
+The steps: resolve the source, refuse what cannot fit, convert with Optimum-Intel at the checkpoint's
+own precision, prove the IR equal to its source, compress with NNCF, prove tokenizer and template,
+write the manifest, and only then give the directory its name.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from . import bundle, console, manifest, resources, supervise
+from .bundle import Bundle
+from .compress import add_recipe_arguments, recipe_from_arguments, resolve_recipe
+from .errors import ConfigError, ExportError, OVAFMError
+from .presets import DEFAULT_MODEL, SAMPLING, Recipe
+from .sources import Source, resolve
+from .staging import disk_full_as_error, staging
+
+__all__ = ["export"]
+
+STEPS = {
+    "tokenizer": "converting the tokenizer",
+    "reading": "reading the checkpoint",
+    "converting": "converting the model",
+    "proving": "comparing with the source",
+    "compressing": "compressing weights",
+    "verifying": "verifying the result",
+}
+# What Python, torch, Optimum and NNCF take before the first weight is read.
+BASE_BYTES = 2e9
+
+
+def export(
+    model: str | Path = DEFAULT_MODEL,
+    output: str | Path | None = None,
+    *,
+    recipe: str | Recipe | None = None,
+    revision: str | None = None,
+    device: str | None = None,
+    verify: bool = True,
+    force: bool = False,
+    work_dir: str | Path | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    progress: console.Progress | None = None,
+) -> Bundle:
+    """Export a model to a verified OpenVINO model directory.
+
+    Args:
+        model: Hub id, checkpoint folder, `.gguf` file, embedded name or OpenVINO model; see `sources`.
+        output: New model directory; default `NAME-RECIPE` in the current folder.
+        recipe: Name of a recipe or a `Recipe`; default int8.
+        revision: Commit, tag or branch of a Hub repository.
+        device: Device that must be able to run the result; refused before any work if it cannot.
+        verify: Compare tokenizer, template, weights and logits with the source.
+        force: Replace a non-empty `output`.
+        work_dir: Folder for the uncompressed IR (about the checkpoint's size); default beside `output`.
+        allow_pickle: Accept weights that are only there as pickles.
+        trust_remote_code: Run Python code that comes with the checkpoint.
+        progress: Where to draw progress.
+
+    Returns:
+        The model directory; the one that is there, untouched, if it is this very export.
+
+    Raises:
+        OVAFMError: The source, the machine or the options do not allow it; nothing is left behind.
+    """
+    settings = resolve_recipe(recipe if recipe is not None else "int8", device)
+    with progress if progress is not None else console.Progress() as bars:
+        source = resolve(model, revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, progress=bars)
+        if source.prebuilt and recipe is not None:
+            msg = f"{source.id} is an OpenVINO model already and is taken as it is; leave the recipe out"
+            raise ConfigError(msg)
+        target = Path(output) if output is not None else _default_output(source, settings)
+        if finished := _finished(target, source, settings, bars):
+            return finished
+        log = resources.log_file(f"export-{target.name}")
+        with ExitStack() as stack:
+            partial = stack.enter_context(staging(target, replace=force))
+            stack.enter_context(disk_full_as_error(target.parent))
+            if source.prebuilt:
+                result = _adopt(source, partial, bars, log, verify)
+            else:
+                work = stack.enter_context(_work_folder(partial, work_dir))
+                _check_fit(source, settings, partial, work)
+                result = _build(source, settings, partial, work, bars, log, verify, trust_remote_code)
+                shutil.rmtree(work)
+            bundle.finish(partial, result, bars)
+    return Bundle(target, result, log, _notes(result))
+
+
+def _default_output(source: Source, settings: Recipe) -> Path:
+    name = source.id.rpartition("/")[2].removesuffix(".gguf")
+    return Path(name if source.prebuilt else f"{name}-{settings.name}")
+
+
+def _finished(target: Path, source: Source, settings: Recipe, progress: console.Progress) -> Bundle | None:
+    """The export that is there already, if it is the one asked for.
+
+    Raises:
+        ConfigError: Another model or recipe is there.
+    """
+    if not (target / manifest.FILE_NAME).exists():
+        return None
+    there = manifest.verify(target)
+    assert there is not None
+    with progress.step("comparing with what is there", total=_weight_bytes(source), unit="B") as advance:
+        same_source = there.source == source.describe(advance)
+    wanted = {} if source.prebuilt else settings.to_dict()
+    if wanted.get("dataset"):
+        wanted["dataset"] = Path(wanted["dataset"]).name
+    same_recipe = all(there.recipe.get(key) == value for key, value in wanted.items())
+    return Bundle(target, there) if same_source and same_recipe else None
+
+
+def _weight_bytes(source: Source) -> int:
+    return sum(path.stat().st_size for path in source.weights)
+
+
+@contextmanager
+def _work_folder(partial: Path, work_dir: str | Path | None) -> Iterator[Path]:
+    if work_dir is None:
+        work = partial / ".work"
+        work.mkdir()
+        yield work
+        return
+    try:
+        work = Path(tempfile.mkdtemp(prefix="ov_afm-", dir=work_dir))
+    except OSError as error:
+        msg = f"cannot write to the work folder {work_dir} ({error.strerror})"
+        raise ConfigError(msg) from error
+    try:
+        with disk_full_as_error(work):
+            yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_fit(source: Source, settings: Recipe, partial: Path, work: Path) -> None:
+    """Refuse with figures before starting what disk or memory cannot hold.
+
+    Raises:
+        OVAFMError: It does not fit.
+    """
+    shape = manifest.geometry_of(source.config)
+    tables = shape["vocab"] * shape["hidden"] * (1 if source.config.get("tie_word_embeddings") else 2)
+    attention = shape["hidden"] * shape["head_dim"] * 2 * (shape["heads"] + shape["kv_heads"])
+    matrices = 2 if shape["activation"] == "relu2" else 3
+    layers = shape["layers"] * (attention + matrices * shape["hidden"] * shape["intermediate"])
+    stored = (layers + tables) * {"fp32": 4, "fp16": 2}.get(settings.weight_format, 2)
+    if settings.bits <= 8:
+        scales = 2.0 / settings.group_size if settings.group_size > 0 else 0.0
+        final = tables * 1.01 + layers * (settings.bits / 8 + scales)
+    else:
+        final = stored
+    if work.parent == partial and settings.bits <= 8:
+        resources.check_disk(partial, {"the uncompressed IR": stored, "the model": final})
+    else:
+        resources.check_disk(work, {"the uncompressed IR": stored})
+        resources.check_disk(partial, {"the model": final})
+    # Weights are mapped from their file and can be dropped from memory; new types are made in memory.
+    largest = 4.0 * shape["hidden"] * max(shape["vocab"], shape["intermediate"])
+    in_memory = 2 * largest + (final if settings.bits <= 8 else stored)
+    resources.check_memory(BASE_BYTES + in_memory, "this export")
+
+
+def _build(
+    source: Source,
+    settings: Recipe,
+    partial: Path,
+    work: Path,
+    progress: console.Progress,
+    log: Path,
+    verify: bool,
+    trust_remote_code: bool,
+) -> manifest.Manifest:
+    arguments = {
+        "checkpoint": str(source.path),
+        "bundle": str(partial),
+        "work": str(work),
+        "recipe": settings.to_dict(),
+        "proof_bytes": max(0, int(resources.free_memory() - BASE_BYTES)),
+        "prove": verify,
+        "trust_remote_code": trust_remote_code,
+    }
+    with _in_background(source.describe) as description:
+        with _StepBars(progress) as show:
+            built = supervise.run("ov_afm.convert:build", arguments, log=log, on_event=show, died=ExportError)
+        _write_generation_config(partial, source)
+        for path in source.license_files:
+            shutil.copyfile(path, partial / path.name)
+        recipe = settings.to_dict()
+        if recipe["dataset"]:
+            recipe["dataset"] = Path(recipe["dataset"]).name
+        with progress.step("hashing the source"):
+            origin = description()
+    return manifest.Manifest(
+        source=origin,
+        geometry=manifest.geometry_of(source.config),
+        recipe={**recipe, **built["recipe"]},
+        versions=manifest.installed_versions(),
+        checks=built["checks"] if verify else {"skipped": "asked for with --no-verify"},
+    )
+
+
+class _StepBars:
+    """Draws a bar for each step that a child reports, with bytes where it reports them."""
+
+    def __init__(self, progress: console.Progress) -> None:
+        self.progress, self.stack = progress, ExitStack()
+        self.advance: Any = None
+
+    def __enter__(self) -> _StepBars:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.stack.close()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] == "step":
+            self.stack.close()
+            unit = "B" if event["name"] == "converting" else ""
+            self.advance = self.stack.enter_context(self.progress.step(STEPS[event["name"]], unit=unit))
+        elif event.get("total"):
+            self.advance(to=event["done"], total=event["total"])
+
+
+@contextmanager
+def _in_background(work: Any) -> Iterator[Any]:
+    """Run `work(on_bytes)` in a thread; yields a function that waits for its result.
+
+    Leaving the block early stops the work at its next block of bytes.
+    """
+    stop = threading.Event()
+    outcome: dict[str, Any] = {}
+
+    def check(_: int) -> None:
+        if stop.is_set():
+            raise InterruptedError
+
+    def run() -> None:
+        try:
+            outcome["result"] = work(check)
+        except BaseException as error:
+            outcome["error"] = error
+
+    def wait() -> Any:
+        thread.join()
+        if "error" in outcome:
+            raise outcome["error"]
+        return outcome["result"]
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield wait
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _write_generation_config(folder: Path, source: Source) -> None:
+    """Add the recommended sampling of the architecture, where the source does not say its own."""
+    path = folder / "generation_config.json"
+    fields = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    sampling = SAMPLING.get(source.config.get("model_type", ""))
+    if sampling is not None:
+        recommended = {"do_sample": True, **{name: getattr(sampling, name) for name in sampling.__slots__}}
+        fields = {**recommended, **{key: value for key, value in fields.items() if value is not None}}
+    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def _adopt(source: Source, partial: Path, progress: console.Progress, log: Path, verify: bool) -> manifest.Manifest:
+    """Take an OpenVINO model as it is: copy it, check its tokenizer, describe it."""
+    files = [path for path in sorted(source.path.rglob("*")) if path.is_file() and ".cache" not in path.parts]
+    resources.check_disk(partial, {"the model": sum(path.stat().st_size for path in files)})
+    with progress.step("copying", total=len(files)) as advance:
+        for path in files:
+            relative = path.relative_to(source.path)
+            (partial / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, partial / relative)
+            advance(1)
+    missing = [name for name in manifest.REQUIRED if not (partial / name).exists()]
+    if missing:
+        msg = f"{source.id} is not a whole OpenVINO model: {', '.join(missing)} missing; export its source instead"
+        raise OVAFMError(msg)
+    checks: dict[str, Any] = {"skipped": "asked for with --no-verify"}
+    if verify:
+        arguments = {"checkpoint": str(partial), "bundle": str(partial), "reference": None, "trust_remote_code": False}
+        with progress.step("verifying the result"):
+            checks = supervise.run("ov_afm.verify:measure", arguments, log=log, died=ExportError)
+        checks["export_parity"] = {"skipped": "made elsewhere; the checkpoint is not at hand"}
+    return manifest.Manifest(
+        source=source.describe(),
+        geometry=manifest.geometry_of(source.config),
+        recipe={"name": "prebuilt", **supervise.run("ov_afm.compress:describe_weights", {"folder": str(partial)})},
+        versions=manifest.installed_versions(),
+        checks=checks,
+    )
+
+
+def _notes(result: manifest.Manifest) -> list[str]:
+    notes = list(result.recipe.get("notes", []))
+    if result.source.get("synthetic"):
+        notes.append("the weights are random (synthetic checkpoint): speed is real, words are not")
+    return notes
+
+
+@console.command
+def main(argv: Sequence[str] | None = None) -> int:
+    """`ov-afm export`."""
+    parser = console.parser("export", "Export a model to a verified OpenVINO model directory.")
+    parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="Hub id, folder, .gguf file or embedded name")
+    parser.add_argument("--output", "-o", metavar="DIR", help="new model directory (default: ./NAME-RECIPE)")
+    parser.add_argument("--revision", help="commit, tag or branch of a Hub repository")
+    add_recipe_arguments(parser)
+    parser.add_argument("--no-verify", action="store_true", help="leave out the comparison with the source")
+    parser.add_argument("--force", action="store_true", help="replace a directory that is not empty")
+    parser.add_argument("--work-dir", metavar="DIR", help="folder for the uncompressed IR (default: beside the output)")
+    parser.add_argument("--allow-pickle", action="store_true", help="accept pickled weights (they can run code)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code of the checkpoint")
+    parser.add_argument("--json", action="store_true", help="print the manifest")
+    args = parser.parse_args(argv)
+    result = export(
+        args.model,
+        args.output,
+        recipe=recipe_from_arguments(args),
+        revision=args.revision,
+        device=args.device,
+        verify=not args.no_verify,
+        force=args.force,
+        work_dir=args.work_dir,
+        allow_pickle=args.allow_pickle,
+        trust_remote_code=args.trust_remote_code,
+    )
+    if result.log is None:
+        console.note(f"{result.path} is this export already; nothing was done (replace it with --force)")
+    bundle.report(result, as_json=args.json)
+    return 0
+
+
+if __name__ == "__main__":
+    from ov_afm.export import main as run
+
+    sys.exit(run())

@@ -1,0 +1,98 @@
+"""What the machine has left: disk and memory checked before work starts, logs kept after it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from .console import human_bytes
+from .errors import OVAFMError
+from .paths import cache_dir
+
+__all__ = ["check_disk", "check_memory", "free_memory", "log_file"]
+
+CGROUP = Path("/sys/fs/cgroup")
+LOGS_KEPT = 20
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: what the machine has, or what its control group allows."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    for group in _own_groups():
+        limit, used = _number(group / "memory.max"), _number(group / "memory.current")
+        if limit is not None and used is not None:
+            # File pages are given back when memory is short.
+            cached = next(
+                (
+                    int(line.split()[1])
+                    for line in (group / "memory.stat").read_text().splitlines()
+                    if line[:5] == "file "
+                ),
+                0,
+            )
+            free = min(free, limit - used + cached)
+    return max(0, free)
+
+
+def _own_groups() -> list[Path]:
+    """Control group directories (v2) from this process's own up to the root."""
+    try:
+        own = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
+    except OSError:
+        return []
+    group = CGROUP / own.lstrip("/")
+    return [path for path in (group, *group.parents) if path.is_relative_to(CGROUP) and (path / "memory.max").exists()]
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def check_memory(need: float, purpose: str) -> None:
+    """Refuse work that cannot fit.
+
+    Raises:
+        OVAFMError: Less memory is free than `need` bytes.
+    """
+    free = free_memory()
+    if need > free:
+        msg = (
+            f"{purpose} needs about {human_bytes(need)} of memory, {human_bytes(free)} are free; "
+            "close other programs or use a machine with more memory"
+        )
+        raise OVAFMError(msg)
+
+
+def check_disk(folder: Path, needs: Mapping[str, float]) -> None:
+    """Refuse work that the disk of `folder` cannot hold.
+
+    Args:
+        folder: Existing folder that will be written to.
+        needs: What is written, and its bytes.
+
+    Raises:
+        OVAFMError: Less is free than the sum of `needs`.
+    """
+    free, need = shutil.disk_usage(folder).free, sum(needs.values())
+    if need > free:
+        parts = " and ".join(f"{human_bytes(size)} for {what}" for what, size in needs.items())
+        place = folder.parent if folder.name.endswith(".partial") else folder
+        msg = f"the disk of {place} has {human_bytes(free)} free, {parts} are needed; free some or use another disk"
+        raise OVAFMError(msg)
+
+
+def log_file(name: str) -> Path:
+    """A new log file in the cache folder; the oldest of its kind are deleted."""
+    folder = cache_dir() / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)[:-LOGS_KEPT]:
+        old.unlink(missing_ok=True)
+    return folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
