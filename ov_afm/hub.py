@@ -275,6 +275,8 @@ def _from_cache(repo: str, revision: str | None, error: Exception, progress: Pro
         path = Path(snapshot_download(repo, revision=revision, local_files_only=True))
     except LocalEntryNotFoundError:
         raise error from None
+    if not any(file.suffix in (".safetensors", ".bin") for file in path.iterdir()):
+        raise error  # Another tool fetched a part of it, the tokenizer say.
     if not isinstance(error, OfflineModeIsEnabled):
         note(f"the Hub cannot be reached; using commit {path.name[:12]} of {repo} from the cache")
     # A blob is named by its sha256 where the file is large, by its git hash where it is not.

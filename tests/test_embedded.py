@@ -10,6 +10,7 @@ from test_gguf import TEXTS
 from ov_afm import sources
 from ov_afm.sources import Source
 
+pytestmark = pytest.mark.network
 PROSE = (
     "The lighthouse keeper had lived alone on the rock for eleven years, and in that time he had learned to read "
     "the weather as other men read the newspaper. When the wind came from the west it brought rain, and when it "

@@ -103,6 +103,14 @@ def test_cached_repository_serves_offline(hub: loopback.Hub, checkpoint: Path, t
     assert hub.call("hub:resolved", tmp_path, unreachable, model=REPO) == online
 
 
+def test_tokenizer_alone_in_the_cache_is_no_model(hub: loopback.Hub, checkpoint: Path, tmp_path: Path) -> None:
+    hub.add(REPO, checkpoint)
+    path = Path(hub.call("hub:resolved", tmp_path, model=REPO)["path"])
+    (path / WEIGHTS).unlink()
+    with pytest.raises(SourceError, match=r"^arcee-ai/tiny is not in the cache, and HF_HUB_OFFLINE forbids"):
+        hub.call("hub:resolved", tmp_path, {"HF_HUB_OFFLINE": "1"}, model=REPO)
+
+
 @pytest.mark.parametrize(
     ("options", "env", "message"),
     [
