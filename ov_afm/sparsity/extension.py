@@ -22,7 +22,7 @@ from pathlib import Path
 from .. import console, paths
 from ..errors import ExtensionError
 
-__all__ = ["best_isa", "build", "has_isa", "library", "runtime_version"]
+__all__ = ["best_isa", "build", "has_isa", "library", "load", "runtime_version"]
 
 STEM = "ov_afm_kernels-"
 SUFFIX = ".dll" if os.name == "nt" else ".so"
@@ -60,6 +60,19 @@ def library() -> Path:
         raise ExtensionError(msg)
     msg = f"the ReLU² kernels are not built; build them (C++ compiler and CMake needed) with: {BUILD}"
     raise ExtensionError(msg)
+
+
+def load() -> Path:
+    """The library that fits, loaded into the process for good.
+
+    OpenVINO unloads a library with the last core that knew it, and a node that lives longer then crashes the process.
+
+    Raises:
+        ExtensionError: There is no library that fits, or it cannot be loaded.
+    """
+    path = library()
+    _load(path)
+    return path
 
 
 @functools.cache

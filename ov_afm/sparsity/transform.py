@@ -25,11 +25,10 @@ from . import extension, reference
 from .aligned import align_constants
 from .graph import Mlp, Unsupported, find_mlps, read_model, read_weights
 from .reference import Quantized
+from .select import FOLDER, MODEL
 
 __all__ = ["FOLDER", "Result", "transform"]
 
-FOLDER = "relu2"
-MODEL = "openvino_model.xml"
 WEIGHTS = "openvino_model.bin"
 OPERATION = "ReLU2FFN"
 BITS = {"auto": 0, "int8": 8, "int16": 16}
@@ -76,7 +75,7 @@ def transform(
         msg = f"threshold must be 0 (exact) or more, found {threshold}"
         raise ConfigError(msg)
     record = manifest.verify(model_dir)
-    library = extension.library()
+    library = extension.load()
     model = read_model(model_dir / MODEL)
     mlps, refused = find_mlps(model)
     if not mlps:

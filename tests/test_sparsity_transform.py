@@ -1,0 +1,294 @@
+"""Graph surgery on real exports: found by structure, exact, and never in the way of the plain model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+from ov_afm import manifest
+from ov_afm.errors import ConfigError, ExtensionError, OVAFMError
+from ov_afm.sparsity import aligned, extension, graph, select, transform
+
+pytestmark = pytest.mark.native
+WEIGHTS = "openvino_model.bin"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library() -> Path:
+    try:
+        return extension.load()
+    except ExtensionError as error:
+        try:
+            extension.build()
+            return extension.load()
+        except ExtensionError:
+            pytest.skip(str(error))
+
+
+def compressed(exported: Path, output: Path, **options: Any) -> Path:
+    """A copy of an f32 model directory, compressed as optimum-cli does it: with one call of NNCF."""
+    shutil.copytree(exported, output)
+    if options:
+        import nncf
+        import openvino
+
+        mode = nncf.CompressWeightsMode(options.pop("mode"))
+        model = openvino.Core().read_model(exported / "openvino_model.xml")
+        model = nncf.compress_weights(model, mode=mode, **options)
+        openvino.save_model(model, output / "openvino_model.xml", compress_to_fp16=False)
+    return output
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Arcee model as an f32 model directory."""
+    import openvino
+    from openvino_tokenizers import convert_tokenizer
+    from optimum.intel import OVModelForCausalLM
+    from transformers import AutoTokenizer
+
+    checkpoint = tiny.write_arcee(tmp_path_factory.mktemp("checkpoints") / "arcee", intermediate_size=384)
+    output = tmp_path_factory.mktemp("models") / "f32"
+    model = OVModelForCausalLM.from_pretrained(checkpoint, export=True, compile=False, load_in_8bit=False)
+    model.save_pretrained(output)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.save_pretrained(output)
+    names = ("openvino_tokenizer", "openvino_detokenizer")
+    for name, part in zip(names, convert_tokenizer(tokenizer, with_detokenizer=True), strict=True):
+        openvino.save_model(part, output / f"{name}.xml")
+    return output
+
+
+@pytest.fixture(scope="module")
+def plain(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compressed(exported, tmp_path_factory.mktemp("models") / "int4", mode="int4_sym", group_size=32)
+
+
+@pytest.fixture(scope="module")
+def packed(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory with a manifest and the rewritten model in it. Read-only."""
+    path = tmp_path_factory.mktemp("packed") / "model"
+    shutil.copytree(plain, path)
+    manifest.write(path, manifest.Manifest(source={}, geometry={}, recipe={}, files=manifest.scan(path)))
+    result = transform.transform(path)
+    assert result.replaced == ["layer 0", "layer 1"]
+    assert result.refused == {}
+    return path
+
+
+@pytest.fixture
+def copy(packed: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(packed, tmp_path / "model"))
+
+
+def logits(folder: Path, libraries: list[Path], tokens: int) -> np.ndarray:
+    import openvino
+
+    core = openvino.Core()
+    for path in libraries:
+        core.add_extension(str(path))
+    config = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+    request = core.compile_model(folder / "openvino_model.xml", "CPU", config).create_infer_request()
+    ids = np.random.default_rng(0).integers(3, 512, (1, tokens))
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "position_ids": np.arange(tokens)[None],
+        "beam_idx": np.zeros(1, np.int32),
+    }
+    return np.array(request.infer(inputs)["logits"])
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "int4_sym", "group_size": 32},
+        {"mode": "int4_sym", "group_size": -1},
+        {"mode": "int4_asym", "group_size": 64},
+        {"mode": "int8_asym"},
+        {"mode": "int8_sym"},
+        {"mode": "int4_sym", "group_size": 64, "ratio": 0.6},
+    ],
+    ids=["int4-g32", "int4-channel-wise", "int4-asym-g64", "int8-asym", "int8-sym", "mixed"],
+)
+def test_every_compression_that_nncf_writes_gives_the_same_logits(
+    exported: Path, tmp_path: Path, library: Path, options: dict[str, Any], tokens: int
+) -> None:
+    model = compressed(exported, tmp_path / "model", **options)
+    result = transform.transform(model, activations="int16")
+    assert result.replaced == ["layer 0", "layer 1"]
+    expected, got = logits(model, [], tokens), logits(result.path, [library], tokens)
+    assert np.abs(got - expected).max() < 2e-3 * np.abs(expected).max()
+
+
+def test_packed_constants_are_those_of_the_plain_model(packed: Path, library: Path) -> None:
+    transform.verify(packed, packed / select.FOLDER, library)
+
+
+def test_a_changed_packed_byte_is_found_and_its_layer_named(copy: Path, library: Path) -> None:
+    model = graph.read_model(copy / select.FOLDER / "openvino_model.xml", library)
+    node = [op for op in model.get_ordered_ops() if op.get_type_name() == "ReLU2FFN"][1]
+    packed = bytes(node.input_value(2).get_node().data)
+    del model, node
+    raw = bytearray((copy / select.FOLDER / WEIGHTS).read_bytes())
+    raw[raw.index(packed) + 100] ^= 0x10
+    (copy / select.FOLDER / WEIGHTS).write_bytes(raw)
+    with pytest.raises(ExtensionError, match="packed weights of layer 1 are not those of"):
+        transform.verify(copy, copy / select.FOLDER, library)
+
+
+def test_constants_are_aligned_for_use_in_place(packed: Path) -> None:
+    assert aligned.misaligned(packed / select.FOLDER / "openvino_model.xml") == 0
+
+
+@pytest.mark.parametrize("backend", ["PA", "SDPA"])
+def test_genai_answers_alike_with_and_without_kernels(packed: Path, backend: str) -> None:
+    import openvino_genai
+
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+    config = openvino_genai.GenerationConfig(max_new_tokens=12, ignore_eos=True, apply_chat_template=False)
+    answers = []
+    for folder, properties in ((packed, {}), select.engine_model(packed, "CPU")):
+        pipeline = openvino_genai.LLMPipeline(folder, "CPU", ATTENTION_BACKEND=backend, **exact, **properties)
+        inputs = pipeline.get_tokenizer().encode("The quick brown fox")
+        answers.append(pipeline.generate(inputs, config).tokens[0])
+    assert answers[0] == answers[1]
+
+
+def test_the_plain_model_is_untouched_and_the_manifest_knows_all(packed: Path, plain: Path) -> None:
+    assert manifest.sha256(packed / WEIGHTS) == manifest.sha256(plain / WEIGHTS)
+    record = manifest.verify(packed, hashes=True)
+    assert record is not None
+    assert "relu2/openvino_model.bin" in record.files
+    assert record.sparsity["kernels"]["replaced"] == ["layer 0", "layer 1"]
+    assert record.sparsity["kernels"]["openvino"] == extension.runtime_version()
+
+
+def test_portable_leaves_only_the_plain_model(copy: Path, plain: Path) -> None:
+    assert transform.main([str(copy), "--portable"]) == 0
+    assert not (copy / select.FOLDER).exists()
+    record = manifest.verify(copy, hashes=True)
+    assert record is not None
+    assert "kernels" not in record.sparsity
+    assert set(record.files) == set(manifest.scan(plain))
+
+
+def test_cpu_gets_the_kernels_and_other_devices_the_plain_model(packed: Path, library: Path) -> None:
+    assert select.engine_model(packed, "CPU") == (packed / select.FOLDER, {"extensions": [str(library)]})
+    for device in ("GPU", "GPU.1", "NPU"):
+        assert select.engine_model(packed, device) == (packed, {})
+
+
+def test_a_packed_folder_on_another_device_names_the_plain_one(packed: Path) -> None:
+    with pytest.raises(ExtensionError, match=f"is packed for the CPU, found device NPU; use {packed}$"):
+        select.engine_model(packed / select.FOLDER, "NPU")
+
+
+def test_without_a_library_the_plain_model_runs_and_one_line_says_so(
+    packed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(extension, "_candidates", lambda: [])
+    with caplog.at_level(logging.WARNING):
+        assert select.engine_model(packed, "CPU") == (packed, {})
+    assert [record.getMessage() for record in caplog.records] == [
+        "running without the ReLU² kernels: the ReLU² kernels are not built; build them (C++ compiler and CMake "
+        "needed) with: python -m ov_afm.sparsity.extension --build"
+    ]
+
+
+def test_a_library_of_another_openvino_is_refused_by_name(
+    packed: Path, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / f"{extension.STEM}2025.1.0{extension.SUFFIX}"
+    shutil.copy(library, other)
+    monkeypatch.setattr(extension, "_candidates", lambda: [other])
+    running = extension.runtime_version()
+    with pytest.raises(ExtensionError, match=f"built for OpenVINO 2025.1.0, this is {running}; build them again"):
+        extension.library()
+    with pytest.raises(ExtensionError, match="built for OpenVINO 2025"):
+        select.engine_model(packed / select.FOLDER, "CPU")
+    assert select.engine_model(packed, "CPU") == (packed, {})
+
+
+def test_a_damaged_library_is_an_error_not_a_crash(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / f"{extension.STEM}{extension.runtime_version()}{extension.SUFFIX}"
+    broken.write_bytes(b"not a library")
+    monkeypatch.setattr(extension, "_candidates", lambda: [broken])
+    with pytest.raises(ExtensionError, match="cannot be loaded"):
+        select.engine_model(packed / select.FOLDER, "CPU")
+
+
+def test_truncated_packed_constants_are_refused(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights = copy / select.FOLDER / WEIGHTS
+    with weights.open("r+b") as stream:
+        stream.truncate(weights.stat().st_size - 1000)
+    with pytest.raises(ExtensionError, match="is damaged: 1000 bytes of packed weights are missing"):
+        select.engine_model(copy / select.FOLDER, "CPU")
+    assert select.engine_model(copy, "CPU") == (copy, {})
+    assert "1000 bytes of packed weights are missing" in caplog.text
+
+
+def test_a_model_without_relu2_is_refused_politely(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    import openvino
+    from openvino import opset13 as op
+
+    other = Path(shutil.copytree(plain, tmp_path / "silu"))
+    x = op.parameter([1, 64], np.float32)
+    product = op.matmul(op.swish(x), op.constant(np.ones((64, 64), np.float32)), False, True)
+    openvino.save_model(openvino.Model([product], [x]), other / "openvino_model.xml")
+    assert transform.main([str(other)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("ov-afm: error: ") and error.count("\n") == 1
+    assert "has no ReLU² MLP, so the kernels cannot help it" in error
+    assert not (other / select.FOLDER).exists()
+
+
+def test_uncompressed_weights_are_refused_with_the_reason(exported: Path, tmp_path: Path) -> None:
+    model = compressed(exported, tmp_path / "f32")
+    with pytest.raises(ExtensionError, match="the weights are not compressed to int4 or int8"):
+        transform.transform(model)
+
+
+def test_a_group_size_that_kernels_lack_is_refused_by_name(exported: Path, tmp_path: Path) -> None:
+    model = compressed(exported, tmp_path / "g16", mode="int4_sym", group_size=16)
+    with pytest.raises(ExtensionError, match="group sizes 32, 64, 128 and -1 .channel-wise., found 16"):
+        transform.transform(model)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [({"activations": "int4"}, "activations 'int4' are unknown"), ({"threshold": -1.0}, "threshold must be 0")],
+)
+def test_options_out_of_range_are_named(plain: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        transform.transform(plain, **options)
+
+
+def test_a_failed_run_leaves_no_half_model(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Path(shutil.copytree(plain, tmp_path / "model"))
+
+    def differ(*_: Any) -> None:
+        msg = "differs"
+        raise ExtensionError(msg)
+
+    monkeypatch.setattr(transform, "verify", differ)
+    with pytest.raises(OVAFMError, match="differs"):
+        transform.transform(model)
+    assert not (model / select.FOLDER).exists()
+
+
+def test_no_manifest_is_invented_for_a_directory_without_one(plain: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(plain, tmp_path / "model"))
+    transform.transform(model)
+    assert not (model / manifest.FILE_NAME).exists()
+    assert json.loads((model / select.FOLDER / "config.json").read_text())["model_type"] == "arcee"
