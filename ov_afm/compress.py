@@ -55,6 +55,7 @@ def compress(
         ConfigError: The recipe is unknown or `output` cannot be written.
         DeviceError: `device` cannot run the recipe.
     """
+    resources.require("export", "transformers", "nncf")
     source, target = Path(model_dir), Path(output)
     recipe = resolve_recipe(recipe, device)
     if recipe.bits > 8:

@@ -187,7 +187,7 @@ def _prove(model: Any, source: Path, work: Path, proof_bytes: int) -> dict[str, 
 
     tokens = verify.proof_length(model.config)
     if proof_bytes >= verify.proof_memory(model, tokens, model.config.num_hidden_layers, model.config.vocab_size):
-        text_ids = verify.token_ids(AutoTokenizer.from_pretrained(source), verify.TEXT)
+        text_ids = verify.token_ids(AutoTokenizer.from_pretrained(source), verify.TEXT)[: verify.TEXT_TOKENS]
         model = model.float()
         result = verify.logits_equal(model, work / "openvino_model.xml", verify.prompt(model.config, tokens))
         verify.save_reference(model, text_ids, work / "reference.npz")

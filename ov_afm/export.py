@@ -74,6 +74,7 @@ def export(
     Raises:
         OVAFMError: The source, the machine or the options do not allow it; nothing is left behind.
     """
+    resources.require("export", "torch", "transformers", "optimum.intel", "nncf")
     settings = resolve_recipe(recipe if recipe is not None else "int8", device)
     with progress if progress is not None else console.Progress() as bars:
         source = resolve(model, revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, progress=bars)

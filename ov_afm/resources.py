@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from .console import human_bytes
-from .errors import OVAFMError
+from .errors import ConfigError, OVAFMError
 from .paths import cache_dir
 
-__all__ = ["check_disk", "check_memory", "free_memory", "log_file"]
+__all__ = ["check_disk", "check_memory", "free_memory", "log_file", "require"]
 
 CGROUP = Path("/sys/fs/cgroup")
 LOGS_KEPT = 20
@@ -96,3 +97,15 @@ def log_file(name: str) -> Path:
     for old in sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)[:-LOGS_KEPT]:
         old.unlink(missing_ok=True)
     return folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
+
+
+def require(extra: str, *modules: str) -> None:
+    """Refuse work whose optional packages are not installed.
+
+    Raises:
+        ConfigError: A module is missing; the message says what to install.
+    """
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        msg = f"{', '.join(missing)} not installed; run: pip install 'ov-afm[{extra}]'"
+        raise ConfigError(msg)
