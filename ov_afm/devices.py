@@ -27,9 +27,9 @@ __all__ = [
     "available",
     "check",
     "choose",
+    "find",
     "inventory",
     "kind_of",
-    "properties",
     "violations",
 ]
 
@@ -40,6 +40,7 @@ KINDS = ("CPU", "GPU", "NPU")
 PROBE = "ov_afm.devices:_enumerate"
 PROBE_TIMEOUT_S = 60.0
 MEMORY_PROPERTIES = ("GPU_DEVICE_TOTAL_MEM_SIZE", "NPU_DEVICE_TOTAL_MEM_SIZE")
+MAX_ALLOC_PROPERTY = "GPU_DEVICE_MAX_ALLOC_MEM_SIZE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class DeviceInfo:
         driver: Driver version; None where the plugin does not tell.
         memory_bytes: Memory it can use; None where the plugin does not tell.
         capabilities: What it computes in: `FP16`, `INT8`, ...
+        max_alloc_bytes: Largest single allocation by default; None where the plugin does not tell.
     """
 
     name: str
@@ -59,6 +61,7 @@ class DeviceInfo:
     driver: str | None
     memory_bytes: int | None
     capabilities: tuple[str, ...]
+    max_alloc_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,16 @@ class Choice:
     device: str
     why: str
     emulated: bool = False
+
+    @property
+    def kind(self) -> str:
+        """`CPU`, `GPU` or `NPU`."""
+        return kind_of(self.device)
+
+    @property
+    def label(self) -> str:
+        """The device's name for people, which says when it is an emulation."""
+        return "emulated NPU" if self.emulated else self.device
 
 
 @functools.lru_cache(maxsize=1)
@@ -148,18 +161,33 @@ def _describe(core: Any, name: str) -> dict[str, Any]:
         "driver": None if driver is None else str(driver),
         "memory_bytes": psutil.virtual_memory().total if name == "CPU" else memory,
         "capabilities": [str(each) for each in ask("OPTIMIZATION_CAPABILITIES") or ()],
+        "max_alloc_bytes": ask(MAX_ALLOC_PROPERTY) if MAX_ALLOC_PROPERTY in known else None,
     }
 
 
-def choose(device: str, recipe: Recipe | None = None) -> list[Choice]:
+def find(name: str) -> DeviceInfo | None:
+    """What is known of a device; `GPU` means the first of several."""
+    return next((each for each in inventory().devices if name in (each.name, kind_of(each.name))), None)
+
+
+def choose(
+    device: str,
+    recipe: Recipe | None = None,
+    *,
+    fallback: bool = False,
+    speeds: Mapping[str, float] | None = None,
+) -> list[Choice]:
     """The devices to try for a model, best first.
 
     Args:
         device: A device's name, `AUTO`, or `NPU-EMULATED`.
         recipe: How the model's weights are stored; None where nobody recorded it.
+        fallback: After a named device, list those that `AUTO` would try.
+        speeds: Device to measured milliseconds a token on this machine. Where two or more devices were
+            measured, those go first for `AUTO`, fastest first.
 
     Returns:
-        One choice for a named device, at least one for `AUTO`.
+        At least one choice.
 
     Raises:
         DeviceError: No such device, or it cannot run the recipe.
@@ -168,19 +196,20 @@ def choose(device: str, recipe: Recipe | None = None) -> list[Choice]:
     if name == EMULATED_NPU:
         return [Choice("NPU", "emulated NPU: the NPU's path run on CPU; neither speed nor numerics are an NPU's", True)]
     if name == "AUTO":
-        return _auto(recipe)
+        return _auto(recipe, speeds or {})
     # Every machine that runs Python has this one, and its plugin has no driver to fear.
-    if name != "CPU":
-        _require(name)
+    if name == "CPU":
+        return [Choice(name, "as asked")]
+    _require(name)
     if recipe is not None:
         check(recipe, name)
-    return [Choice(name, "as asked")]
+    others = [each for each in _auto(recipe, speeds or {}) if each.device != name] if fallback else []
+    return [Choice(name, "as asked"), *(Choice(each.device, f"{name} was asked for") for each in others)]
 
 
 def _require(name: str) -> None:
     found = inventory()
-    # `GPU` means the first of several.
-    if any(name == each.name or name == kind_of(each.name) for each in found.devices):
+    if find(name) is not None:
         return
     here = ", ".join(each.name for each in found.devices)
     fault = found.faults.get(kind_of(name))
@@ -189,7 +218,7 @@ def _require(name: str) -> None:
     raise DeviceError(msg)
 
 
-def _auto(recipe: Recipe | None) -> list[Choice]:
+def _auto(recipe: Recipe | None, speeds: Mapping[str, float]) -> list[Choice]:
     found = inventory()
     choices: list[Choice] = []
     passed_over: list[str] = []
@@ -206,15 +235,9 @@ def _auto(recipe: Recipe | None) -> list[Choice]:
     if not choices:
         msg = f"no device can run this model: {'; '.join(passed_over)}"
         raise DeviceError(msg)
-    return choices
-
-
-def properties(choice: Choice, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What to load a model with: the device's defaults, under what the caller asked for."""
-    defaults: dict[str, Any] = {}
-    if kind_of(choice.device) == "NPU":
-        # OpenVINO GenAI's own defaults, set here so that the limits are known before a prompt is run.
-        defaults = {"MAX_PROMPT_LEN": 1024, "MIN_RESPONSE_LEN": 128}
-    if choice.emulated:
-        defaults |= {"NPU_USE_NPUW": "YES", "NPUW_DEVICES": "CPU", "NPUW_ONLINE_PIPELINE": "NONE"}
-    return {**defaults, **asked}
+    measured = sorted((each for each in choices if each.device in speeds), key=lambda each: speeds[each.device])
+    if len(measured) < 2:
+        return choices
+    rates = ", ".join(f"{each.device} {1000 / speeds[each.device]:.1f} tokens/s" for each in measured)
+    rest = [each for each in choices if each not in measured]
+    return [*(Choice(each.device, f"AUTO (measured here: {rates})") for each in measured), *rest]

@@ -15,109 +15,34 @@ from __future__ import annotations
 import json
 import logging
 import queue
-import re
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
-from . import devices, manifest
+from . import device_journal, devices, manifest
 from .detokenize import TextAssembler
-from .errors import ConfigError, DeviceError, GenerationError, SourceError
+from .device_properties import DEFAULT_USE, Use
+from .engine_errors import last_line
+from .errors import ConfigError, GenerationError, SourceError
 from .interrupt import wait_for
-from .metrics import RequestMetrics
+from .loading import LoadRequest, Phases, load, locate
 from .params import Params
-from .presets import EMBEDDED_MODEL, Recipe
+from .stream import Completion, Delta, FinishReason, Request, streamer
 
-__all__ = ["Completion", "Delta", "FinishReason", "Message", "Params", "Pipeline", "Prompt"]
+__all__ = ["Completion", "Delta", "FinishReason", "Message", "Params", "Pipeline", "Prompt", "Use"]
 
 logger = logging.getLogger(__name__)
 
-FinishReason = Literal["stop", "length", "cancelled"]
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
 
 POLL_S = 0.1
-HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 # Prompt lookup finds its draft by the last few tokens; GenAI wants both figures or neither.
 LOOKUP_NGRAM = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """A piece of an answer.
-
-    Attributes:
-        text: New text, whole characters; may be empty in the last delta.
-        tokens: Tokens generated so far.
-        finish_reason: Why the answer is over; None in all deltas but the last.
-        metrics: What the request measured; only in the last delta.
-    """
-
-    text: str
-    tokens: int
-    finish_reason: FinishReason | None = None
-    metrics: RequestMetrics | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A whole answer.
-
-    Attributes:
-        text: The answer, without the stop string or end-of-text token that ended it.
-        finish_reason: `stop` (the model or a stop string ended it), `length`, or `cancelled`.
-        metrics: What the request measured.
-    """
-
-    text: str
-    finish_reason: FinishReason
-    metrics: RequestMetrics
-
-
-class _Request:
-    """What the worker thread and the consumer of one request share."""
-
-    def __init__(self, inputs: Any, prompt_tokens: int, config: Any, text: TextAssembler, cancel: threading.Event):
-        self.inputs, self.prompt_tokens, self.config, self.text = inputs, prompt_tokens, config, text
-        self.cancel = cancel
-        self.dropped = threading.Event()
-        self.start = 0.0
-        self.first: float | None = None
-        self.last: float | None = None
-        self.new_tokens = 0
-        # Deltas; at the end None, or the exception that ended the worker.
-        self.events: queue.SimpleQueue[Delta | BaseException | None] = queue.SimpleQueue()
-        self.reason: FinishReason = "length"
-
-    @property
-    def unwanted(self) -> bool:
-        # After the main thread has ended nobody can consume; the interpreter waits for this thread.
-        return self.cancel.is_set() or self.dropped.is_set() or not threading.main_thread().is_alive()
-
-    def take(self, token: int) -> bool:
-        """Note one generated token; False when generation should stop."""
-        self.last = time.perf_counter()
-        self.first = self.last if self.first is None else self.first
-        self.new_tokens += 1
-        text = self.text.push(token)
-        if text:
-            self.events.put(Delta(text, self.new_tokens))
-        return not self.text.stopped
-
-    def metrics(self) -> RequestMetrics:
-        return RequestMetrics.from_times(
-            self.prompt_tokens,
-            self.new_tokens,
-            start=self.start,
-            first=self.first,
-            last=self.last,
-            end=time.perf_counter(),
-        )
 
 
 class Pipeline:
@@ -132,8 +57,11 @@ class Pipeline:
         draft_model: Model directory of a small model of the same tokenizer that drafts tokens.
         prompt_lookup: Draft tokens from the prompt itself: faster where answers quote it.
         num_assistant_tokens: Tokens drafted at a time by either.
+        use: What the model is loaded for: context, threads, cache precision and what else each device takes.
+        fallback: When a named GPU or NPU fails to load the model or its self-test, go on with the next device
+            of `AUTO` and say why; False raises `DeviceError`.
         warm_up: Run two tokens while loading, so that the first question does not pay for it.
-        on_phase: Called with a name when a step of loading begins.
+        on_phase: Called when a step of loading begins, with its name and the seconds it took last time here.
         properties: OpenVINO and GenAI properties, passed as they are (`INFERENCE_PRECISION_HINT="f32"`,
             `MAX_PROMPT_LEN=2048`, `scheduler_config=...`).
 
@@ -147,6 +75,7 @@ class Pipeline:
         device: OpenVINO's name of the device in use.
         device_note: How the device was chosen, and whether it is emulated.
         emulated: The NPU's path is run on CPU.
+        load_s: Seconds that each step of loading took.
         context_length: Tokens that prompt and answer may have together.
         max_prompt_tokens: Tokens that a prompt may have.
     """
@@ -159,8 +88,10 @@ class Pipeline:
         draft_model: str | Path | None = None,
         prompt_lookup: bool = False,
         num_assistant_tokens: int = 5,
+        use: Use = DEFAULT_USE,
+        fallback: bool = True,
         warm_up: bool = True,
-        on_phase: Callable[[str], None] | None = None,
+        on_phase: Callable[[str, float | None], None] | None = None,
         **properties: Any,
     ) -> None:
         if draft_model is not None and prompt_lookup:
@@ -169,9 +100,7 @@ class Pipeline:
         if num_assistant_tokens < 1:
             msg = f"num_assistant_tokens must be at least 1, found {num_assistant_tokens}"
             raise ConfigError(msg)
-        self.model_dir = _model_dir(model_dir)
-        self._enter = on_phase or (lambda name: None)
-        self._enter("checking the model directory")
+        self.model_dir = locate(model_dir)
         self.manifest = manifest.verify(self.model_dir)
         if self.manifest is None:
             logger.info("%s has no %s: its files were not checked", self.model_dir, manifest.FILE_NAME)
@@ -179,41 +108,30 @@ class Pipeline:
         self._closed = threading.Event()
         self._drafts = 0 if draft_model is None and not prompt_lookup else num_assistant_tokens
         self._lookup = prompt_lookup
-        recipe = Recipe.from_dict(self.manifest.recipe) if self.manifest and self.manifest.recipe else None
-        extra: dict[str, Any] = {"prompt_lookup": True} if prompt_lookup else {}
-        self._load(devices.choose(device, recipe), {**properties, **extra}, draft_model)
+        phases = Phases(device_journal.model_key(self.model_dir, self.manifest), on_phase)
+        request = LoadRequest(
+            self.model_dir,
+            self.manifest,
+            device,
+            use,
+            properties,
+            draft_model=None if draft_model is None else locate(draft_model),
+            prompt_lookup=prompt_lookup,
+            fallback=fallback,
+        )
+        loaded = load(request, phases)
+        self._engine, self._properties = loaded.engine, loaded.properties
+        self.device, self.emulated, self.device_note = (
+            loaded.choice.device,
+            loaded.choice.emulated,
+            loaded.choice.why,
+        )
         self._read_limits()
         if warm_up:
-            self._enter("warming up")
-            wait_for(self._warm_up)
-
-    def _load(
-        self, choices: Sequence[devices.Choice], asked: Mapping[str, Any], draft_model: str | Path | None
-    ) -> None:
-        failures: list[str] = []
-        for choice in choices:
-            self._properties = devices.properties(choice, asked)
-            self._enter(f"loading on {'emulated NPU' if choice.emulated else choice.device}")
-            try:
-                self._engine = wait_for(lambda: self._make_engine(choice.device, draft_model))  # noqa: B023
-            except RuntimeError as error:
-                failures.append(f"{choice.device}: {_last_line(error)}")
-                logger.warning("%s failed to load the model: %s", choice.device, _last_line(error))
-                continue
-            self.device, self.emulated = choice.device, choice.emulated
-            self.device_note = "; ".join([choice.why, *failures])
-            return
-        msg = f"{self.model_dir} could not be loaded on {'; '.join(failures)}; see: ov-afm devices"
-        raise DeviceError(msg)
-
-    def _make_engine(self, device: str, draft_model: str | Path | None) -> Any:
-        import openvino_genai
-
-        extra = {}
-        if draft_model is not None:
-            manifest.verify(Path(draft_model))
-            extra["draft_model"] = openvino_genai.draft_model(draft_model, device)
-        return openvino_genai.LLMPipeline(self.model_dir, device, **self._properties, **extra)
+            with phases(f"warming up {loaded.choice.label}"):
+                wait_for(self._warm_up)
+        phases.remember()
+        self.load_s = phases.elapsed_s
 
     def _read_limits(self) -> None:
         self._tokenizer = self._engine.get_tokenizer()
@@ -243,7 +161,7 @@ class Pipeline:
         try:
             config = openvino_genai.GenerationConfig(path) if path.exists() else openvino_genai.GenerationConfig()
         except RuntimeError as error:
-            msg = f"{path} cannot be read: {_last_line(error)}"
+            msg = f"{path} cannot be read: {last_line(error)}"
             raise SourceError(msg) from error
         if not config.stop_token_ids:
             config.set_eos_token_id(self._tokenizer.get_eos_token_id())
@@ -275,7 +193,7 @@ class Pipeline:
             history = openvino_genai.ChatHistory([dict(message) for message in prompt])
             return str(self._tokenizer.apply_chat_template(history, add_generation_prompt=True))
         except (RuntimeError, TypeError, ValueError) as error:
-            msg = f"the chat template cannot render these messages: {_last_line(error)}"
+            msg = f"the chat template cannot render these messages: {last_line(error)}"
             raise GenerationError(msg) from error
 
     def _encode(self, prompt: Prompt, raw: bool) -> tuple[Any, int]:
@@ -335,7 +253,7 @@ class Pipeline:
         # The engine matches stop strings too, but its stream may already have shown their beginning.
         config.stop_strings = set()
         text = TextAssembler(self._tokenizer.decode, self._pieces, stop)
-        request = _Request(inputs, count, config, text, cancel or threading.Event())
+        request = Request(inputs, count, config, text, cancel or threading.Event())
         return self._deltas(request, prepared_s=time.perf_counter() - begun)
 
     def generate(
@@ -370,7 +288,7 @@ class Pipeline:
             )
             raise GenerationError(msg)
 
-    def _deltas(self, request: _Request, prepared_s: float) -> Iterator[Delta]:
+    def _deltas(self, request: Request, prepared_s: float) -> Iterator[Delta]:
         request.start = time.perf_counter() - prepared_s
         threading.Thread(target=self._work, args=(request,), name="ov_afm-generate").start()
         try:
@@ -392,7 +310,7 @@ class Pipeline:
         finally:
             request.dropped.set()
 
-    def _work(self, request: _Request) -> None:
+    def _work(self, request: Request) -> None:
         """Run one request in the engine; in a thread of its own."""
         try:
             while not self._lock.acquire(timeout=POLL_S):
@@ -407,22 +325,22 @@ class Pipeline:
                 request.reason = "cancelled"
             request.events.put(None)
         except RuntimeError as error:
-            failure = GenerationError(f"the engine failed on {self.device}: {_last_line(error)}")
+            failure = GenerationError(f"the engine failed on {self.device}: {last_line(error)}")
             failure.__cause__ = error
             request.events.put(failure)
         except BaseException as error:  # noqa: BLE001 - belongs to the consumer, whatever it is
             request.events.put(error)
 
-    def _run(self, request: _Request) -> None:
+    def _run(self, request: Request) -> None:
         if request.unwanted:
             return
         if self._closed.is_set():
             msg = "the pipeline was closed while the request waited"
             raise GenerationError(msg)
-        streamer = _streamer(request, self._closed)
-        result = self._engine.generate(request.inputs, request.config, streamer)
-        if streamer.failure is not None:
-            raise streamer.failure
+        sink = streamer(request, self._closed)
+        result = self._engine.generate(request.inputs, request.config, sink)
+        if sink.failure is not None:
+            raise sink.failure
         if request.text.stopped or result.finish_reasons[0].name == "STOP":
             request.reason = "stop"
         rest = request.text.finish()
@@ -457,46 +375,3 @@ def _check_unicode(prompt: Prompt) -> None:
         except UnicodeEncodeError as error:
             msg = f"the prompt is not valid Unicode: lone surrogate at character {error.start}"
             raise GenerationError(msg) from error
-
-
-def _model_dir(model: str | Path) -> Path:
-    """The path of a model directory; a source that is none yet is told how to become one."""
-    path = Path(model)
-    source = str(model) == EMBEDDED_MODEL or re.fullmatch(HUB_ID, str(model))
-    if (source and not path.exists()) or (path.is_file() and path.suffix == ".gguf"):
-        msg = f"{model} is not an OpenVINO model directory; run: ov-afm export {model} --output DIR"
-        raise SourceError(msg)
-    return path
-
-
-def _streamer(request: _Request, closed: threading.Event) -> Any:
-    """GenAI's streamer around a request; made here because its base class comes with the heavy import."""
-    import openvino_genai
-
-    status = openvino_genai.StreamingStatus
-
-    class Streamer(openvino_genai.StreamerBase):  # type: ignore[misc]
-        failure: Exception | None = None
-
-        def write(self, token: int | list[int]) -> Any:
-            try:
-                for each in [token] if isinstance(token, int) else token:
-                    if request.unwanted or closed.is_set():
-                        return status.CANCEL
-                    if not request.take(each):
-                        return status.STOP
-            except Exception as error:  # noqa: BLE001 - an exception must not cross the engine's frames
-                self.failure = error
-                return status.CANCEL
-            return status.RUNNING
-
-        def end(self) -> None:
-            pass
-
-    return Streamer()
-
-
-def _last_line(error: BaseException) -> str:
-    """What OpenVINO means to say: its messages begin with the places they came through."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if not line.startswith("Exception from")), type(error).__name__)

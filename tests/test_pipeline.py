@@ -274,10 +274,17 @@ def test_emulated_npu_answers_and_says_that_it_is_emulated(tiny_model: Path) -> 
             emulated.stream("word " * 100)
 
 
-def test_loading_names_its_steps(tiny_model: Path) -> None:
-    phases: list[str] = []
-    Pipeline(tiny_model, on_phase=phases.append).close()
-    assert phases == ["checking the model directory", "loading on CPU", "warming up"]
+def test_loading_names_its_steps_and_how_long_they_took_last_time(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OV_AFM_CACHE", str(tmp_path))
+    phases: list[tuple[str, float | None]] = []
+    first = Pipeline(tiny_model, on_phase=lambda *phase: phases.append(phase))
+    first.close()
+    assert phases == [("loading on CPU", None), ("warming up CPU", None)]
+    phases.clear()
+    Pipeline(tiny_model, on_phase=lambda *phase: phases.append(phase)).close()
+    assert phases == [(name, first.load_s[name]) for name in ("loading on CPU", "warming up CPU")]
 
 
 def test_directory_without_manifest_loads(tiny_model: Path, tmp_path: Path) -> None:

@@ -1,0 +1,218 @@
+"""From a model directory to an engine on a device that can be trusted with it.
+
+Each device that may serve is tried in turn: does the model fit its memory, does it pass the
+self-test (once per model, device and driver, in a child process), does it load. The first that does
+is used, and what went wrong with the others is said once.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import device_journal, device_properties, devices, manifest, selftest
+from .device_properties import Use
+from .engine_errors import last_line
+from .errors import DeviceError, SourceError
+from .interrupt import wait_for
+from .presets import EMBEDDED_MODEL, Recipe
+
+__all__ = ["LoadRequest", "Loaded", "Phases", "load", "locate", "verdict_key"]
+
+logger = logging.getLogger(__name__)
+HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+OnPhase = Callable[[str, "float | None"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """What is to be loaded, and how.
+
+    Attributes:
+        model_dir: The model directory.
+        contents: Its manifest.
+        device: As asked for.
+        use: What the model is loaded for.
+        asked: Properties of the caller, which override ours.
+        draft_model: Model directory of a drafting model.
+        prompt_lookup: Draft from the prompt.
+        fallback: Go on to the next device of `AUTO` when the named one fails.
+    """
+
+    model_dir: Path
+    contents: manifest.Manifest | None
+    device: str
+    use: Use
+    asked: Mapping[str, Any]
+    draft_model: Path | None = None
+    prompt_lookup: bool = False
+    fallback: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An engine and how it came about.
+
+    Attributes:
+        engine: GenAI's pipeline.
+        choice: The device in use, and why.
+        properties: What it was loaded with.
+    """
+
+    engine: Any
+    choice: devices.Choice
+    properties: dict[str, Any]
+
+
+class Phases:
+    """Names the steps of loading while they run, and remembers how long they took here.
+
+    Args:
+        model: The model's key in the journal.
+        on_phase: Called when a step begins, with its name and the seconds it took last time (None: never ran).
+    """
+
+    def __init__(self, model: str, on_phase: OnPhase | None) -> None:
+        self.model = model
+        self.elapsed_s: dict[str, float] = {}
+        self._on_phase = on_phase
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Run a step; its time is remembered if it succeeds."""
+        key = f"{self.model}/{name}"
+        if self._on_phase:
+            self._on_phase(name, device_journal.read("load_s").get(key))
+        begin = time.perf_counter()
+        yield
+        self.elapsed_s[name] = round(time.perf_counter() - begin, 2)
+
+    def remember(self) -> None:
+        """Write the times to the journal."""
+        for name, seconds in self.elapsed_s.items():
+            device_journal.remember("load_s", f"{self.model}/{name}", seconds)
+
+
+def locate(model: str | Path) -> Path:
+    """The path of a model directory.
+
+    Raises:
+        SourceError: It is a source that must be exported first; says how.
+    """
+    path = Path(model)
+    source = str(model) == EMBEDDED_MODEL or re.fullmatch(HUB_ID, str(model))
+    if (source and not path.exists()) or (path.is_file() and path.suffix == ".gguf"):
+        msg = f"{model} is not an OpenVINO model directory; run: ov-afm export {model} --output DIR"
+        raise SourceError(msg)
+    return path
+
+
+def load(request: LoadRequest, phases: Phases) -> Loaded:
+    """Load a model on the first device that can run it.
+
+    Raises:
+        DeviceError: No device that was asked for can run it, with each one's reason.
+    """
+    recipe = Recipe.from_dict(request.contents.recipe) if request.contents and request.contents.recipe else None
+    speeds = device_journal.speeds(phases.model)
+    failures: list[str] = []
+    for choice in devices.choose(request.device, recipe, fallback=request.fallback, speeds=speeds):
+        try:
+            properties = _properties(request, choice, phases)
+            _check_trust(request, choice, properties, phases)
+            engine = _compile(request, choice, properties, phases)
+        except (RuntimeError, DeviceError) as error:
+            failures.append(f"{choice.label}: {last_line(error)}")
+            continue
+        if failures:
+            logger.warning("using %s, because %s", choice.label, "; ".join(failures))
+        why = "; ".join([choice.why, *failures])
+        return Loaded(engine, devices.Choice(choice.device, why, choice.emulated), properties)
+    msg = f"{request.model_dir.name} could not be loaded: {'; '.join(failures)}; see: ov-afm devices"
+    raise DeviceError(msg)
+
+
+def _properties(request: LoadRequest, choice: devices.Choice, phases: Phases) -> dict[str, Any]:
+    import psutil
+
+    on_cpu = choice.kind == "CPU" or choice.emulated
+    info = None if on_cpu else devices.find(choice.device)
+    memory = psutil.virtual_memory().total if on_cpu else info.memory_bytes if info else None
+    weights = (request.model_dir / "openvino_model.bin").stat().st_size
+    geometry = request.contents.geometry if request.contents else None
+    largest = None
+    if geometry:
+        need = device_properties.estimate_memory(weights, geometry, choice.device, request.use)
+        device_properties.check_memory(need, choice.label, memory)
+        # The head at 8 bits, or one layer's cache.
+        largest = max(geometry["vocab"] * geometry["hidden"], need.kv_bytes // geometry["layers"])
+    found = device_properties.build(
+        choice.device,
+        request.use,
+        emulated=choice.emulated,
+        largest_bytes=largest,
+        max_alloc_bytes=info.max_alloc_bytes if info else None,
+    )
+    found |= request.asked
+    if request.prompt_lookup:
+        if choice.kind == "NPU":
+            msg = "prompt lookup is not available there"
+            raise DeviceError(msg)
+        found["prompt_lookup"] = True
+    if info and "CACHE_DIR" not in found and request.use.blob is None:
+        key = device_journal.state_key(phases.model, info.full_name, info.driver, found)
+        found["CACHE_DIR"] = str(device_journal.compiled_dir(key))
+    return found
+
+
+def verdict_key(model: str, device: str) -> str:
+    """The journal's key of a self-test: another driver or runtime is another device."""
+    info = devices.find(device)
+    named = (info.full_name, info.driver) if info else (device, None)
+    return f"{model}/{named[0]}/{named[1]}/{manifest.installed_versions()['openvino']}"
+
+
+def _check_trust(request: LoadRequest, choice: devices.Choice, properties: dict[str, Any], phases: Phases) -> None:
+    """Refuse a device that fails, or failed, the self-test; the CPU is the reference, and an emulation runs on it."""
+    if choice.kind == "CPU" or choice.emulated:
+        return
+    key = verdict_key(phases.model, choice.device)
+    known = device_journal.read("verdicts").get(key)
+    if known is None:
+        golden = request.contents.checks.get("golden") if request.contents else None
+        with phases(f"testing {choice.device} in a child process"):
+            verdict = wait_for(lambda: selftest.run(request.model_dir, golden, choice.device, properties))
+        known = {"passed": verdict.passed, "evidence": verdict.evidence, "on": str(datetime.date.today())}
+        device_journal.remember("verdicts", key, known)
+    if not known["passed"]:
+        msg = (
+            f"self-test of {known['on']} failed: {known['evidence']} "
+            f"(again: ov-afm devices --test {request.model_dir} --device {choice.device})"
+        )
+        raise DeviceError(msg)
+
+
+def _compile(request: LoadRequest, choice: devices.Choice, properties: dict[str, Any], phases: Phases) -> Any:
+    import openvino_genai
+
+    cache = properties.get("CACHE_DIR")
+    name = f"loading on {choice.label}"
+    if cache is not None:
+        name += " (compiled before)" if any(Path(cache).glob("*.blob")) else " (compiling)"
+
+    def make() -> Any:
+        extra = {}
+        if request.draft_model is not None:
+            manifest.verify(request.draft_model)
+            extra["draft_model"] = openvino_genai.draft_model(request.draft_model, choice.device)
+        return openvino_genai.LLMPipeline(request.model_dir, choice.device, **properties, **extra)
+
+    with phases(name):
+        return wait_for(make)

@@ -1,0 +1,263 @@
+"""Does a device say what the model says?
+
+A driver can compute nonsense without one error (https://github.com/openvinotoolkit/openvino/issues/37419).
+So export records how the finished model answers two prompts on CPU at f32, one of them longer than
+2,048 tokens with a needle to find, and with what log-probability it would have said something else.
+A device is then asked the same. It need not give the same text, because rounding may flip a close
+call; but where it first says another word, the reference must hold that word nearly as likely. After
+that place the two answer different questions, so nothing is compared there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import supervise
+from .engine_errors import last_line
+from .errors import OVAFMError, SourceError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["ANSWER_TOKENS", "MARGIN_NATS", "Verdict", "judge", "make_golden", "run"]
+
+ANSWER_TOKENS = 16
+# Long enough to need more than 2,048 positions, where reported faults begin.
+LONG_TOKENS = 2112
+# How much less likely than the reference's choice a device's first other word may be. Half precision and
+# 8-bit activations move log-probabilities by tenths; a word at e^-2 of the best was not a close call.
+MARGIN_NATS = 2.0
+# What is recorded of each step: the best candidates, down to well below the margin.
+STORED = 64
+STORED_NATS = 4.0
+CHUNK_TOKENS = 256
+TIMEOUT_S = 1800.0
+QUESTION = "What is the capital of France? Answer in one word."
+NEEDLE = "7316"
+TRIAL = "ov_afm.selftest:_answer"
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Outcome of a self-test.
+
+    Attributes:
+        passed: The device may be used.
+        evidence: What was compared, or what went wrong, in one line.
+    """
+
+    passed: bool
+    evidence: str
+
+
+def make_golden(model_dir: str) -> dict[str, Any]:
+    """Record reference answers, for the manifest's `checks["golden"]`. Takes about a minute for 4.5 B parameters.
+
+    Args:
+        model_dir: The finished model directory.
+
+    Returns:
+        `{"runtime": "f32", "prompts": [{"name", "text", "prompt_tokens", "tokens", "answer", "steps", ...}]}`;
+        `tokens` is the greedy answer, and each of `steps` lists `token:log-probability` of the best candidates.
+    """
+    import json
+
+    import openvino_genai
+
+    folder = Path(model_dir)
+    tokenizer = openvino_genai.Tokenizer(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    reference = _Reference(folder)
+    room = int(config["max_position_embeddings"]) - ANSWER_TOKENS
+    prompts = []
+    for name, text in (("short", QUESTION), ("long", _long_prompt(tokenizer, min(LONG_TOKENS, room)))):
+        templated = _templated(tokenizer, text)
+        ids = _ids(tokenizer, templated)
+        tokens, steps = reference.answer(ids)
+        answer = tokenizer.decode(tokens)
+        entry = {"name": name, "prompt_tokens": len(ids), "text": templated, "tokens": tokens, "answer": answer}
+        if name == "long":
+            entry["needle_found"] = NEEDLE in answer
+        prompts.append({**entry, "steps": steps})
+    return {"runtime": "f32", "prompts": prompts}
+
+
+def _long_prompt(tokenizer: Any, tokens: int) -> str:
+    """A question about one line among many, in about this many tokens, template included."""
+
+    def text(lines: int) -> str:
+        rows = [f"Shelf {number} holds {number * 37 % 89} boxes of nails." for number in range(lines)]
+        rows.insert(lines // 3, f"The secret number of the lighthouse is {NEEDLE}.")
+        return "\n".join([*rows, "What is the secret number of the lighthouse? Answer with the number only."])
+
+    few, many = 0, 1
+    while len(_ids(tokenizer, _templated(tokenizer, text(many)))) <= tokens:
+        few, many = many, many * 2
+    while many - few > 1:
+        middle = (few + many) // 2
+        if len(_ids(tokenizer, _templated(tokenizer, text(middle)))) <= tokens:
+            few = middle
+        else:
+            many = middle
+    return text(few)
+
+
+def _templated(tokenizer: Any, text: str) -> str:
+    import openvino_genai
+
+    if not tokenizer.chat_template:
+        return text
+    history = openvino_genai.ChatHistory([{"role": "user", "content": text}])
+    return str(tokenizer.apply_chat_template(history, add_generation_prompt=True))
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return [int(each) for each in tokenizer.encode(text, add_special_tokens=False).input_ids.data[0]]
+
+
+class _Reference:
+    """The model on CPU at f32, token by token, with all logits in hand."""
+
+    def __init__(self, folder: Path) -> None:
+        import openvino
+
+        compiled = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", EXACT)
+        self._inputs = {name for port in compiled.inputs for name in port.names}
+        self._request = compiled.create_infer_request()
+
+    def answer(self, ids: Sequence[int]) -> tuple[list[int], list[str]]:
+        """Greedy answer to a prompt, and the best candidates of each step."""
+        import numpy as np
+
+        self._request.reset_state()
+        # In chunks: logits of a long prompt over a large vocabulary would take a gigabyte.
+        for begin in range(0, len(ids), CHUNK_TOKENS):
+            logits = self._step(ids[begin : begin + CHUNK_TOKENS], begin)
+        tokens: list[int] = []
+        steps: list[str] = []
+        for position in range(len(ids), len(ids) + ANSWER_TOKENS):
+            scores = logits - logits.max()
+            scores = scores - np.log(np.exp(scores).sum())
+            best = [int(each) for each in np.argsort(-scores)[:STORED]]
+            kept = [token for token in best if scores[token] >= scores[best[0]] - STORED_NATS]
+            steps.append(" ".join(f"{token}:{scores[token]:.3f}" for token in kept))
+            tokens.append(best[0])
+            logits = self._step([best[0]], position)
+        return tokens, steps
+
+    def _step(self, ids: Sequence[int], past: int) -> NDArray[np.float64]:
+        """Logits after some more tokens: (vocab,)."""
+        import numpy as np
+
+        values = {
+            "input_ids": np.array([ids], np.int64),
+            "attention_mask": np.ones((1, past + len(ids)), np.int64),
+            "position_ids": np.arange(past, past + len(ids), dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, np.int32),
+        }
+        self._request.infer({name: value for name, value in values.items() if name in self._inputs})
+        logits: NDArray[np.float64] = self._request.get_tensor("logits").data[0, -1].astype(np.float64)
+        return logits
+
+
+def judge(golden: Mapping[str, Any], answers: Sequence[Mapping[str, Any] | None]) -> Verdict:
+    """Compare a device's answers with the recorded ones.
+
+    Args:
+        golden: From `make_golden`.
+        answers: `{"tokens", "text"}` for each prompt; None for one that did not fit the device.
+    """
+    notes = []
+    for prompt, answer in zip(golden["prompts"], answers, strict=True):
+        name = prompt["name"]
+        if answer is None:
+            notes.append(f"{name}: not run, {prompt['prompt_tokens']} tokens are more than it was loaded for")
+            continue
+        expected, found = prompt["tokens"], answer["tokens"]
+        same = next((at for at, (one, other) in enumerate(zip(expected, found, strict=False)) if one != other), None)
+        if same is None and len(found) >= len(expected):
+            notes.append(f"{name}: all {len(expected)} tokens as recorded")
+            continue
+        at = len(found) if same is None else same
+        margin, beyond = _margin(prompt["steps"][at], found[at] if at < len(found) else None)
+        if margin > MARGIN_NATS:
+            return Verdict(
+                False,
+                f"{name} prompt: answered {answer['text'][:60]!r} where the model says {prompt['answer'][:60]!r}; "
+                f"token {at + 1} is {'more than ' if beyond else ''}{margin:.1f} nats less likely than the right one "
+                f"(up to {MARGIN_NATS:g} is rounding)",
+            )
+        notes.append(f"{name}: {at} of {len(expected)} tokens as recorded, then a close call ({margin:.1f} nats)")
+    return Verdict(True, "; ".join(notes))
+
+
+def _margin(step: str, token: int | None) -> tuple[float, bool]:
+    """How much less likely than the best a token is, in nats, and whether that is only a lower bound.
+
+    The bound is what was recorded: the whole range, or less where many candidates are about equal.
+    """
+    scores = {int(key): float(value) for key, _, value in (entry.partition(":") for entry in step.split())}
+    best = max(scores.values())
+    if token in scores:
+        return best - scores[token], False
+    return (best - min(scores.values()) if len(scores) == STORED else STORED_NATS), True
+
+
+def run(
+    model_dir: Path,
+    golden: Mapping[str, Any] | None,
+    device: str,
+    properties: Mapping[str, Any],
+    *,
+    timeout_s: float = TIMEOUT_S,
+) -> Verdict:
+    """Load a model on a device in a child process, ask it the golden prompts, and judge.
+
+    Args:
+        model_dir: The model directory.
+        golden: The manifest's `checks["golden"]`; None tests only that the device loads and answers.
+        device: OpenVINO's name.
+        properties: What to load it with; what is no JSON value is left out.
+        timeout_s: Seconds after which it counts as hung.
+    """
+    plain = {key: value for key, value in properties.items() if isinstance(value, str | int | float | bool)}
+    texts = [prompt["text"] for prompt in golden["prompts"]] if golden else [QUESTION]
+    arguments = {"model_dir": str(model_dir), "device": device, "properties": plain, "texts": texts}
+    try:
+        answers = supervise.run(TRIAL, arguments, timeout_s=timeout_s)
+    except supervise.ChildDied as error:
+        return Verdict(False, f"loading and asking it in a child process failed: {error}")
+    except (OVAFMError, RuntimeError) as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return Verdict(False, f"it failed to load or to answer: {first}")
+    if golden is None:
+        return Verdict(True, "it loads and answers; the model has no recorded answers to compare with")
+    return judge(golden, answers)
+
+
+def _answer(model_dir: str, device: str, properties: dict[str, Any], texts: list[str]) -> list[dict[str, Any] | None]:
+    """Runs in a child: greedy answers of a device, None for a prompt longer than it was loaded for."""
+    import openvino_genai
+
+    try:
+        engine = openvino_genai.LLMPipeline(model_dir, device, **properties)
+        tokenizer = engine.get_tokenizer()
+        config = openvino_genai.GenerationConfig()
+        config.max_new_tokens, config.ignore_eos = ANSWER_TOKENS, True
+        limit = properties.get("MAX_PROMPT_LEN")
+        answers: list[dict[str, Any] | None] = []
+        for text in texts:
+            inputs = tokenizer.encode(text, add_special_tokens=False)
+            if limit is not None and inputs.input_ids.shape[1] > limit:
+                answers.append(None)
+                continue
+            tokens = [int(each) for each in engine.generate(inputs, config).tokens[0]]
+            answers.append({"tokens": tokens, "text": tokenizer.decode(tokens)})
+        return answers
+    except RuntimeError as error:
+        raise SourceError(last_line(error)) from error
