@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .console import human_bytes
@@ -14,7 +14,12 @@ from .paths import cache_dir
 
 __all__ = ["check_disk", "check_memory", "free_memory", "log_file", "require"]
 
-CGROUP = Path("/sys/fs/cgroup")
+# Control groups: mount point below /sys/fs/cgroup, then the files for limit, use and file pages (version 2, version 1).
+CGROUPS = Path("/sys/fs/cgroup")
+GROUP_FILES = {
+    "": (CGROUPS, "memory.max", "memory.current", "file"),
+    "memory": (CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
+}
 LOGS_KEPT = 20
 
 
@@ -23,35 +28,40 @@ def free_memory() -> int:
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    for group in _own_groups():
-        limit, used = _number(group / "memory.max"), _number(group / "memory.current")
-        if limit is not None and used is not None:
-            # File pages are given back when memory is short.
-            cached = next(
-                (
-                    int(line.split()[1])
-                    for line in (group / "memory.stat").read_text().splitlines()
-                    if line[:5] == "file "
-                ),
-                0,
-            )
-            free = min(free, limit - used + cached)
-    return max(0, free)
+    return max(0, min([free, *_group_memory()]))
 
 
-def _own_groups() -> list[Path]:
-    """Control group directories (v2) from this process's own up to the root."""
+def _group_memory() -> Iterator[int]:
+    """Bytes left in each control group that holds this process, from its own up to the root."""
     try:
-        own = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return []
-    group = CGROUP / own.lstrip("/")
-    return [path for path in (group, *group.parents) if path.is_relative_to(CGROUP) and (path / "memory.max").exists()]
+        return
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        if controllers not in GROUP_FILES:
+            continue
+        root, limit_file, use_file, pages = GROUP_FILES[controllers]
+        group = root / own.lstrip("/")
+        for path in (group, *group.parents):
+            limit, used = _number(path / limit_file), _number(path / use_file)
+            if not path.is_relative_to(root) or limit is None or used is None:
+                break
+            # File pages are given back when memory is short.
+            yield limit - used + _file_pages(path / "memory.stat", pages)
+
+
+def _file_pages(path: Path, key: str) -> int:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(" ")
+        if name == key:
+            return int(value)
+    return 0
 
 
 def _number(path: Path) -> int | None:
     try:
-        text = path.read_text().strip()
+        text = path.read_text(encoding="utf-8").strip()
     except OSError:
         return None
     return int(text) if text.isdigit() else None
