@@ -1,0 +1,43 @@
+# make demo: from nothing to an answer.  make test: the whole suite.  Windows: see README, "Without make".
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := models/smollm2-135m-instruct-int8
+export DO_NOT_TRACK = 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: demo test lint clean
+
+# Installing again is needed when the dependencies change; uv does it in a minute, pip in several.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; choose another with: make PYTHON=python3.12 ...")'
+	@if command -v uv >/dev/null; then \
+		uv venv --quiet --seed --allow-existing --python $(PYTHON) $(VENV) && \
+		uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]'; \
+	else \
+		$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[dev]'; \
+	fi
+	@touch $@
+
+demo: $(VENV)/installed
+	@$(BIN)/ov-afm export smollm2-135m-instruct --recipe int8 --output $(DEMO)
+	@echo
+	@echo "What is the capital of France?"
+	@$(BIN)/ov-afm generate $(DEMO) "What is the capital of France?" --greedy --max-new-tokens 60
+	@echo
+	@echo "To go on:"
+	@echo "  $(BIN)/ov-afm export arcee-ai/AFM-4.5B --recipe int4 --output models/afm-4.5b-int4"
+	@echo "  $(BIN)/ov-afm generate models/afm-4.5b-int4 \"Explain a tide table.\""
+	@echo "  $(BIN)/ov-afm info $(DEMO)"
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check ov_afm tests benchmarks demos
+	$(BIN)/ruff format --check ov_afm tests benchmarks demos
+	$(BIN)/mypy ov_afm
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
