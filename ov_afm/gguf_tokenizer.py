@@ -110,10 +110,10 @@ def _build(fields: Mapping[str, Any], tokens: list[str], pre: str) -> Any:
         for cut in (merge.index(" ", 1),)
     ]
     for first, second in merges:
-        lost = {first, second, first + second} - vocabulary.keys()
-        if lost:
-            msg = f"a merge needs {lost.pop()!r}, which is no token"
-            raise ValueError(msg)
+        for part in (first, second, first + second):
+            if part not in vocabulary:
+                msg = f"a merge needs {part!r}, which is no token"
+                raise ValueError(msg)
     whole_pieces = pre in _WHOLE_PIECES
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole_pieces))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
