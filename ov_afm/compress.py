@@ -85,7 +85,7 @@ def compress(
             result = manifest.Manifest(
                 source=made_by.source if made_by else {"kind": "openvino", "id": source.name},
                 geometry=made_by.geometry if made_by else bundle.geometry(source),
-                recipe={**recipe.to_dict(), **summary},
+                recipe={**recipe.recorded(), **summary},
                 versions=manifest.installed_versions(),
                 checks=checks,
             )
@@ -273,7 +273,7 @@ def _relay_progress() -> Iterator[None]:
     def advance(self: Progress, task_id: Any, advance: float = 1) -> None:
         original(self, task_id, advance)
         task = self._tasks[task_id]
-        supervise.emit("progress", name=task.description, done=task.completed, total=task.total)
+        supervise.emit("progress", name=task.description, done=float(task.completed), total=float(task.total or 0))
 
     Progress.advance = advance  # type: ignore[method-assign]
     try:

@@ -17,10 +17,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from . import bundle, console, manifest, resources, supervise
+from . import bundle, calibration, console, manifest, resources, supervise
 from .bundle import Bundle
 from .compress import add_recipe_arguments, recipe_from_arguments, resolve_recipe
-from .errors import ConfigError, ExportError, OVAFMError
+from .errors import ConfigError, ExportError, OVAFMError, SourceError
 from .presets import DEFAULT_MODEL, SAMPLING, Recipe
 from .sources import Source, resolve
 from .staging import disk_full_as_error, staging
@@ -82,7 +82,7 @@ def export(
             msg = f"{source.id} is an OpenVINO model already and is taken as it is; leave the recipe out"
             raise ConfigError(msg)
         target = Path(output) if output is not None else _default_output(source, settings)
-        if finished := _finished(target, source, settings, bars):
+        if not force and (finished := _finished(target, source, settings, bars)):
             return finished
         log = resources.log_file(f"export-{target.name}")
         with ExitStack() as stack:
@@ -108,19 +108,36 @@ def _finished(target: Path, source: Source, settings: Recipe, progress: console.
     """The export that is there already, if it is the one asked for.
 
     Raises:
-        ConfigError: Another model or recipe is there.
+        ConfigError: Another model or recipe is there, or this one is damaged.
     """
     if not (target / manifest.FILE_NAME).exists():
         return None
-    there = manifest.verify(target)
+    try:
+        there = manifest.verify(target)
+    except SourceError as error:
+        what = str(error).rpartition(";")[0]
+        msg = f"{target} holds a model that cannot be used ({what}); replace it with --force"
+        raise ConfigError(msg) from error
     assert there is not None
     with progress.step("comparing with what is there", total=_weight_bytes(source), unit="B") as advance:
         same_source = there.source == source.describe(advance)
-    wanted = {} if source.prebuilt else settings.to_dict()
-    if wanted.get("dataset"):
-        wanted["dataset"] = Path(wanted["dataset"]).name
+    wanted = {} if source.prebuilt else settings.recorded()
     same_recipe = all(there.recipe.get(key) == value for key, value in wanted.items())
-    return Bundle(target, there) if same_source and same_recipe else None
+    if not (same_source and same_recipe and _same_data(settings, there)):
+        msg = (
+            f"{target} holds another model ({there.source.get('id')}, recipe {there.recipe.get('name')}); "
+            "choose another output directory, or replace it with --force"
+        )
+        raise ConfigError(msg)
+    return Bundle(target, there)
+
+
+def _same_data(settings: Recipe, there: manifest.Manifest) -> bool:
+    """Whether the calibration data are those that were used; of a recipe that read none, any are."""
+    used = there.recipe.get("calibration")
+    if used is None or settings.dataset is None:
+        return True
+    return all(used.get(key) == value for key, value in calibration.describe(settings.dataset).items())
 
 
 def _weight_bytes(source: Source) -> int:
@@ -199,15 +216,12 @@ def _build(
         _write_generation_config(partial, source)
         for path in source.license_files:
             shutil.copyfile(path, partial / path.name)
-        recipe = settings.to_dict()
-        if recipe["dataset"]:
-            recipe["dataset"] = Path(recipe["dataset"]).name
         with progress.step("hashing the source"):
             origin = description()
     return manifest.Manifest(
         source=origin,
         geometry=manifest.geometry_of(source.config),
-        recipe={**recipe, **built["recipe"]},
+        recipe={**settings.recorded(), **built["recipe"]},
         versions=manifest.installed_versions(),
         checks=built["checks"] if verify else {"skipped": "asked for with --no-verify"},
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .errors import ConfigError
@@ -105,8 +106,12 @@ class Recipe:
         return {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}[self.weight_format]
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, as the manifest keeps them."""
+        """All fields."""
         return asdict(self)
+
+    def recorded(self) -> dict[str, Any]:
+        """All fields as the manifest keeps them: calibration data by name, without a path of this machine."""
+        return {**asdict(self), "dataset": None if self.dataset is None else Path(self.dataset).name}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Recipe:

@@ -44,9 +44,11 @@ def _group_memory() -> Iterator[int]:
         root, limit_file, use_file, pages = GROUP_FILES[controllers]
         group = root / own.lstrip("/")
         for path in (group, *group.parents):
-            limit, used = _number(path / limit_file), _number(path / use_file)
-            if not path.is_relative_to(root) or limit is None or used is None:
+            if not path.is_relative_to(root):
                 break
+            limit, used = _number(path / limit_file), _number(path / use_file)
+            if limit is None or used is None:  # "max", or the root group
+                continue
             # File pages are given back when memory is short.
             yield limit - used + _file_pages(path / "memory.stat", pages)
 
@@ -101,9 +103,17 @@ def check_disk(folder: Path, needs: Mapping[str, float]) -> None:
 
 
 def log_file(name: str) -> Path:
-    """A new log file in the cache folder; the oldest of its kind are deleted."""
+    """A new log file in the cache folder; the oldest are deleted.
+
+    Raises:
+        ConfigError: The cache folder cannot be made.
+    """
     folder = cache_dir() / "logs"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"cannot write logs to {folder} ({error.strerror}); set OV_AFM_CACHE to a folder that can be written"
+        raise ConfigError(msg) from error
     for old in sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)[:-LOGS_KEPT]:
         old.unlink(missing_ok=True)
     return folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
@@ -115,7 +125,14 @@ def require(extra: str, *modules: str) -> None:
     Raises:
         ConfigError: A module is missing; the message says what to install.
     """
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    missing = [name for name in modules if not _installed(name)]
     if missing:
         msg = f"{', '.join(missing)} not installed; run: pip install 'ov-afm[{extra}]'"
         raise ConfigError(msg)
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the parent package of a dotted name
+        return False

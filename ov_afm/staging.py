@@ -1,14 +1,16 @@
 """Make a directory whole or not at all.
 
-Work happens in a hidden sibling, `.NAME.partial`, and is renamed to its final name when it is
+Work happens in a hidden sibling, `.NAME.PID.partial`, and is renamed to its final name when it is
 finished; a rename within one folder is atomic. A lock that the operating system drops with the
-process keeps a second writer out, so what a killed run left behind is recognised and cleared.
+process keeps a second writer out, so what a killed run left behind is recognised and cleared. The
+name is each process's own, so that a child that outlives a killed run by a moment writes nowhere else.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
 import sys
@@ -34,7 +36,7 @@ def staging(output: Path, *, replace: bool = False) -> Iterator[Path]:
         ConfigError: `output` is a file or a directory that must not be replaced, or cannot be created.
         OVAFMError: Another process is writing `output`.
     """
-    output = output.absolute()
+    output = output.resolve()
     _check_target(output, replace)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -42,21 +44,38 @@ def staging(output: Path, *, replace: bool = False) -> Iterator[Path]:
     except OSError as error:
         msg = f"cannot write to {output.parent} ({error.strerror}); choose another output directory"
         raise ConfigError(msg) from error
-    partial = output.with_name(f".{output.name}.partial")
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     old = output.with_name(f".{output.name}.old")
     try:
+        _clear_leftovers(output, old)
         _check_target(output, replace)
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir()
         yield partial
-        if output.exists():
-            output.rename(old)
-        partial.rename(output)
-        shutil.rmtree(old, ignore_errors=True)
+        _put_in_place(partial, output, old)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         _unlock(lock)
+
+
+def _clear_leftovers(output: Path, old: Path) -> None:
+    """Undo what a killed run left: put back the directory that it was about to replace, delete the rest."""
+    if old.exists() and not output.exists():
+        old.rename(output)
+    for leftover in (old, *output.parent.glob(f".{glob.escape(output.name)}.*.partial")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, output: Path, old: Path) -> None:
+    replaced = output.exists()
+    if replaced:
+        output.rename(old)
+    try:
+        partial.rename(output)
+    except OSError:
+        if replaced:
+            old.rename(output)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_target(output: Path, replace: bool) -> None:
@@ -68,7 +87,7 @@ def _check_target(output: Path, replace: bool) -> None:
     if not replace:
         msg = f"{output} is not empty; choose another output directory, or replace it with --force"
         raise ConfigError(msg)
-    if output == Path.home() or output in (Path.cwd(), *Path.cwd().parents):
+    if output == Path.home().resolve() or output in (Path.cwd(), *Path.cwd().parents):
         msg = f"{output} holds your home or the current folder and will not be replaced; choose another directory"
         raise ConfigError(msg)
 

@@ -32,6 +32,8 @@ Event = dict[str, Any]
 # torch would fork a pool of compiler processes when it is imported; nothing here compiles with it.
 CHILD_ENV = {"PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 _channel: IO[str] | None = None
+# Events come from several threads; a line must stay one line.
+_channel_lock = threading.Lock()
 
 
 class ChildDied(errors.OVAFMError):
@@ -52,8 +54,13 @@ class ChildDied(errors.OVAFMError):
 def emit(event: str, **fields: Any) -> None:
     """Send an event to the parent's `on_event`; does nothing outside a child."""
     if _channel is not None:
-        _channel.write(json.dumps({"event": event, **fields}) + "\n")
-        _channel.flush()
+        _send(_channel, {"event": event, **fields})
+
+
+def _send(channel: IO[str], message: Event) -> None:
+    with _channel_lock:
+        channel.write(json.dumps(message) + "\n")
+        channel.flush()
 
 
 def run(
@@ -114,6 +121,8 @@ def run(
                 child.stdin.write(json.dumps({"target": target, "arguments": dict(arguments or {})}) + "\n")
                 child.stdin.flush()
             for line in child.stdout:
+                if not line.endswith("\n"):
+                    break  # the child died while it wrote
                 message = json.loads(line)
                 if "event" in message:
                     if on_event:
@@ -201,8 +210,7 @@ def _main() -> None:
         kind = type(error).__name__ if isinstance(error, errors.OVAFMError) else "RuntimeError"
         message = str(error) if isinstance(error, errors.OVAFMError) else f"{type(error).__name__}: {error}"
         answer = {"error": {"kind": kind, "message": message, "traceback": traceback.format_exc()}}
-    _channel.write(json.dumps(answer) + "\n")
-    _channel.flush()
+    _send(_channel, answer)
     # Native libraries may hang or crash while they are unloaded; the answer is already out.
     sys.stderr.flush()
     os._exit(0)
