@@ -17,7 +17,7 @@ from typing import Any
 
 from . import manifest, paths
 
-__all__ = ["clear", "compiled_dir", "is_compiled", "model_key", "read", "remember", "speeds", "state_key"]
+__all__ = ["clear", "compiled_dir", "model_key", "read", "remember", "speeds", "state_key"]
 
 # Properties that do not change what is compiled.
 _NOT_COMPILED = ("CACHE_DIR", "scheduler_config", "draft_model", "prompt_lookup")
@@ -54,11 +54,6 @@ def _digest(parts: Any) -> str:
 def compiled_dir(key: str) -> Path:
     """The folder for a compiled model."""
     return paths.cache_dir() / "compiled" / key
-
-
-def is_compiled(key: str) -> bool:
-    """Whether a compiled model is there, so that loading is fast."""
-    return any(compiled_dir(key).glob("*.blob"))
 
 
 def clear() -> int:

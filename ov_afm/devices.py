@@ -8,11 +8,14 @@ which one it was, and the others stay usable.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from . import supervise
+from . import console, supervise
 from .device_rules import RULES, Rule, check, kind_of, violations
 from .errors import DeviceError, OVAFMError
 from .presets import Recipe
@@ -30,6 +33,7 @@ __all__ = [
     "find",
     "inventory",
     "kind_of",
+    "main",
     "violations",
 ]
 
@@ -241,3 +245,49 @@ def _auto(recipe: Recipe | None, speeds: Mapping[str, float]) -> list[Choice]:
     rates = ", ".join(f"{each.device} {1000 / speeds[each.device]:.1f} tokens/s" for each in measured)
     rest = [each for each in choices if each not in measured]
     return [*(Choice(each.device, f"AUTO (measured here: {rates})") for each in measured), *rest]
+
+
+@console.command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `ov-afm devices`."""
+    parser = console.parser("devices", "List this machine's devices and what they can run, or test one.")
+    parser.add_argument("model", nargs="?", metavar="MODEL_DIR", help="tell also what this model would be loaded with")
+    parser.add_argument("--test", metavar="MODEL_DIR", help="ask devices what export recorded, and judge the answers")
+    parser.add_argument("--device", nargs="+", metavar="DEVICE", help="with --test: devices to test instead of all")
+    parser.add_argument("--clear-cache", action="store_true", help="delete compiled models, verdicts and load times")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args(argv)
+    if arguments.device and not arguments.test:
+        parser.error("--device needs --test MODEL_DIR")
+    from . import device_journal, device_report
+    from .loading import locate
+
+    if arguments.clear_cache:
+        freed = device_journal.clear()
+        print(json.dumps({"freed_bytes": freed}) if arguments.json else f"freed {console.human_bytes(freed)}")
+        return 0
+    if arguments.test:
+        return _test(locate(arguments.test), arguments.device, as_json=arguments.json)
+    report = device_report.describe(inventory(), locate(arguments.model) if arguments.model else None)
+    print(json.dumps(report, ensure_ascii=False) if arguments.json else device_report.render(report))
+    return 0
+
+
+def _test(model_dir: Path, names: list[str] | None, *, as_json: bool) -> int:
+    from . import device_report
+
+    verdicts = {}
+    for name in names or [each.name for each in inventory().devices]:
+        verdict = verdicts[name] = device_report.test(model_dir, name)
+        label = "emulated NPU" if name.upper() == EMULATED_NPU else name
+        if not as_json:
+            print(f"{label}: {'passed' if verdict.passed else 'FAILED'}: {verdict.evidence}", flush=True)
+    if as_json:
+        print(json.dumps({name: asdict(verdict) for name, verdict in verdicts.items()}, ensure_ascii=False))
+    return 0 if all(verdict.passed for verdict in verdicts.values()) else 1
+
+
+if __name__ == "__main__":
+    from ov_afm.devices import main as run
+
+    sys.exit(run())

@@ -24,7 +24,7 @@ from .errors import DeviceError, SourceError
 from .interrupt import wait_for
 from .presets import EMBEDDED_MODEL, Recipe
 
-__all__ = ["LoadRequest", "Loaded", "Phases", "load", "locate", "verdict_key"]
+__all__ = ["LoadRequest", "Loaded", "Phases", "load", "locate", "properties_for", "verdict_key"]
 
 logger = logging.getLogger(__name__)
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
@@ -125,7 +125,7 @@ def load(request: LoadRequest, phases: Phases) -> Loaded:
     failures: list[str] = []
     for choice in devices.choose(request.device, recipe, fallback=request.fallback, speeds=speeds):
         try:
-            properties = _properties(request, choice, phases)
+            properties = properties_for(request, choice, phases.model)
             _check_trust(request, choice, properties, phases)
             engine = _compile(request, choice, properties, phases)
         except (RuntimeError, DeviceError) as error:
@@ -139,7 +139,17 @@ def load(request: LoadRequest, phases: Phases) -> Loaded:
     raise DeviceError(msg)
 
 
-def _properties(request: LoadRequest, choice: devices.Choice, phases: Phases) -> dict[str, Any]:
+def properties_for(request: LoadRequest, choice: devices.Choice, model: str) -> dict[str, Any]:
+    """What a model is loaded with on a device, the folder of its compiled form included.
+
+    Args:
+        request: What is to be loaded.
+        choice: The device.
+        model: The model's key in the journal.
+
+    Raises:
+        DeviceError: The model does not fit the device's memory, or it cannot do what is asked.
+    """
     import psutil
 
     on_cpu = choice.kind == "CPU" or choice.emulated
@@ -167,7 +177,7 @@ def _properties(request: LoadRequest, choice: devices.Choice, phases: Phases) ->
             raise DeviceError(msg)
         found["prompt_lookup"] = True
     if info and "CACHE_DIR" not in found and request.use.blob is None:
-        key = device_journal.state_key(phases.model, info.full_name, info.driver, found)
+        key = device_journal.state_key(model, info.full_name, info.driver, found)
         found["CACHE_DIR"] = str(device_journal.compiled_dir(key))
     return found
 

@@ -28,6 +28,8 @@ __all__ = ["ANSWER_TOKENS", "MARGIN_NATS", "Verdict", "judge", "make_golden", "r
 ANSWER_TOKENS = 16
 # Long enough to need more than 2,048 positions, where reported faults begin.
 LONG_TOKENS = 2112
+# What a device with static shapes needs to be loaded for, to take the long prompt.
+ROOM_TOKENS = 2304
 # How much less likely than the reference's choice a device's first other word may be. Half precision and
 # 8-bit activations move log-probabilities by tenths; a word at e^-2 of the best was not a close call.
 MARGIN_NATS = 2.0

@@ -20,3 +20,25 @@ def gpu_driver_hangs(kinds: list[str]) -> list[dict[str, Any]]:
     if "GPU" in kinds:
         time.sleep(600)
     return [CPU] if "CPU" in kinds else []
+
+
+def device_that_crashes(model_dir: str, device: str, properties: dict[str, Any], texts: list[str]) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def device_that_hangs(model_dir: str, device: str, properties: dict[str, Any], texts: list[str]) -> None:
+    time.sleep(600)
+
+
+def device_that_talks_nonsense(
+    model_dir: str, device: str, properties: dict[str, Any], texts: list[str]
+) -> list[dict[str, Any]]:
+    return [{"tokens": [0] * 16, "text": "!" * 16} for _ in texts]
+
+
+def device_that_answers_as_recorded(
+    model_dir: str, device: str, properties: dict[str, Any], texts: list[str]
+) -> list[dict[str, Any] | None]:
+    from ov_afm import selftest
+
+    return selftest._answer(model_dir, "CPU", {}, texts)

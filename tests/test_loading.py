@@ -1,0 +1,128 @@
+"""A device that fails is left for the next one, with the reason said once. The failing devices are simulated."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ov_afm import device_journal, devices, manifest, selftest
+from ov_afm.errors import DeviceError
+from ov_afm.pipeline import Params, Pipeline, Use
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OV_AFM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with recorded answers, whatever export did."""
+    copy = tmp_path_factory.mktemp("golden") / "model"
+    shutil.copytree(tiny_model, copy)
+    contents = manifest.read(copy)
+    assert contents is not None
+    contents.checks["golden"] = selftest.make_golden(str(copy))
+    manifest.write(copy, contents)
+    return copy
+
+
+def simulate_gpu(monkeypatch: pytest.MonkeyPatch, fault: str, memory_bytes: int | None = None) -> None:
+    """A GPU that is listed, and behaves as `simulated_faults` says when it is tried."""
+    gpu = devices.DeviceInfo("GPU", "Simulated Arc", "1.0", memory_bytes, ("FP16",))
+    cpu = devices.DeviceInfo("CPU", "CPU", None, None, ("FP32",))
+    monkeypatch.setattr(devices, "inventory", lambda: devices.Inventory((cpu, gpu)))
+    monkeypatch.setattr(selftest, "TRIAL", f"simulated_faults:{fault}")
+
+
+@pytest.mark.parametrize("asked", ["AUTO", "GPU"])
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("device_that_crashes", "ended by SIGSEGV"),
+        ("device_that_talks_nonsense", "where the model says"),
+        # It passes in the child; then the load itself fails, because there is no such device.
+        ("device_that_answers_as_recorded", "GPU"),
+    ],
+)
+def test_failing_device_falls_back_to_the_cpu_with_the_reason_said_once(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, asked: str, fault: str, reason: str
+) -> None:
+    simulate_gpu(monkeypatch, fault)
+    with caplog.at_level(logging.WARNING), Pipeline(model, asked, warm_up=False) as pipeline:
+        assert pipeline.device == "CPU"
+        assert reason in pipeline.device_note
+        assert pipeline.generate("hi", Params(max_new_tokens=3, ignore_eos=True)).metrics.new_tokens == 3
+    (record,) = caplog.records
+    assert record.getMessage().startswith("using CPU, because GPU: ")
+    assert reason in record.getMessage()
+
+
+def test_hanging_device_counts_as_failed(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    simulate_gpu(monkeypatch, "device_that_hangs")
+    real_run = selftest.run
+    monkeypatch.setattr(selftest, "run", lambda *arguments: real_run(*arguments, timeout_s=2))
+    with Pipeline(model, "AUTO", warm_up=False) as pipeline:
+        assert pipeline.device == "CPU"
+    assert "no answer within 2 s" in caplog.text
+
+
+def test_without_fallback_a_failing_device_is_an_error(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate_gpu(monkeypatch, "device_that_crashes")
+    with pytest.raises(DeviceError, match=r"could not be loaded: GPU: self-test of .* failed: .*SIGSEGV"):
+        Pipeline(model, "GPU", fallback=False)
+
+
+def test_verdict_is_remembered_until_the_driver_changes(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate_gpu(monkeypatch, "device_that_crashes")
+    tested: list[Any] = []
+    real_run = selftest.run
+    monkeypatch.setattr(selftest, "run", lambda *arguments: tested.append(1) or real_run(*arguments))
+    for _ in range(2):
+        Pipeline(model, "AUTO", warm_up=False).close()
+    assert len(tested) == 1
+    newer = devices.DeviceInfo("GPU", "Simulated Arc", "2.0", None, ("FP16",))
+    monkeypatch.setattr(devices, "inventory", lambda: devices.Inventory((newer,)))
+    with pytest.raises(DeviceError):
+        Pipeline(model, "GPU", fallback=False)
+    assert len(tested) == 2
+
+
+def test_model_too_big_for_a_device_falls_back_before_it_is_tried(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    simulate_gpu(monkeypatch, "device_that_hangs", memory_bytes=1000)
+    with Pipeline(model, "AUTO", warm_up=False) as pipeline:
+        assert pipeline.device == "CPU"
+    assert "GPU: GPU has 0.00 GB; the model needs" in caplog.text
+
+
+def test_measured_speeds_of_this_machine_order_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate_gpu(monkeypatch, "device_that_hangs")
+    assert [each.device for each in devices.choose("AUTO", speeds={"CPU": 50.0})] == ["GPU", "CPU"]
+    choices = devices.choose("AUTO", speeds={"CPU": 50.0, "GPU": 100.0})
+    assert [each.device for each in choices] == ["CPU", "GPU"]
+    assert choices[0].why == "AUTO (measured here: CPU 20.0 tokens/s, GPU 10.0 tokens/s)"
+
+
+def test_prompt_lookup_on_npu_is_refused(model: Path) -> None:
+    with pytest.raises(DeviceError, match="emulated NPU: prompt lookup is not available there"):
+        Pipeline(model, "NPU-EMULATED", prompt_lookup=True)
+
+
+def test_use_reaches_the_engine(model: Path) -> None:
+    with Pipeline(model, "NPU-EMULATED", use=Use(prompt_tokens=128, new_tokens=32)) as pipeline:
+        assert (pipeline.max_prompt_tokens, pipeline.context_length) == (128, 160)
+
+
+def test_cpu_and_emulation_leave_no_compiled_model_behind(model: Path) -> None:
+    Pipeline(model).close()
+    Pipeline(model, "NPU-EMULATED").close()
+    assert device_journal.clear() == 0

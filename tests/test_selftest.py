@@ -1,0 +1,132 @@
+"""A device is believed when it says what the model says, and refused with evidence when it does not."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ov_afm import device_properties, selftest
+
+GOLDEN: dict[str, Any] = {
+    "prompts": [
+        {
+            "name": "short",
+            "prompt_tokens": 5,
+            "text": "q",
+            "tokens": [11, 12, 13],
+            "answer": "the right answer",
+            "steps": ["11:-0.100 21:-2.900", "12:-0.500 22:-1.900", "13:-0.010"],
+        }
+    ]
+}
+
+
+@pytest.fixture(scope="module")
+def golden(tiny_model: Path) -> dict[str, Any]:
+    return selftest.make_golden(str(tiny_model))
+
+
+def judged(*tokens: int) -> selftest.Verdict:
+    return selftest.judge(GOLDEN, [{"tokens": list(tokens), "text": "what it said"}])
+
+
+def test_same_answer_passes() -> None:
+    assert judged(11, 12, 13) == selftest.Verdict(True, "short: all 3 tokens as recorded")
+
+
+def test_close_call_is_rounding_and_what_follows_it_is_not_compared() -> None:
+    verdict = judged(11, 22, 99)
+    assert verdict.passed
+    assert verdict.evidence == "short: 1 of 3 tokens as recorded, then a close call (1.4 nats)"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "place"),
+    [
+        ((21, 12, 13), "token 1 is 2.8 nats"),
+        ((11, 12, 99), "token 3 is more than 4.0 nats"),
+        ((11,), "token 2 is more"),
+    ],
+    ids=["unlikely", "unheard-of", "ends-early"],
+)
+def test_wrong_answer_is_refused_with_the_evidence(tokens: tuple[int, ...], place: str) -> None:
+    verdict = judged(*tokens)
+    assert not verdict.passed
+    assert "answered 'what it said' where the model says 'the right answer'" in verdict.evidence
+    assert place in verdict.evidence
+
+
+def test_prompt_that_did_not_fit_is_reported_not_failed() -> None:
+    verdict = selftest.judge(GOLDEN, [None])
+    assert verdict.passed
+    assert "not run, 5 tokens are more than it was loaded for" in verdict.evidence
+
+
+def test_golden_answers_are_json_with_a_prompt_beyond_2048_tokens(golden: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(golden)) == golden
+    short, long = golden["prompts"]
+    assert short["prompt_tokens"] < 100
+    assert long["prompt_tokens"] > 2048
+    assert selftest.NEEDLE in long["text"]
+    assert all(len(prompt["tokens"]) == len(prompt["steps"]) == 16 for prompt in (short, long))
+    assert len(json.dumps(golden)) < 50_000
+
+
+def test_reference_is_the_engines_own_answer_at_f32(golden: dict[str, Any], tiny_model: Path) -> None:
+    answers = selftest._answer(str(tiny_model), "CPU", selftest.EXACT, [each["text"] for each in golden["prompts"]])
+    assert [answer["tokens"] for answer in answers if answer] == [each["tokens"] for each in golden["prompts"]]
+
+
+def test_cpu_with_its_defaults_passes(golden: dict[str, Any], tiny_model: Path) -> None:
+    assert selftest.run(tiny_model, golden, "CPU", {}).passed
+
+
+def test_emulated_npu_passes_and_finds_the_long_prompt_too_long(golden: dict[str, Any], tiny_model: Path) -> None:
+    verdict = selftest.run(tiny_model, golden, "NPU", device_properties.build("NPU", emulated=True))
+    assert verdict.passed
+    assert "long: not run" in verdict.evidence
+
+
+def test_model_with_wrong_weights_is_refused(golden: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "scrambled"
+    shutil.copytree(tiny_model, other)
+    # The embedding, 512 x 64 bytes, upside down: it loads and talks, about something else.
+    place = re.search(r'element_type="u8" shape="512, 64" offset="(\d+)"', (other / "openvino_model.xml").read_text())
+    assert place is not None
+    begin = int(place[1])
+    weights = bytearray((other / "openvino_model.bin").read_bytes())
+    weights[begin : begin + 512 * 64] = weights[begin : begin + 512 * 64][::-1]
+    (other / "openvino_model.bin").write_bytes(weights)
+    verdict = selftest.run(other, golden, "CPU", {})
+    assert not verdict.passed
+    assert "less likely than the right one" in verdict.evidence
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("device_that_crashes", "ended by SIGSEGV"),
+        ("device_that_hangs", "no answer within 3 s"),
+        ("device_that_talks_nonsense", "answered '!!!!!!!!!!!!!!!!' where the model says"),
+    ],
+)
+def test_simulated_fault_fails_the_test(
+    golden: dict[str, Any], tiny_model: Path, monkeypatch: pytest.MonkeyPatch, fault: str, reason: str
+) -> None:
+    monkeypatch.setattr(selftest, "TRIAL", f"simulated_faults:{fault}")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    verdict = selftest.run(tiny_model, golden, "NPU", {}, timeout_s=3 if "hangs" in fault else 60)
+    assert not verdict.passed
+    assert reason in verdict.evidence
+
+
+def test_load_failure_is_one_line(tiny_model: Path) -> None:
+    verdict = selftest.run(tiny_model, None, "CPU", {"NO_SUCH_PROPERTY": 1})
+    assert verdict == selftest.Verdict(
+        False, "it failed to load or to answer: NotFound: Unsupported property NO_SUCH_PROPERTY by CPU plugin."
+    )
