@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from ov_afm import gguf as ours
 from ov_afm import sources
 from ov_afm.errors import SourceError
-from ov_afm.gguf_tokenizer import PRE_TOKENIZERS
+from ov_afm.gguf_tokenizer import PRE_TOKENIZERS, write_tokenizer
 
 TEXTS = [
     "Hello, world! It's 2026-11-22, isn't it?",
@@ -247,6 +248,20 @@ def test_openvino_tokenizes_as_the_converted_tokenizer_does(tiny_checkpoint: Pat
     compiled = openvino.compile_model(convert_tokenizer(tokenizer), "CPU")
     for text in TEXTS:
         assert compiled([text])["input_ids"][0].tolist() == tokenizer(text).input_ids, text
+
+
+def test_large_vocabulary_is_read_in_seconds(tmp_path: Path) -> None:
+    letters = [chr(0x100 + index) for index in range(200)]
+    pairs = [(first, second) for first in letters for second in letters]
+    fields = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": letters + ["".join(pair) for pair in pairs],
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in pairs],
+    }
+    start = time.monotonic()
+    write_tokenizer(tmp_path, fields, "large.gguf", 1024)
+    assert time.monotonic() - start < 10
 
 
 def llama(path: Path, **rope: Any) -> Path:
