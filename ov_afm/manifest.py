@@ -148,12 +148,26 @@ def read(model_dir: Path) -> Manifest | None:
         fields = json.loads(path.read_text(encoding="utf-8"))
         schema = fields["schema"]
         if isinstance(schema, int) and schema <= SCHEMA:
-            return Manifest(**{key: value for key, value in fields.items() if key in Manifest.__dataclass_fields__})
+            return _checked(fields)
     except (ValueError, KeyError, TypeError) as error:
         msg = f"{path} is damaged ({error}); export the model again"
         raise SourceError(msg) from error
     msg = f"{path} has layout {schema}, this ov_afm reads up to {SCHEMA}; upgrade with: pip install -U ov-afm"
     raise SourceError(msg)
+
+
+def _checked(fields: Mapping[str, Any]) -> Manifest:
+    """The manifest of these fields; raises TypeError or KeyError where one is not of its kind."""
+    found = Manifest(**{key: value for key, value in fields.items() if key in Manifest.__dataclass_fields__})
+    for name, value in asdict(found).items():
+        if name != "schema" and not isinstance(value, dict):
+            msg = f"{name} is no object"
+            raise TypeError(msg)
+    for name, entry in found.files.items():
+        if not isinstance(entry, dict) or not isinstance(entry["bytes"], int) or not isinstance(entry["sha256"], str):
+            msg = f"the entry of {name} is not one of a file"
+            raise TypeError(msg)
+    return found
 
 
 def verify(model_dir: Path, *, hashes: bool = False, on_bytes: Callable[[int], None] | None = None) -> Manifest | None:

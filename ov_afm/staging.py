@@ -42,7 +42,8 @@ def staging(output: Path, *, replace: bool = False) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         lock = _lock(output.with_name(f".{output.name}.lock"))
     except OSError as error:
-        msg = f"cannot write to {output.parent} ({error.strerror}); choose another output directory"
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        msg = f"cannot write to {output.parent} ({reason}); choose another output directory"
         raise ConfigError(msg) from error
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     old = output.with_name(f".{output.name}.old")
