@@ -12,8 +12,8 @@ from .device_rules import violations
 from .devices import EMULATED_NPU, Choice, DeviceInfo, Inventory, choose
 from .driver_faults import known_faults
 from .errors import DeviceError
-from .loading import LoadRequest, properties_for, verdict_key
-from .presets import RECIPES, Recipe
+from .loading import LoadRequest, properties_for, recipe_of, verdict_key
+from .presets import RECIPES
 
 __all__ = ["describe", "render", "test"]
 
@@ -49,7 +49,7 @@ def _device(info: DeviceInfo, model_dir: Path | None, contents: manifest.Manifes
 
 def _for_model(info: DeviceInfo, model_dir: Path, contents: manifest.Manifest | None) -> dict[str, Any]:
     model = device_journal.model_key(model_dir, contents)
-    recipe = Recipe.from_dict(contents.recipe) if contents and contents.recipe else None
+    recipe = recipe_of(contents)
     refused = [rule.found(recipe) for rule in violations(recipe, info.name)] if recipe else []
     properties: dict[str, Any] = {}
     try:
@@ -121,7 +121,7 @@ def test(model_dir: Path, device: str) -> selftest.Verdict:
     import datetime
 
     contents = manifest.verify(model_dir)
-    recipe = Recipe.from_dict(contents.recipe) if contents and contents.recipe else None
+    recipe = recipe_of(contents)
     choice: Choice = choose(device, recipe)[0]
     use = DEFAULT_USE
     if choice.kind == "NPU":

@@ -16,8 +16,9 @@ from typing import Any
 from . import console
 from .errors import GenerationError
 from .interrupt import leave_at_once
+from .load_display import LoadDisplay
 from .params import Params
-from .pipeline import Completion, Message, Pipeline
+from .pipeline import Completion, Message, Pipeline, Use
 
 __all__ = ["add_load_options", "add_sampling_options", "figures", "load", "main", "sampling"]
 
@@ -61,6 +62,27 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--num-assistant-tokens", type=int, default=5, metavar="N", help="tokens drafted at a time")
     group.add_argument(
+        "--kv-cache",
+        choices=("u8", "f16", "f32"),
+        default=argparse.SUPPRESS,
+        help="precision of the KV cache, CPU and GPU",
+    )
+    group.add_argument("--threads", type=int, default=argparse.SUPPRESS, metavar="N", help="CPU threads")
+    group.add_argument(
+        "--no-prefix-caching",
+        dest="prefix_caching",
+        action="store_false",
+        default=argparse.SUPPRESS,
+        help="compute every prompt from its beginning",
+    )
+    group.add_argument(
+        "--prompt-tokens",
+        type=int,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="longest prompt to make room for: NPU reserves it, elsewhere it counts for memory",
+    )
+    group.add_argument(
         "--ov-config",
         action="append",
         default=argparse.SUPPRESS,
@@ -80,14 +102,19 @@ def load(model: str, arguments: argparse.Namespace, parser: argparse.ArgumentPar
             properties[key] = json.loads(value)
         except ValueError:
             properties[key] = value
-    pipeline = Pipeline(
-        model,
-        arguments.device,
-        prompt_lookup=arguments.prompt_lookup,
-        draft_model=getattr(arguments, "draft_model", None),
-        num_assistant_tokens=arguments.num_assistant_tokens,
-        **properties,
-    )
+    given = vars(arguments)
+    use = Use(**{field.name: given[field.name] for field in fields(Use) if field.name in given})
+    with LoadDisplay() as on_phase:
+        pipeline = Pipeline(
+            model,
+            arguments.device,
+            prompt_lookup=arguments.prompt_lookup,
+            draft_model=given.get("draft_model"),
+            num_assistant_tokens=arguments.num_assistant_tokens,
+            use=use,
+            on_phase=on_phase,
+            **properties,
+        )
     if pipeline.manifest is None:
         console.note(f"note: {model} has no ov_afm.json, so its files were not checked")
     if pipeline.emulated:

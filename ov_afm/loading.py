@@ -20,11 +20,11 @@ from typing import Any
 from . import device_journal, device_properties, devices, manifest, selftest
 from .device_properties import Use
 from .engine_errors import last_line
-from .errors import DeviceError, SourceError
+from .errors import ConfigError, DeviceError, SourceError
 from .interrupt import wait_for
 from .presets import EMBEDDED_MODEL, Recipe
 
-__all__ = ["LoadRequest", "Loaded", "Phases", "load", "locate", "properties_for", "verdict_key"]
+__all__ = ["LoadRequest", "Loaded", "Phases", "load", "locate", "properties_for", "recipe_of", "verdict_key"]
 
 logger = logging.getLogger(__name__)
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
@@ -114,13 +114,24 @@ def locate(model: str | Path) -> Path:
     return path
 
 
+def recipe_of(contents: manifest.Manifest | None) -> Recipe | None:
+    """The recipe of a manifest; None where there is none, or it is none of ours (a prebuilt model may be mixed)."""
+    if contents is None or not contents.recipe:
+        return None
+    try:
+        return Recipe.from_dict(contents.recipe)
+    except (ConfigError, TypeError) as error:
+        logger.info("the recipe of %s is not one of ours: %s", contents.source.get("id"), error)
+        return None
+
+
 def load(request: LoadRequest, phases: Phases) -> Loaded:
     """Load a model on the first device that can run it.
 
     Raises:
         DeviceError: No device that was asked for can run it, with each one's reason.
     """
-    recipe = Recipe.from_dict(request.contents.recipe) if request.contents and request.contents.recipe else None
+    recipe = recipe_of(request.contents)
     speeds = device_journal.speeds(phases.model)
     failures: list[str] = []
     for choice in devices.choose(request.device, recipe, fallback=request.fallback, speeds=speeds):

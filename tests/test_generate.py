@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,52 @@ def test_ctrl_c_while_answering_exits_130_without_a_traceback(tiny_model: Path) 
     assert child.returncode == 130
     assert error.strip().endswith("ov-afm: interrupted")
     assert "Traceback" not in error
+
+
+def test_options_of_the_engine_reach_it(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = ["--json", "--greedy", "--max-new-tokens", "8", "--ov-config", "DYNAMIC_QUANTIZATION_GROUP_SIZE=0"]
+    texts = set()
+    for extra in (
+        [],
+        ["--no-prefix-caching"],
+        ["--threads", "1"],
+        ["--prompt-lookup"],
+        ["--draft-model", str(tiny_model)],
+    ):
+        assert main([str(tiny_model), "one two one two", *plain, "--kv-cache", "f32", *extra]) == 0
+        texts.add(json.loads(capsys.readouterr().out)["text"])
+    assert len(texts) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_is_heard_while_native_code_runs() -> None:
+    code = (
+        "import ctypes, time\n"
+        "from ov_afm.interrupt import leave_at_once, wait_for\n"
+        "with leave_at_once():\n"
+        "    print('running', flush=True)\n"
+        "    wait_for(lambda: ctypes.CDLL(None).sleep(60))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.readline()
+        began = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        error = child.stderr.read().decode()
+    assert child.returncode == 130
+    assert time.monotonic() - began < 10
+    assert error.strip() == "ov-afm: interrupted"
+
+
+@pytest.mark.slow
+def test_real_language_is_answered_and_streamed(smollm2_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(smollm2_model), "What is the capital of France?", "--greedy", "--max-new-tokens", "24"]) == 0
+    assert "Paris" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_emulated_npu_speaks_real_language(smollm2_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--greedy", "--max-new-tokens", "24", "--device", "NPU-EMULATED", "--prompt-tokens", "128"]
+    assert main([str(smollm2_model), "What is the capital of France?", *options]) == 0
+    assert "Paris" in capsys.readouterr().out
