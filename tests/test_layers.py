@@ -24,7 +24,7 @@ LAYERS = {
     ),
     "sources, devices, metrics": (
         "sources checkpoint embedded gguf gguf_* hub hub_* devices device_* driver_faults selftest loading metrics "
-        "stream energy bandwidth resources_used"
+        "stream energy bandwidth resources_used load_display"
     ),
     "making and running models": (
         "export convert verify compress calibration quantize recipe_options bundle info synth prune prune_* sparsity "
