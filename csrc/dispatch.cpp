@@ -15,6 +15,8 @@
 namespace relu2 {
 namespace {
 
+constexpr size_t kManyTokens = 8;
+
 struct Features {
   bool avx2 = false, avx_vnni = false, avx512_vnni = false;
 };
@@ -100,6 +102,8 @@ const Kernels* kernels_by_name(const char* name) {
 
 const Kernels& best_kernels() { return *kernels_by_name(nullptr); }
 
-int default_activation_bits(const Kernels& kernels) { return std::strstr(kernels.name, "vnni") ? 8 : 16; }
+int default_activation_bits(const Kernels& kernels, size_t tokens) {
+  return tokens >= kManyTokens && std::strstr(kernels.name, "vnni") ? 8 : 16;
+}
 
 }  // namespace relu2

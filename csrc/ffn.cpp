@@ -80,8 +80,8 @@ class Chunk {
         tokens_(tokens),
         y_(y),
         stride_(ffn.down.padded_outputs()),
-        bits_(ffn.activation_bits ? ffn.activation_bits : default_activation_bits(kernels)),
-        quantized_(ffn.up.padded_inputs(), std::min(ffn.up.group, kMaxGroup), tokens, bits_),
+        bits_(ffn.activation_bits ? ffn.activation_bits : default_activation_bits(kernels, tokens)),
+        quantized_(ffn.up.padded_inputs(), step(ffn.up.group), tokens, bits_),
         poisoned_(tokens) {}
 
   void run() {
@@ -117,6 +117,9 @@ class Chunk {
     for_each_tile(tokens_ - full * width, width, [&](size_t first, size_t n) { one(full * width + first, n); });
   }
 
+  // Inputs that are quantized together. int8 needs small groups, as stock OpenVINO's default of 32.
+  size_t step(size_t weight_group) const { return bits_ == 8 ? 32 : std::min(weight_group, kMaxGroup); }
+
   size_t neurons(size_t g) const { return std::min(ffn_.down.group, ffn_.down.inputs - g * ffn_.down.group); }
 
   void up(size_t g, float* z, size_t stride) const {
@@ -131,17 +134,17 @@ class Chunk {
     for (size_t g = begin; g < end; g++) {
       Active& now = active[g % 2];
       up(g, z, kMaxGroup);
-      if (!kernels_.select(z, neurons(g), ffn_.threshold, bits_, now)) poisoned_[0] = true;
+      if (!kernels_.select(z, neurons(g), ffn_.threshold, now)) poisoned_[0] = true;
       for (size_t i = 0; i < now.count; i++)
         prefetch(ffn_.down.record(g) + now.rows[i] * ffn_.down.row_bytes(), ffn_.down.row_bytes());
-      if (g > begin) kernels_.down_sparse(ffn_.down, g - 1, active[(g - 1) % 2], bits_, out);
+      if (g > begin) kernels_.down_sparse(ffn_.down, g - 1, active[(g - 1) % 2], out);
     }
-    if (begin < end) kernels_.down_sparse(ffn_.down, end - 1, active[(end - 1) % 2], bits_, out);
+    if (begin < end) kernels_.down_sparse(ffn_.down, end - 1, active[(end - 1) % 2], out);
   }
 
   void many_tokens(size_t begin, size_t end, float* out) {
     Buffer<float> z(tokens_ * kMaxGroup);
-    OwnedActivations h(ffn_.down.group, ffn_.down.group, tokens_, bits_);
+    OwnedActivations h(ffn_.down.group, step(ffn_.down.group), tokens_, bits_);
     for (size_t g = begin; g < end; g++) {
       up(g, z.data(), kMaxGroup);
       size_t count = 0;
@@ -156,8 +159,8 @@ class Chunk {
   void by_lists(size_t g, const float* z, float* out) {
     Active active;
     for (size_t t = 0; t < tokens_; t++) {
-      if (!kernels_.select(z + t * kMaxGroup, neurons(g), ffn_.threshold, bits_, active)) poisoned_[t] = true;
-      kernels_.down_sparse(ffn_.down, g, active, bits_, out + t * stride_);
+      if (!kernels_.select(z + t * kMaxGroup, neurons(g), ffn_.threshold, active)) poisoned_[t] = true;
+      kernels_.down_sparse(ffn_.down, g, active, out + t * stride_);
     }
   }
 

@@ -9,7 +9,7 @@ struct Ffn {
   UpMatrix up;
   DownMatrix down;
   float threshold = 0;      // neurons at or below it are skipped; 0 is exact
-  int activation_bits = 0;  // 8, 16, or 0 for what suits the kernels
+  int activation_bits = 0;  // of products that are not by lists: 8, 16, or 0 for what suits the kernels and the tokens
 };
 
 // x is tokens x up.inputs, y is tokens x down.outputs. A row of x with a NaN or an infinity, or whose squares overflow,

@@ -32,11 +32,12 @@ RELU2_INLINE size_t next_tile(size_t remaining, size_t max_width) {
   return width;
 }
 
-// The neurons of one group that are active for one token.
+// The neurons of one group that are active for one token, always as int16: squares span too many magnitudes for int8,
+// and reading the rows takes longer than multiplying them.
 struct Active {
   size_t count = 0;
   float scale = 0;  // of the quantized values
-  alignas(64) int32_t values[2 * kMaxGroup / 4 + 2];  // units, in quads of rows
+  alignas(64) int32_t values[2 * kMaxGroup / 4];  // units, in quads of rows
   int32_t sum = 0;
   uint8_t rows[kMaxGroup + 4];  // padded with the last row to whole quads
 };
@@ -51,13 +52,13 @@ struct Kernels {
   // z[token * z_stride + 0..15] = the 16 neurons of one block for all tokens.
   void (*up)(const UpMatrix& up, size_t block, const Activations& x, float* z, size_t z_stride);
 
-  // Neurons above the threshold, squared and quantized to `bits`; false if a square is not finite.
-  bool (*select)(const float* z, size_t count, float threshold, int bits, Active& out);
+  // Neurons above the threshold, squared and quantized; false if a square is not finite.
+  bool (*select)(const float* z, size_t count, float threshold, Active& out);
 
   // y[0..padded outputs) += rows of the active neurons of one group.
-  void (*down_sparse)(const DownMatrix& down, size_t g, const Active& active, int bits, float* y);
+  void (*down_sparse)(const DownMatrix& down, size_t g, const Active& active, float* y);
 
-  // The same for all tokens and all neurons of the group; `h` holds one quantization group per token.
+  // The same for all tokens and all neurons of the group.
   void (*down_dense)(const DownMatrix& down, size_t g, const Activations& h, float* y, size_t y_stride);
 };
 
@@ -68,8 +69,9 @@ const Kernels* kernels_by_name(const char* name);
 // The fastest that this CPU runs.
 const Kernels& best_kernels();
 
-// int8 activations pay off only with a dot-product instruction; elsewhere int16 costs the same and loses nothing.
-int default_activation_bits(const Kernels& kernels);
+// int8 for many tokens on CPUs with a dot-product instruction for it, as stock OpenVINO does there; else int16, which
+// loses nothing and, while reading weights is what takes the time, costs nothing.
+int default_activation_bits(const Kernels& kernels, size_t tokens);
 
 extern const Kernels kPortable4, kPortable8, kPortable16;
 #ifdef RELU2_AVX2

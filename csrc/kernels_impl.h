@@ -4,7 +4,8 @@
 
 #include "kernels.h"
 
-#if defined(_MSC_VER)
+// Without unrolling, arrays of vectors do not become registers.
+#if defined(_MSC_VER) || defined(RELU2_PLAIN)
 #define RELU2_UNROLL
 #else
 #define RELU2_UNROLL _Pragma("GCC unroll 16")
@@ -187,11 +188,11 @@ struct Quad {
   }
 };
 
-template <class V, int kBits, int kActBits>
+template <class V, int kBits>
 void down_sparse_bits(const DownMatrix& m, size_t g, const Active& active, float* y) {
-  using Codes = Decoded<V, kBits, kActBits>;
+  using Codes = Decoded<V, kBits, 16>;
   constexpr int kVectors = 4 * Codes::kQuads;
-  constexpr int kUnitsPerQuad = kActBits / 8;
+  constexpr int kUnitsPerQuad = 2;
   const uint8_t* rows[kMaxGroup + 4];
   const size_t padded = (active.count + 3) / 4 * 4, row_bytes = m.row_bytes();
   for (size_t i = 0; i < padded; i++) rows[i] = m.record(g) + active.rows[i] * row_bytes;
@@ -205,7 +206,7 @@ void down_sparse_bits(const DownMatrix& m, size_t g, const Active& active, float
         const Codes codes(quad.z[z]);
         RELU2_UNROLL for (int u = 0; u < Codes::kUnits; u++) {
           const int v = z * Codes::kQuads + u / kUnitsPerQuad;
-          acc[v] = dot<V, kActBits>(acc[v], codes.unit[u], V::set1(h[u % kUnitsPerQuad]));
+          acc[v] = V::dot16(acc[v], codes.unit[u], V::set1(h[u % kUnitsPerQuad]));
         }
       }
     }
@@ -221,12 +222,9 @@ void down_sparse_bits(const DownMatrix& m, size_t g, const Active& active, float
 }
 
 template <class V>
-void down_sparse(const DownMatrix& m, size_t g, const Active& active, int bits, float* y) {
+void down_sparse(const DownMatrix& m, size_t g, const Active& active, float* y) {
   if (active.count == 0) return;
-  if (m.bits == 4)
-    bits == 8 ? down_sparse_bits<V, 4, 8>(m, g, active, y) : down_sparse_bits<V, 4, 16>(m, g, active, y);
-  else
-    bits == 8 ? down_sparse_bits<V, 8, 8>(m, g, active, y) : down_sparse_bits<V, 8, 16>(m, g, active, y);
+  m.bits == 4 ? down_sparse_bits<V, 4>(m, g, active, y) : down_sparse_bits<V, 8>(m, g, active, y);
 }
 
 template <class V, int kBits, int kActBits>
@@ -253,7 +251,9 @@ void down_dense_bits(const DownMatrix& m, size_t g, const Activations& h, float*
     for (int v = 0; v < kVectors; v++) {
       const size_t o = at / kPiece * (kPiece * 8 / kBits) + v * 16;
       const Columns<V> columns(m, m.scales(g) + o, m.zeros(g) + o);
-      all_tiles<V, kActBits>(scratch[v], m.group / 4 * kUnitsPerQuad, columns, h, 0, y + o, stride);
+      const size_t units = h.group / 4 * kUnitsPerQuad;
+      for (size_t group = 0; group < h.groups(); group++)
+        all_tiles<V, kActBits>(scratch[v] + group * units * kParts, units, columns, h, group, y + o, stride);
     }
   }
 }
@@ -334,7 +334,7 @@ bool quantize(const float* x, size_t stride, size_t size, const Activations& to,
   return finite;
 }
 
-bool select(const float* z, size_t count, float threshold, int bits, Active& out) {
+bool select(const float* z, size_t count, float threshold, Active& out) {
   float h[kMaxGroup + 4];
   size_t n = 0;
   for (size_t i = 0; i < count; i++) {  // without a branch: which neurons are active is not predictable
@@ -344,7 +344,7 @@ bool select(const float* z, size_t count, float threshold, int bits, Active& out
   }
   out.count = n;
   if (n == 0) return true;
-  const Step step(h, n, bits);
+  const Step step(h, n, 16);
   out.scale = step.scale;
   out.sum = 0;
   if (step.scale == 0) out.count = 0;
@@ -355,7 +355,7 @@ bool select(const float* z, size_t count, float threshold, int bits, Active& out
     q[i] = 0;
     out.rows[i] = out.rows[n - 1];
   }
-  for (size_t i = 0; i < n; i += 4) store_quad(q + i, bits, out.values + i / 4 * (bits / 8), 1);
+  for (size_t i = 0; i < n; i += 4) store_quad(q + i, 16, out.values + i / 2, 1);
   return step.finite;
 }
 

@@ -1,3 +1,6 @@
+#ifndef RELU2_PLAIN
+#define RELU2_PLAIN
+#endif
 #include "kernels_impl.h"
 #include "simd_portable.h"
 

@@ -26,7 +26,10 @@
 
 // Files compiled for different instruction sets share these headers, so every function in them must be inlined: a copy
 // compiled for AVX-512 could otherwise be the one that the linker keeps for every CPU.
-#if defined(_MSC_VER)
+// RELU2_PLAIN, for plain C++ and sanitizers, turns forced inlining and unrolling off: both only take time to compile.
+#if defined(RELU2_PLAIN)
+#define RELU2_INLINE inline
+#elif defined(_MSC_VER)
 #define RELU2_INLINE __forceinline
 #else
 #define RELU2_INLINE inline __attribute__((always_inline))
