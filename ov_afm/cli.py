@@ -12,6 +12,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("ov_afm.export", "checkpoint → verified OpenVINO model directory"),
     "compress": ("ov_afm.compress", "uncompressed model directory → INT8 or INT4"),
+    "bench": ("ov_afm.bench", "compare devices, precisions and engine options here"),
     "generate": ("ov_afm.generate", "answer one prompt, streaming"),
     "info": ("ov_afm.info", "recipe, sizes, checks and provenance of a model directory"),
     "synth": ("ov_afm.synth", "write a synthetic checkpoint of a given geometry"),
