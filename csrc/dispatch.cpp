@@ -65,7 +65,9 @@ Features detect() {
   return f;
 }
 #else
-Features detect() { return {}; }
+Features detect() {
+  return {};
+}
 #endif
 
 const Features& features() {
@@ -100,7 +102,9 @@ const Kernels* kernels_by_name(const char* name) {
   return nullptr;
 }
 
-const Kernels& best_kernels() { return *kernels_by_name(nullptr); }
+const Kernels& best_kernels() {
+  return *kernels_by_name(nullptr);
+}
 
 int default_activation_bits(const Kernels& kernels, size_t tokens) {
   return tokens >= kManyTokens && std::strstr(kernels.name, "vnni") ? 8 : 16;

@@ -152,7 +152,7 @@ class Chunk {
         count += std::count_if(z.data() + t * kMaxGroup, z.data() + t * kMaxGroup + neurons(g),
                                [this](float v) { return v > ffn_.threshold; });
       // A neuron costs about twice as much in a list as in the dense product, which unpacks each row but once.
-      count * 2 < tokens_ * neurons(g) ? by_lists(g, z.data(), out) : dense(g, z.data(), h, out);
+      count * 2 < tokens_* neurons(g) ? by_lists(g, z.data(), out) : dense(g, z.data(), h, out);
     }
   }
 

@@ -36,7 +36,7 @@ RELU2_INLINE size_t next_tile(size_t remaining, size_t max_width) {
 // and reading the rows takes longer than multiplying them.
 struct Active {
   size_t count = 0;
-  float scale = 0;  // of the quantized values
+  float scale = 0;                                // of the quantized values
   alignas(64) int32_t values[2 * kMaxGroup / 4];  // units, in quads of rows
   int32_t sum = 0;
   uint8_t rows[kMaxGroup + 4];  // padded with the last row to whole quads

@@ -75,10 +75,9 @@ RELU2_INLINE void tile(const typename V::I* w, size_t units, const Columns<V>& c
   const float* scales = x.scales + first * x.groups() + group * kTokens;
   const int32_t* sums = x.sums + first * x.groups() + group * kTokens;
   typename V::I acc[kTokens][kParts];
-  RELU2_UNROLL for (int t = 0; t < kTokens; t++) RELU2_UNROLL for (int n = 0; n < kParts; n++)
-    acc[t][n] = V::mul32(columns.zero[n], V::set1(-sums[t]));
-  for (size_t u = 0; u < units; u++)
-    RELU2_UNROLL for (int t = 0; t < kTokens; t++) {
+  RELU2_UNROLL for (int t = 0; t < kTokens; t++) RELU2_UNROLL for (int n = 0; n < kParts; n++) acc[t][n] =
+      V::mul32(columns.zero[n], V::set1(-sums[t]));
+  for (size_t u = 0; u < units; u++) RELU2_UNROLL for (int t = 0; t < kTokens; t++) {
       const typename V::I b = V::set1(xu[u * kTokens + t]);
       RELU2_UNROLL for (int n = 0; n < kParts; n++) acc[t][n] = dot<V, kActBits>(acc[t][n], w[u * kParts + n], b);
     }
@@ -95,11 +94,21 @@ void all_tiles(const typename V::I* w, size_t units, const Columns<V>& columns, 
   for (size_t first = 0; first < x.tokens;) {
     const size_t width = next_tile(x.tokens - first, V::kTile);
     switch (width) {
-      case 16: tile<V, kActBits, V::kTile >= 16 ? 16 : 1>(w, units, columns, x, first, group, out, stride); break;
-      case 8: tile<V, kActBits, V::kTile >= 8 ? 8 : 1>(w, units, columns, x, first, group, out, stride); break;
-      case 4: tile<V, kActBits, 4>(w, units, columns, x, first, group, out, stride); break;
-      case 2: tile<V, kActBits, 2>(w, units, columns, x, first, group, out, stride); break;
-      default: tile<V, kActBits, 1>(w, units, columns, x, first, group, out, stride); break;
+      case 16:
+        tile<V, kActBits, V::kTile >= 16 ? 16 : 1>(w, units, columns, x, first, group, out, stride);
+        break;
+      case 8:
+        tile<V, kActBits, V::kTile >= 8 ? 8 : 1>(w, units, columns, x, first, group, out, stride);
+        break;
+      case 4:
+        tile<V, kActBits, 4>(w, units, columns, x, first, group, out, stride);
+        break;
+      case 2:
+        tile<V, kActBits, 2>(w, units, columns, x, first, group, out, stride);
+        break;
+      default:
+        tile<V, kActBits, 1>(w, units, columns, x, first, group, out, stride);
+        break;
     }
     first += width;
   }
@@ -124,13 +133,13 @@ void up_stream(const UpMatrix& m, size_t block, const Activations& x, float* z) 
       using Codes = Decoded<V, kBits, kActBits>;
       RELU2_UNROLL for (int n = 0; n < kParts; n++) {
         const Codes codes(V::load(p + n * V::kLanes * 4));
-        RELU2_UNROLL for (int u = 0; u < Codes::kUnits; u++)
-          acc[n] = dot<V, kActBits>(acc[n], codes.unit[u], V::set1(xu[u]));
+        RELU2_UNROLL for (int u = 0; u < Codes::kUnits; u++) acc[n] =
+            dot<V, kActBits>(acc[n], codes.unit[u], V::set1(xu[u]));
       }
       xu += Codes::kUnits;
     }
-    RELU2_UNROLL for (int n = 0; n < kParts; n++)
-      total[n] = V::mul_add(V::to_float(acc[n]), V::mul(columns.scale[n], V::set1_float(x.scales[group])), total[n]);
+    RELU2_UNROLL for (int n = 0; n < kParts; n++) total[n] =
+        V::mul_add(V::to_float(acc[n]), V::mul(columns.scale[n], V::set1_float(x.scales[group])), total[n]);
   }
   RELU2_UNROLL for (int n = 0; n < kParts; n++) V::store_float(z + n * V::kLanes, total[n]);
 }
@@ -244,8 +253,8 @@ void down_dense_bits(const DownMatrix& m, size_t g, const Activations& h, float*
         RELU2_UNROLL for (int z = 0; z < 4; z++) {
           const Codes codes(quad.z[z]);
           RELU2_UNROLL for (int u = 0; u < Codes::kUnits; u++)
-            scratch[z * Codes::kQuads + u / kUnitsPerQuad][(i / 4 * kUnitsPerQuad + u % kUnitsPerQuad) * kParts + n] =
-                codes.unit[u];
+              scratch[z * Codes::kQuads + u / kUnitsPerQuad][(i / 4 * kUnitsPerQuad + u % kUnitsPerQuad) * kParts + n] =
+                  codes.unit[u];
         }
       }
     for (int v = 0; v < kVectors; v++) {

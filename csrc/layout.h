@@ -41,7 +41,9 @@ constexpr size_t kBlock = 16;      // neurons of one UP record
 constexpr size_t kPiece = 64;      // bytes of weights that are handled together
 constexpr size_t kMaxGroup = 128;  // neurons of one DOWN record at most; channel-wise weights use 128
 
-RELU2_INLINE constexpr size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
+RELU2_INLINE constexpr size_t round_up(size_t n, size_t step) {
+  return (n + step - 1) / step * step;
+}
 
 // One packed matrix. `inputs` and `outputs` are the true sizes; padded ones follow.
 struct Matrix {
@@ -69,7 +71,9 @@ struct UpMatrix : Matrix {
   RELU2_INLINE const uint16_t* scales(size_t block) const {
     return reinterpret_cast<const uint16_t*>(record(block) + weight_bytes());
   }
-  RELU2_INLINE const uint8_t* zeros(size_t block) const { return record(block) + weight_bytes() + groups() * kBlock * 2; }
+  RELU2_INLINE const uint8_t* zeros(size_t block) const {
+    return record(block) + weight_bytes() + groups() * kBlock * 2;
+  }
 };
 
 struct DownMatrix : Matrix {

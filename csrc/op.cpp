@@ -6,7 +6,9 @@
 
 namespace ov_afm {
 
-ReLU2FFN::ReLU2FFN(const ov::OutputVector& inputs) : Op(inputs) { constructor_validate_and_infer_types(); }
+ReLU2FFN::ReLU2FFN(const ov::OutputVector& inputs) : Op(inputs) {
+  constructor_validate_and_infer_types();
+}
 
 void ReLU2FFN::validate_and_infer_types() {
   NODE_VALIDATION_CHECK(this, get_input_size() == 3, "ReLU2FFN takes activations, UP and DOWN weights");
@@ -103,5 +105,9 @@ OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({std::make_shared<ov:
 #endif
 
 // Name of the kernels that this CPU gets, and whether it has those of a given name.
-extern "C" RELU2_EXPORT const char* ov_afm_best_isa() { return relu2::best_kernels().name; }
-extern "C" RELU2_EXPORT int ov_afm_has_isa(const char* name) { return relu2::kernels_by_name(name) != nullptr; }
+extern "C" RELU2_EXPORT const char* ov_afm_best_isa() {
+  return relu2::best_kernels().name;
+}
+extern "C" RELU2_EXPORT int ov_afm_has_isa(const char* name) {
+  return relu2::kernels_by_name(name) != nullptr;
+}

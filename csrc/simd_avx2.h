@@ -18,7 +18,9 @@ struct Avx2 {
   static I set1(int32_t v) { return _mm256_set1_epi32(v); }
   static I bit_and(I a, I b) { return _mm256_and_si256(a, b); }
   template <int kBits>
-  static I srl16(I a) { return _mm256_srli_epi16(a, kBits); }
+  static I srl16(I a) {
+    return _mm256_srli_epi16(a, kBits);
+  }
   static I unpack_lo8(I a, I b) { return _mm256_unpacklo_epi8(a, b); }
   static I unpack_hi8(I a, I b) { return _mm256_unpackhi_epi8(a, b); }
   static I unpack_lo16(I a, I b) { return _mm256_unpacklo_epi16(a, b); }
@@ -29,8 +31,8 @@ struct Avx2 {
     return _mm256_dpbusd_avx_epi32(acc, w, x);
 #else
     // maddubs would saturate for int8 weights: widen even and odd bytes instead.
-    const I even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(0xff)),
-                                     _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
+    const I even =
+        _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(0xff)), _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
     const I odd = _mm256_madd_epi16(_mm256_srli_epi16(w, 8), _mm256_srai_epi16(x, 8));
     return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
 #endif

@@ -18,7 +18,9 @@ struct Avx512Vnni {
   static I set1(int32_t v) { return _mm512_set1_epi32(v); }
   static I bit_and(I a, I b) { return _mm512_and_si512(a, b); }
   template <int kBits>
-  static I srl16(I a) { return _mm512_srli_epi16(a, kBits); }
+  static I srl16(I a) {
+    return _mm512_srli_epi16(a, kBits);
+  }
   static I unpack_lo8(I a, I b) { return _mm512_unpacklo_epi8(a, b); }
   static I unpack_hi8(I a, I b) { return _mm512_unpackhi_epi8(a, b); }
   static I unpack_lo16(I a, I b) { return _mm512_unpacklo_epi16(a, b); }

@@ -33,7 +33,9 @@ uint16_t half(float v) {  // of a positive normal number
   return static_cast<uint16_t>(((u >> 23) - 112) << 10 | (u >> 13 & 0x3ff));
 }
 
-float unhalf(uint16_t h) { return std::ldexp(1.f + (h & 0x3ff) / 1024.f, (h >> 10) - 15); }
+float unhalf(uint16_t h) {
+  return std::ldexp(1.f + (h & 0x3ff) / 1024.f, (h >> 10) - 15);
+}
 
 // A random matrix, its packed form and its weights as floats, packed by the words of layout.h and not by its code.
 template <class M>
@@ -71,9 +73,13 @@ struct Random : M {
 };
 
 template <>
-size_t Random<UpMatrix>::channel_wise() const { return padded_inputs(); }
+size_t Random<UpMatrix>::channel_wise() const {
+  return padded_inputs();
+}
 template <>
-size_t Random<DownMatrix>::channel_wise() const { return kMaxGroup; }
+size_t Random<DownMatrix>::channel_wise() const {
+  return kMaxGroup;
+}
 
 template <>
 void Random<UpMatrix>::put(size_t o, size_t i, uint8_t code, uint16_t scale, uint8_t zero) {
@@ -89,8 +95,8 @@ template <>
 void Random<DownMatrix>::put(size_t o, size_t i, uint8_t code, uint16_t scale, uint8_t zero) {
   const size_t g = i / group, record = g * record_bytes(), per_piece = bits == 4 ? 128 : 64;
   const size_t in = o % per_piece, z = bits == 4 ? in / 32 : in / 16, part = in % 16 / 4, d = in % 4;
-  put_at(record + i % group * row_bytes() + o / per_piece * kPiece + 16 * part + 4 * z + d,
-         bits == 4 && in % 32 >= 16, code);
+  put_at(record + i % group * row_bytes() + o / per_piece * kPiece + 16 * part + 4 * z + d, bits == 4 && in % 32 >= 16,
+         code);
   std::memcpy(&packed[record + group * row_bytes() + o * 2], &scale, 2);
   if (asymmetric) packed[record + group * row_bytes() + padded_outputs() * 2 + o] = zero;
 }
@@ -164,8 +170,8 @@ int main() {
   tbb::global_control threads(tbb::global_control::max_allowed_parallelism, 4);
   std::mt19937 rng(0);
   const Case cases[] = {
-      {64, 96, 32, 32, 4, 4, false},  {128, 256, 128, 128, 4, 8, true}, {37, 51, 0, 0, 8, 4, false},
-      {100, 300, 0, 0, 4, 4, true},   {192, 128, 64, 64, 8, 8, true},   {576, 256, 64, 128, 4, 4, false},
+      {64, 96, 32, 32, 4, 4, false}, {128, 256, 128, 128, 4, 8, true}, {37, 51, 0, 0, 8, 4, false},
+      {100, 300, 0, 0, 4, 4, true},  {192, 128, 64, 64, 8, 8, true},   {576, 256, 64, 128, 4, 4, false},
   };
   for (const char* name : {"portable", "portable8", "portable16", "avx2", "avx2vnni", "avx512vnni"}) {
     const Kernels* kernels = kernels_by_name(name);

@@ -7,7 +7,6 @@ short.
 
 from __future__ import annotations
 
-import os
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import BinaryIO
@@ -48,7 +47,7 @@ def align_constants(xml: Path, weights: Path) -> None:
                 moved[at, size] = _append(source, at, size, target)
             data.set("offset", str(moved[at, size]))
     tree.write(xml, encoding="utf-8", xml_declaration=True)
-    os.replace(aligned, weights)
+    aligned.replace(weights)
 
 
 def _append(source: BinaryIO, at: int, size: int, target: BinaryIO) -> int:

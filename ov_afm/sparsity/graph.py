@@ -154,15 +154,15 @@ def _skip(node: Any, kinds: tuple[str, ...]) -> Any:
 
 
 def _codes(constant: Any, bits: int, signed: bool, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    raw = constant.data.reshape(-1).view(np.uint8)
+    raw: npt.NDArray[np.uint8] = constant.data.reshape(-1).view(np.uint8)
     if bits == 8:
-        return (raw ^ 0x80 if signed else raw).reshape(shape)
+        return (raw ^ np.uint8(0x80) if signed else raw).reshape(shape)
     # OpenVINO's 4-bit types: low nibble first. Flipping the sign bit turns two's complement into code = value + 8.
     codes = np.empty((raw.size, 2), np.uint8)
     np.bitwise_and(raw, 15, out=codes[:, 0])
     np.right_shift(raw, 4, out=codes[:, 1])
     codes = codes.reshape(-1)[: shape[0] * shape[1]].reshape(shape)
-    return codes ^ 8 if signed else codes
+    return codes ^ np.uint8(8) if signed else codes
 
 
 def _scales(node: Any, shape: tuple[int, int]) -> npt.NDArray[np.float16]:

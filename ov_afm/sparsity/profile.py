@@ -135,7 +135,7 @@ def _count_zeros(model: Any, model_dir: Path) -> tuple[list[str], tuple[int, int
         raise ExtensionError(msg)
     for mlp in mlps:
         zero = op.convert(op.equal(mlp.down.input_value(0), np.float32(0)), "f32")
-        share = op.reduce_mean(zero, np.int64([0, 1, 2]), keep_dims=False)
+        share = op.reduce_mean(zero, np.array([0, 1, 2], np.int64), keep_dims=False)
         model.add_outputs(share.output(0))
     down = {constant.get_friendly_name() for mlp in mlps for constant in _constants_of(mlp.down)}
     sizes = {

@@ -121,13 +121,14 @@ def unpack_up(packed: Bytes, like: Quantized) -> Quantized:
         quads = np.stack([quads & 15, quads >> 4], axis=2).reshape(blocks, -1, BLOCK, 4)
     codes = quads.transpose(0, 2, 1, 3).reshape(blocks * BLOCK, inputs)[:rows, :columns]
 
-    def by_row(raw: Bytes, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    def rows_of(raw: Bytes, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         values = np.ascontiguousarray(raw).view(dtype).reshape(blocks, groups, BLOCK)
-        return values.transpose(0, 2, 1).reshape(-1, groups)[:rows]
+        by_row: npt.NDArray[Any] = values.transpose(0, 2, 1).reshape(-1, groups)[:rows]
+        return by_row
 
     end = at + groups * BLOCK * 2
-    zeros = None if like.zeros is None else by_row(records[:, end : end + groups * BLOCK], np.uint8)
-    return replace(like, codes=codes, scales=by_row(records[:, at:end], np.float16), zeros=zeros)
+    zeros = None if like.zeros is None else rows_of(records[:, end : end + groups * BLOCK], np.uint8)
+    return replace(like, codes=codes, scales=rows_of(records[:, at:end], np.float16), zeros=zeros)
 
 
 def pack_down(weights: Quantized) -> Bytes:

@@ -51,9 +51,7 @@ class Result:
     refused: dict[str, str]
 
 
-def transform(
-    model_dir: Path, *, activations: str = "auto", threshold: float = 0.0, on_layer: Any = None
-) -> Result:
+def transform(model_dir: Path, *, activations: str = "auto", threshold: float = 0.0, on_layer: Any = None) -> Result:
     """Write the model for the kernels into `MODEL_DIR/relu2`, verify it, and note it in the manifest.
 
     Args:
@@ -201,9 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         remove(args.model_dir)
         return 0
     with console.Progress() as progress, progress.step("packing MLPs") as advance:
-        result = transform(
-            args.model_dir, activations=args.activations, threshold=args.threshold, on_layer=advance
-        )
+        result = transform(args.model_dir, activations=args.activations, threshold=args.threshold, on_layer=advance)
     for name, reason in result.refused.items():
         console.note(f"{name} stays as it is: {reason}")
     print(f"{result.path}: {len(result.replaced)} MLPs for the kernels, weights verified bit for bit")
