@@ -57,6 +57,7 @@ TEXTS: tuple[str, ...] = (
     "def fib(n: int) -> int:\n\treturn n if n < 2 else fib(n - 1) + fib(n - 2)  # O(2^n)\n\n\nprint(fib(10))\n",
     'SELECT "name", COUNT(*) FROM users WHERE id >= 100 AND x != \'y\' GROUP BY 1;\r\n{"a": [1, 2.5e-3, null]}',
     "1234567890 3.14159 1,000,000 0x1F 2024-02-29 12:34:56 +49-30-123456",
+    "x  1 2  3, v2.0  10%\n\n7 (  8 ) ½  ¾",
     "spaces:    four,  two, \ttab,\n\nblank line,\n   indented,   \n trailing ",
     "你好，世界。これは試験です。한국어 문장도 있습니다. Привет, мир! שלום مرحبا",
     "🙂👩‍👩‍👧‍👦🇫🇷 e\u0301 é ﬁ ½ ² ∑∫√ — “quoted” …",
@@ -248,9 +249,10 @@ def proof_memory(model: Any, tokens: int, layers: int, vocab: int) -> float:
         value.numel() for name, value in model.named_parameters() if ".layers.0." in f".{name}" and value.ndim == 2
     )
     tables = vocab * config.hidden_size * (1 if config.tie_word_embeddings else 2)
-    activations = tokens * (2 * config.intermediate_size + 8 * config.hidden_size + 2 * vocab)
-    attention = 2 * config.num_attention_heads * tokens * tokens
-    return float(1e9 + 2 * 4.0 * (layers * per_layer + tables + activations) + 4.0 * attention)
+    # Weights are there twice, once in each engine; the engines run one after the other.
+    weights = 2 * (layers * per_layer + tables)
+    activations = tokens * (2 * config.intermediate_size + 8 * config.hidden_size + 3 * vocab) + 4 * tokens * tokens
+    return float(1e9 + 4.0 * (weights + activations))
 
 
 def prompt(config: Any, tokens: int) -> list[int]:
