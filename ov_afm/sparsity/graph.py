@@ -158,10 +158,10 @@ def _codes(constant: Any, bits: int, signed: bool, shape: tuple[int, int]) -> np
     if bits == 8:
         return (raw ^ np.uint8(0x80) if signed else raw).reshape(shape)
     # OpenVINO's 4-bit types: low nibble first. Flipping the sign bit turns two's complement into code = value + 8.
-    codes = np.empty((raw.size, 2), np.uint8)
-    np.bitwise_and(raw, 15, out=codes[:, 0])
-    np.right_shift(raw, 4, out=codes[:, 1])
-    codes = codes.reshape(-1)[: shape[0] * shape[1]].reshape(shape)
+    nibbles = np.empty((raw.size, 2), np.uint8)
+    np.bitwise_and(raw, 15, out=nibbles[:, 0])
+    np.right_shift(raw, 4, out=nibbles[:, 1])
+    codes = nibbles.reshape(-1)[: shape[0] * shape[1]].reshape(shape)
     return codes ^ np.uint8(8) if signed else codes
 
 
