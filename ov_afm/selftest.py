@@ -65,7 +65,8 @@ def make_golden(model_dir: str) -> dict[str, Any]:
 
     Returns:
         `{"runtime": "f32", "prompts": [{"name", "text", "prompt_tokens", "tokens", "answer", "steps", ...}]}`;
-        `tokens` is the greedy answer, and each of `steps` lists `token:log-probability` of the best candidates.
+        `tokens` is the greedy answer of up to 16 tokens, and each of `steps` lists `token:log-probability` of the
+        best candidates.
     """
     import json
 
@@ -74,7 +75,7 @@ def make_golden(model_dir: str) -> dict[str, Any]:
     folder = Path(model_dir)
     tokenizer = openvino_genai.Tokenizer(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    reference = _Reference(folder)
+    reference = _Reference(folder, {tokenizer.get_eos_token_id(), *_end_tokens(folder)})
     room = int(config["max_position_embeddings"]) - ANSWER_TOKENS
     prompts = []
     for name, text in (("short", QUESTION), ("long", _long_prompt(tokenizer, min(LONG_TOKENS, room)))):
@@ -87,6 +88,13 @@ def make_golden(model_dir: str) -> dict[str, Any]:
             entry["needle_found"] = NEEDLE in answer
         prompts.append({**entry, "steps": steps})
     return {"runtime": "f32", "prompts": prompts}
+
+
+def _end_tokens(folder: Path) -> set[int]:
+    import openvino_genai
+
+    path = folder / "generation_config.json"
+    return set(openvino_genai.GenerationConfig(path).stop_token_ids) if path.exists() else set()
 
 
 def _long_prompt(tokenizer: Any, tokens: int) -> str:
@@ -125,15 +133,17 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 class _Reference:
     """The model on CPU at f32, token by token, with all logits in hand."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, end_tokens: set[int]) -> None:
         import openvino
+
+        self._end_tokens = end_tokens
 
         compiled = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", EXACT)
         self._inputs = {name for port in compiled.inputs for name in port.names}
         self._request = compiled.create_infer_request()
 
     def answer(self, ids: Sequence[int]) -> tuple[list[int], list[str]]:
-        """Greedy answer to a prompt, and the best candidates of each step."""
+        """Greedy answer to a prompt, up to its end, and the best candidates of each step."""
         import numpy as np
 
         self._request.reset_state()
@@ -149,6 +159,8 @@ class _Reference:
             kept = [token for token in best if scores[token] >= scores[best[0]] - STORED_NATS]
             steps.append(" ".join(f"{token}:{scores[token]:.3f}" for token in kept))
             tokens.append(best[0])
+            if best[0] in self._end_tokens:
+                break
             logits = self._step([best[0]], position)
         return tokens, steps
 
@@ -227,7 +239,12 @@ def run(
         properties: What to load it with; what is no JSON value is left out.
         timeout_s: Seconds after which it counts as hung.
     """
-    plain = {key: value for key, value in properties.items() if isinstance(value, str | int | float | bool)}
+    # Lists are paths: of extensions.
+    plain = {
+        key: [str(each) for each in value] if isinstance(value, list) else value
+        for key, value in properties.items()
+        if isinstance(value, str | int | float | list)
+    }
     texts = [prompt["text"] for prompt in golden["prompts"]] if golden else [QUESTION]
     arguments = {"model_dir": str(model_dir), "device": device, "properties": plain, "texts": texts}
     try:
