@@ -34,7 +34,7 @@ def read(path: Path) -> list[Record]:
     records = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
-            records.append(_check(json.loads(line)))
+            records.append(_check(json.loads(line.decode())))
         except (ValueError, KeyError, TypeError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             msg = f"{path} line {number} is no benchmark record ({reason}); delete that line or use another file"

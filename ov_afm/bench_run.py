@@ -16,7 +16,7 @@ from typing import Any
 
 from . import resources_used
 from .bandwidth import read_bandwidth, weight_bytes_per_token
-from .bench_engine import Engine, open_engine
+from .bench_engine import Engine, Timeline, open_engine
 from .bench_plan import Combination, Settings
 from .bench_prompts import Prompts
 from .device_rules import kind_of
@@ -25,7 +25,7 @@ from .errors import DeviceError
 from .metrics import percentile
 from .supervise import emit
 
-__all__ = ["measure", "measure_ceiling"]
+__all__ = ["Timeline", "measure", "measure_ceiling"]
 
 IDLE_S = 3.0
 FIRST_PROMPT_TOKENS = 8

@@ -10,7 +10,7 @@ from .bench_plan import Combination
 from .bench_records import Record, group
 from .metrics import Spread, spread
 
-__all__ = ["FIGURES", "Summary", "summarize"]
+__all__ = ["FIGURES", "Summary", "number", "summarize"]
 
 # Figures of single runs that are summarized, by their names in a record.
 FIGURES = (
@@ -98,3 +98,10 @@ def summarize(records: Iterable[Record]) -> list[Summary]:
         figures = {name: found for name in FIGURES if (found := spread([row.get(name) for row in good]))}
         summaries.append(Summary(combination, reason, (good or rows)[0], len(good), figures))
     return summaries
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -43,7 +43,7 @@ class Meter:
         now = time.perf_counter()
         duration, self._last = now - self._last, now
         details = self._reader.get_cpu_details(Time(seconds=duration))
-        return float(sum(value for name, value in details.items() if "kWh" in name)) * J_PER_KWH
+        return float(sum(value for name, value in details.items() if "Energy" in name)) * J_PER_KWH
 
     def idle_w(self, seconds: float) -> float:
         """Mean power while this process sleeps."""
@@ -65,7 +65,6 @@ def open_meter(rapl_dir: Path = RAPL_DIR) -> Meter:
     if importlib.util.find_spec("codecarbon") is None:
         msg = "codecarbon is not installed (pip install 'ov-afm[bench]')"
         raise DeviceError(msg)
-    logging.getLogger("codecarbon").setLevel(logging.ERROR)
     if sys.platform == "win32":
         return _windows()
     if not rapl_dir.exists():
@@ -73,6 +72,7 @@ def open_meter(rapl_dir: Path = RAPL_DIR) -> Meter:
         raise DeviceError(msg)
     from codecarbon.core import cpu
 
+    logging.getLogger("codecarbon").setLevel(logging.ERROR)
     rapl: Any = cpu.IntelRAPL
     reader = rapl(rapl_dir=str(rapl_dir))
     names = [Path(each.path).with_name("name") for each in reader._rapl_files]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .bench_records import Record
-from .bench_summary import Summary, summarize
+from .bench_summary import Summary, number, summarize
 from .metrics import Spread
 from .recommend import recommend
 
@@ -118,15 +118,8 @@ def _range(found: Spread | None, scale: float = 1) -> str:
     """Median with the least and the most."""
     if found is None:
         return ABSENT
-    values = [_number(each / scale) for each in (found.median, found.least, found.most)]
+    values = [number(each / scale) for each in (found.median, found.least, found.most)]
     return values[0] if found.runs == 1 or values[1] == values[2] else f"{values[0]} ({values[1]}–{values[2]})"
-
-
-def _number(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _notes(summaries: Sequence[Summary]) -> list[str]:
@@ -214,7 +207,8 @@ body {{ margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: var(--ink);
   font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }}
 .advice {{ background: var(--card); border-left: 4px solid #2f81d6; padding: .3rem 1rem; }}
 .warning {{ color: #d1403f; font-weight: 600; }}
-.plots {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr)); gap: 1rem; }}
+.plots {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr)); gap: 1rem;
+  align-items: start; }}
 figure {{ margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .8rem; }}
 figure svg {{ width: 100%; height: auto; color: var(--ink); display: block; }}
 figcaption, .notes {{ color: var(--soft); font-size: 14px; }}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .bench_summary import Summary
+from .bench_summary import Summary, number
 from .metrics import Spread
 
 __all__ = ["draw"]
@@ -64,7 +64,7 @@ def _svg(figure: Any, number: int, title: str) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
     for colour, name in REPLACED.items():
         text = text.replace(colour, name)
     text = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", lambda found: f"font: {found[1]}{FONTS}", text)
@@ -139,7 +139,7 @@ def _bars(
     right = max([*(each.most / scale for each in found), *(each for each in ceilings if each)])
     for place, each in zip(places, found, strict=True):
         axes.annotate(
-            f"{each.median / scale:.3g}",
+            number(each.median / scale),
             (each.most / scale, place),
             xytext=(6, 0),
             textcoords="offset points",
@@ -223,6 +223,7 @@ def _batches(real: Sequence[Summary]) -> tuple[Any, str] | None:
         counts = [row.combination.concurrency for row in ordered]
         medians = [each.median for each in rates]
         axes.errorbar(counts, medians, _whiskers(rates), color=colour, marker="o", capsize=3, linewidth=2, label=name)
+    axes.set_xticks(sorted({each.combination.concurrency for each in plain}))
     axes.set_xlabel("requests at a time")
     axes.set_ylabel("generated tokens/s, all requests")
     axes.set_xlim(left=0)
