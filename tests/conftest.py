@@ -39,3 +39,17 @@ def smollm2_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from ov_afm import export
 
     return export("smollm2-135m-instruct", tmp_path_factory.mktemp("models") / "smollm2-int8", recipe="int8").path
+
+
+@pytest.fixture(scope="session")
+def tiny_fp32(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint as an uncompressed model directory without manifest, as optimum-cli makes them. Read-only."""
+    from ov_afm import convert, presets
+
+    out, work = tmp_path_factory.mktemp("models") / "tiny-fp32", tmp_path_factory.mktemp("work")
+    out.mkdir()
+    recipe = presets.RECIPES["fp32"].to_dict()
+    convert.build(
+        str(tiny_checkpoint), str(out), str(work), recipe=recipe, proof_bytes=0, prove=False, trust_remote_code=False
+    )
+    return out

@@ -1,0 +1,421 @@
+"""A checkpoint becomes a verified model directory: contents, reruns, replacements, refusals before any work."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from ov_afm import convert, manifest, resources, supervise
+from ov_afm.errors import ConfigError, DeviceError, OVAFMError
+from ov_afm.export import export, main
+from ov_afm.presets import Recipe
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run supervised steps in this process: imports that a child pays for each time are paid once."""
+
+    class Relay:
+        def __init__(self, on_event: Callable[[dict[str, Any]], None] | None) -> None:
+            self.on_event = on_event
+
+        def write(self, line: str) -> None:
+            if self.on_event:
+                self.on_event(json.loads(line))
+
+        def flush(self) -> None:
+            pass
+
+    def run(target: str, arguments: dict[str, Any], *, on_event: Any = None, **_: Any) -> Any:
+        module, _, name = target.partition(":")
+        monkeypatch.setattr(supervise, "_channel", Relay(on_event))
+        result = getattr(importlib.import_module(module), name)(**json.loads(json.dumps(arguments)))
+        return json.loads(json.dumps(result))
+
+    monkeypatch.setattr(supervise, "run", run)
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail the test if any conversion starts."""
+
+    def run(target: str, *_: Any, **__: Any) -> None:
+        pytest.fail(f"{target} was started")
+
+    monkeypatch.setattr(supervise, "run", run)
+
+
+def stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.iterdir()}
+
+
+def recorded(folder: Path) -> manifest.Manifest:
+    found = manifest.verify(folder, hashes=True)
+    assert found is not None
+    return found
+
+
+def copy(folder: Path, target: Path) -> Path:
+    return Path(shutil.copytree(folder, target))
+
+
+def error_of(*arguments: Any, **options: Any) -> str:
+    with pytest.raises(OVAFMError) as caught:
+        export(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# -- What is in the directory
+
+
+def test_manifest_tells_source_recipe_versions_files_and_checks(tiny_model: Path, tiny_checkpoint: Path) -> None:
+    found = recorded(tiny_model)
+    assert found.source == {
+        "kind": "folder",
+        "id": "tiny-arcee",
+        "revision": None,
+        "license": None,
+        "weights": {"model.safetensors": manifest.sha256(tiny_checkpoint / "model.safetensors")},
+    }
+    assert found.geometry == manifest.geometry_of(json.loads((tiny_checkpoint / "config.json").read_text()))
+    assert found.recipe["name"] == found.recipe["weight_format"] == "int8"
+    assert found.recipe["layers"] == {"int8_asym per row": 14}
+    assert found.versions == manifest.installed_versions()
+    assert all(found.versions.values())
+    assert set(found.files) == {path.name for path in tiny_model.iterdir()} - {"README.md", manifest.FILE_NAME}
+
+
+def test_every_check_was_made_and_recorded(tiny_model: Path) -> None:
+    checks = recorded(tiny_model).checks
+    assert set(checks) == {"weights", "export_parity", "chat_template", "tokenizer", "compression"}
+    assert checks["weights"] == {"matrices": 14, "on_sampled_rows": 0, "equal": True}
+    assert checks["export_parity"]["layers"] == "all"
+    assert checks["export_parity"]["tokens"] == 192
+    assert checks["export_parity"]["max_logit_diff"] < 1e-3
+    assert checks["export_parity"]["top1_agreement"] == 1.0
+    assert 0 < checks["compression"]["kl_mean"] < 0.1
+    assert checks["compression"]["runtime"] == "f32"
+
+
+def test_generation_config_recommends_sampling(tiny_model: Path) -> None:
+    fields = json.loads((tiny_model / "generation_config.json").read_text())
+    wanted = {"do_sample": True, "temperature": 0.5, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.1}
+    assert {key: fields[key] for key in wanted} == wanted
+    assert fields["eos_token_id"] == 2
+
+
+def test_licence_and_tokenizer_travel_byte_for_byte(tiny_model: Path, tiny_checkpoint: Path) -> None:
+    for name in ("LICENSE", "tokenizer.json", "chat_template.jinja", "tokenizer_config.json"):
+        assert (tiny_model / name).read_bytes() == (tiny_checkpoint / name).read_bytes()
+
+
+def test_nothing_in_the_directory_knows_this_machine(tiny_model: Path, tiny_checkpoint: Path) -> None:
+    places = {str(tiny_model.parent), str(tiny_checkpoint.parent), str(ROOT), str(Path.home()), sys.prefix}
+    for path in tiny_model.iterdir():
+        content = path.read_bytes()
+        assert not [place for place in places if place.encode() in content], path.name
+
+
+def test_weights_are_not_mapped_to_fp16_behind_our_back(tiny_model: Path) -> None:
+    """The checkpoint is bf16; what is not compressed must stay so."""
+    text = (tiny_model / "openvino_model.xml").read_text()
+    norms = re.findall(
+        r'<layer [^>]*name="self[^"]*layernorm\.weight"[^>]*type="Const"[^>]*>\s*<data element_type="(\w+)"', text
+    )
+    assert set(norms) <= {"bf16", "f32"}
+
+
+# -- Formats
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "layers"),
+    [
+        ("fp32", {"f32": 14}),
+        ("fp16", {"f16": 14}),
+        (
+            Recipe(weight_format="int4", sym=True, group_size=32),
+            {"int8_asym per row": 2, "int4_sym g32": 12},
+        ),
+    ],
+    ids=["fp32", "fp16", "int4-g32"],
+)
+def test_formats_export_and_answer(
+    tiny_checkpoint: Path, tmp_path: Path, inline: None, recipe: str | Recipe, layers: dict[str, int]
+) -> None:
+    import openvino_genai
+
+    from ov_afm.compress import describe_weights
+
+    made = export(tiny_checkpoint, tmp_path / "model", recipe=recipe)
+    assert made.path == tmp_path / "model"
+    found = recorded(made.path)
+    assert describe_weights(str(made.path))["layers"] == layers
+    if found.recipe["weight_format"] == "int4":
+        assert found.recipe["layers"] == layers
+    assert found.recipe["group_size"] == (recipe.group_size if isinstance(recipe, Recipe) else -1)
+    loss = found.checks["compression"]["kl_mean"]
+    assert loss < {"fp32": 1e-6, "fp16": 1e-3, "int4": 2.0}[found.recipe["weight_format"]]
+    answer = openvino_genai.LLMPipeline(made.path, "CPU").generate("def", max_new_tokens=3, ignore_eos=True)
+    assert isinstance(answer, str)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.slow
+def test_command_prints_result_and_names_the_log(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The real command, its child process included, with a synthetic checkpoint."""
+    from ov_afm import synth
+
+    source = synth.synth("tiny", tmp_path / "made-up")
+    arguments = ["-m", "ov_afm.export", str(source), "-o", str(tmp_path / "out"), "--json"]
+    result = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=400)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    printed = json.loads(result.stdout)
+    assert printed["source"]["synthetic"] is True
+    assert printed["path"] == str(tmp_path / "out")
+    assert printed["notes"] == ["the weights are random (synthetic checkpoint): speed is real, words are not"]
+    assert "synthetic checkpoint of random weights" in (tmp_path / "out" / "README.md").read_text()
+    again = subprocess.run([sys.executable, *arguments[:-1]], capture_output=True, text=True, timeout=60)
+    assert again.returncode == 0
+    assert again.stderr.splitlines()[0] == (
+        f"{tmp_path / 'out'} is this export already; nothing was done (replace it with --force)"
+    )
+    assert again.stdout.startswith(f"{tmp_path / 'out'}  int8  ")
+
+
+def test_summary_names_the_log_and_keeps_library_noise_out(
+    tiny_checkpoint: Path, tiny_fp32: Path, tmp_path: Path, inline: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    prebuilt = copy(tiny_fp32, tmp_path / "made-elsewhere")
+    assert main([str(prebuilt), "-o", str(tmp_path / "out"), "--no-verify"]) == 0
+    out, err = capfd.readouterr()
+    assert re.search(r"^  library messages: .*export-out-\d{8}-\d{6}\.log$", err, re.MULTILINE)
+    assert "not verified: asked for with --no-verify" in err
+    assert out.splitlines()[-1].startswith(f"{tmp_path / 'out'}  prebuilt  ")
+
+
+# -- A directory that is there already
+
+
+def test_rerun_says_so_and_touches_nothing(
+    tiny_model: Path, tiny_checkpoint: Path, no_work: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = stamps(tiny_model)
+    assert main([str(tiny_checkpoint), "-o", str(tiny_model)]) == 0
+    assert stamps(tiny_model) == before
+    out, err = capsys.readouterr()
+    assert err.startswith(f"{tiny_model} is this export already; nothing was done (replace it with --force)\n")
+    assert "library messages" not in err
+    assert out.startswith(f"{tiny_model}  int8  ")
+
+
+@pytest.mark.parametrize("change", ["recipe", "weights"])
+def test_another_export_is_refused_and_kept(
+    tiny_model: Path, tiny_checkpoint: Path, tmp_path: Path, no_work: None, change: str
+) -> None:
+    before, source = stamps(tiny_model), tiny_checkpoint
+    if change == "weights":
+        source = copy(tiny_checkpoint, tmp_path / "tiny-arcee")
+        content = bytearray((source / "model.safetensors").read_bytes())
+        content[-1] ^= 1
+        (source / "model.safetensors").write_bytes(content)
+    assert error_of(source, tiny_model, recipe="int4" if change == "recipe" else "int8") == (
+        f"{tiny_model} holds another model (tiny-arcee, recipe int8); "
+        "choose another output directory, or replace it with --force"
+    )
+    assert stamps(tiny_model) == before
+
+
+def test_damaged_export_is_refused_and_force_is_named(
+    tiny_model: Path, tiny_checkpoint: Path, tmp_path: Path, no_work: None
+) -> None:
+    there = copy(tiny_model, tmp_path / "model")
+    (there / "openvino_model.bin").write_bytes(b"short")
+    message = error_of(tiny_checkpoint, there)
+    assert message.startswith(f"{there} holds a model that cannot be used ({there / 'openvino_model.bin'} is damaged: ")
+    assert message.endswith("; replace it with --force")
+
+
+@pytest.mark.slow
+def test_force_replaces_even_the_same_export(
+    tiny_model: Path, tiny_checkpoint: Path, tmp_path: Path, inline: None
+) -> None:
+    there = copy(tiny_model, tmp_path / "model")
+    (there / "openvino_model.bin").write_bytes(b"short")
+    (there / "mine.txt").touch()
+    made = export(tiny_checkpoint, there, verify=False, force=True)
+    assert made.log is not None
+    assert not (there / "mine.txt").exists()
+    found = recorded(there)
+    assert found.checks == {"skipped": "asked for with --no-verify"}
+    assert found.files["openvino_model.bin"] == recorded(tiny_model).files["openvino_model.bin"]
+
+
+def test_foreign_directory_is_refused_before_any_work(tiny_checkpoint: Path, tmp_path: Path, no_work: None) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    assert error_of(tiny_checkpoint, tmp_path / "thesis") == (
+        f"{tmp_path / 'thesis'} is not empty; choose another output directory, or replace it with --force"
+    )
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
+
+
+# -- OpenVINO models made elsewhere
+
+
+def test_prebuilt_model_is_taken_as_it_is(tiny_fp32: Path, tmp_path: Path, inline: None) -> None:
+    made = export(tiny_fp32, tmp_path / "adopted")
+    found = recorded(made.path)
+    assert found.recipe == {"name": "prebuilt", "layers": {"f32": 14}}
+    assert found.source["kind"] == "openvino"
+    assert found.checks["export_parity"] == {"skipped": "made elsewhere; the checkpoint is not at hand"}
+    assert found.checks["tokenizer"]["equal"] is True
+    for path in tiny_fp32.iterdir():
+        assert (made.path / path.name).read_bytes() == path.read_bytes()
+    assert export(tiny_fp32, tmp_path / "adopted").log is None
+
+
+def test_prebuilt_model_is_not_compressed_behind_a_recipe(tiny_fp32: Path, tmp_path: Path, no_work: None) -> None:
+    assert error_of(tiny_fp32, tmp_path / "out", recipe="int4") == (
+        "tiny-fp32 is an OpenVINO model already and is taken as it is; leave the recipe out"
+    )
+
+
+def test_prebuilt_model_without_tokenizer_is_refused(tiny_fp32: Path, tmp_path: Path, no_work: None) -> None:
+    part = copy(tiny_fp32, tmp_path / "part")
+    (part / "openvino_detokenizer.xml").unlink()
+    assert error_of(part, tmp_path / "out") == (
+        "part is not a whole OpenVINO model: openvino_detokenizer.xml missing; export its source instead"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["part"]
+
+
+# -- Refused before any work
+
+
+def test_memory_that_cannot_hold_it_is_refused_with_figures(
+    tiny_checkpoint: Path, tmp_path: Path, no_work: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "free_memory", lambda: 500_000_000)
+    assert error_of(tiny_checkpoint, tmp_path / "out") == (
+        "this export needs about 2.00 GB of memory, 500.0 MB are free; "
+        "close other programs or use a machine with more memory"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disk_that_cannot_hold_it_is_refused_with_figures(
+    tiny_checkpoint: Path, tmp_path: Path, no_work: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    message = error_of(tiny_checkpoint, tmp_path / "out")
+    assert re.fullmatch(
+        rf"the disk of {re.escape(str(tmp_path))} has 1\.0 kB free, [\d.]+ kB for the uncompressed IR and [\d.]+ kB "
+        r"for the model are needed; free some or use another disk",
+        message,
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_recipe_that_the_device_cannot_run_is_refused(tiny_checkpoint: Path, tmp_path: Path, no_work: None) -> None:
+    with pytest.raises(DeviceError, match="NPU"):
+        export(tiny_checkpoint, tmp_path / "out", recipe=Recipe(weight_format="int4", group_size=64), device="NPU")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_recipe_lists_those_there_are(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    message = error_of(tiny_checkpoint, tmp_path / "out", recipe="int3")
+    assert message.startswith("recipe 'int3' is unknown; choose one of fp32, fp16, int8, int4")
+
+
+def test_work_folder_that_cannot_be_written_is_refused(tiny_checkpoint: Path, tmp_path: Path, no_work: None) -> None:
+    with pytest.raises(ConfigError, match=r"^cannot write to the work folder .*none \(No such file or directory\)$"):
+        export(tiny_checkpoint, tmp_path / "out", work_dir=tmp_path / "none")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_model_means_afm_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    result = subprocess.run(
+        [sys.executable, "-m", "ov_afm.export"], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "arcee-ai/AFM-4.5B" in result.stderr
+
+
+# -- What the source says holds
+
+
+def test_sampling_of_the_source_is_kept(tmp_path: Path) -> None:
+    from ov_afm.export import _write_generation_config
+    from ov_afm.sources import Source
+
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.0, "top_k": null, "eos_token_id": 7}')
+    source = Source("folder", "x", tmp_path, None, None, (), (), {"model_type": "arcee"}, False)
+    _write_generation_config(tmp_path, source)
+    fields = json.loads((tmp_path / "generation_config.json").read_text())
+    assert (fields["temperature"], fields["top_k"], fields["eos_token_id"]) == (0.0, 50, 7)
+
+
+def test_other_architectures_get_no_sampling_of_afm(tmp_path: Path) -> None:
+    from ov_afm.export import _write_generation_config
+    from ov_afm.sources import Source
+
+    source = Source("folder", "x", tmp_path, None, None, (), (), {"model_type": "llama"}, False)
+    _write_generation_config(tmp_path, source)
+    assert json.loads((tmp_path / "generation_config.json").read_text()) == {}
+
+
+def test_weights_that_the_checkpoint_lacks_are_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    source = copy(tiny_checkpoint, tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(OVAFMError) as caught:
+        convert._load(source, "auto", False)
+    assert str(caught.value) == (
+        "source lacks 1 weights, the first is model.layers.1.mlp.up_proj.weight; fetch the checkpoint again"
+    )
+
+
+def test_default_output_is_named_after_model_and_recipe(
+    tiny_checkpoint: Path, tiny_model: Path, tmp_path: Path, no_work: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy(tiny_model, tmp_path / "tiny-arcee-int8")
+    monkeypatch.chdir(tmp_path)
+    assert export(tiny_checkpoint).path == Path("tiny-arcee-int8")
+
+
+def test_changed_calibration_data_is_another_export(
+    tiny_checkpoint: Path, tiny_model: Path, tmp_path: Path, no_work: None
+) -> None:
+    there = copy(tiny_model, tmp_path / "model")
+    data = tmp_path / "data.txt"
+    data.write_text(tiny.CORPUS)
+    recipe = Recipe(weight_format="int4", group_size=32, scale_estimation=True, dataset=str(data))
+    fields = json.loads((there / manifest.FILE_NAME).read_text())["recipe"]
+    used = {"name": "data.txt", "sha256": manifest.sha256(data), "samples": 1, "tokens": 60}
+    tiny.edit_json(there / manifest.FILE_NAME, recipe={**fields, **recipe.recorded(), "calibration": used})
+    assert export(tiny_checkpoint, there, recipe=recipe).log is None
+    data.write_text(tiny.CORPUS * 2)
+    assert "holds another model" in error_of(tiny_checkpoint, there, recipe=recipe)
