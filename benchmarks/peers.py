@@ -1,0 +1,453 @@
+"""ov_afm beside stock openvino-genai and llama.cpp: same geometry, same prompts, same token counts, one invocation.
+
+All engines are loaded at once, each in a process of its own, and take turns: every prompt goes to each of
+them before the next one, in an order that rotates, so that whatever else the machine does disturbs them
+alike. Speeds are compared prompt by prompt, and the ratios' median is reported with the least and the most.
+
+llama.cpp runs a GGUF of the same geometry that this script writes: random weights, Q4_0 with a Q8_0 head
+for an INT4 model, Q8_0 for INT8, F16 otherwise. So no answer is compared, only speed and memory.
+
+    ov-afm synth afm-4.5b --output synth && ov-afm export synth --recipe int4 --output afm-int4
+    pip install llama-cpp-python gguf        # builds llama.cpp for this CPU
+    python benchmarks/peers.py afm-int4 --report peers
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import ov_afm
+from ov_afm import bundle, console, manifest
+from ov_afm.bench_engine import Timeline, open_engine
+from ov_afm.bench_plan import Combination, Settings
+from ov_afm.bench_prompts import Prompts
+from ov_afm.errors import ConfigError, OVAFMError
+from ov_afm.metrics import Spread, percentile, spread
+from ov_afm.resources_used import peak_rss_bytes
+
+Run = Callable[[list[int], int], Timeline]
+Record = dict[str, Any]
+ENGINES = ("ov_afm", "openvino-genai", "llama.cpp")
+# Rows of weights that are made at a time.
+BLOCK_ROWS = 4096
+SCALE = 0.005
+
+
+# The engines; each runs in a child.
+
+
+def run_ov_afm(options: argparse.Namespace) -> tuple[Run, str]:
+    """The engine that `Pipeline` loads, native kernels included where the model has them."""
+    wanted = Combination("peer", "CPU", "plain", options.prompt_tokens, options.new_tokens, 1)
+    engine = open_engine(Path(options.model), wanted, Settings(devices=("CPU",), threads=options.threads))
+    kernels = "with kernels" if engine.kernels else "without kernels"
+    return lambda prompt, count: engine.run([prompt], count)[
+        0
+    ], f"ov_afm {manifest.installed_versions()['ov_afm']} {kernels}"
+
+
+def run_genai(options: argparse.Namespace) -> tuple[Run, str]:
+    """Stock `LLMPipeline`, with its defaults but the number of threads."""
+    import numpy as np
+    import openvino
+    import openvino_genai
+
+    engine = openvino_genai.LLMPipeline(options.model, "CPU", INFERENCE_NUM_THREADS=options.threads)
+    config = openvino_genai.GenerationConfig(ignore_eos=True, do_sample=False)
+
+    def run(prompt: list[int], count: int) -> Timeline:
+        config.max_new_tokens = count
+        ids = np.array([prompt], dtype=np.int64)
+        times = Timeline(time.perf_counter())
+
+        def take(token: int | list[int]) -> Any:
+            times.take([token] if isinstance(token, int) else list(token))
+            return openvino_genai.StreamingStatus.RUNNING
+
+        class Clock(openvino_genai.StreamerBase):  # type: ignore[misc]
+            def write(self, token: int | list[int]) -> Any:
+                return take(token)
+
+            def end(self) -> None:
+                pass
+
+        engine.generate(
+            openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids))), config, Clock()
+        )
+        times.end = time.perf_counter()
+        return times
+
+    return run, f"openvino-genai {openvino_genai.__version__}"
+
+
+def run_llama(options: argparse.Namespace) -> tuple[Run, str]:
+    """llama.cpp through llama-cpp-python's lower level: evaluate, take the best token, evaluate it."""
+    import llama_cpp
+    import numpy as np
+
+    context = options.prompt_tokens + options.new_tokens + 8
+    model = llama_cpp.Llama(
+        options.gguf, n_ctx=context, n_threads=options.threads, n_threads_batch=options.threads, verbose=False
+    )
+
+    def run(prompt: list[int], count: int) -> Timeline:
+        model.reset()
+        times = Timeline(time.perf_counter())
+        tokens = prompt
+        for _ in range(count):
+            model.eval(tokens)
+            logits = np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(model.ctx, -1), shape=(model.n_vocab(),))
+            tokens = [int(logits.argmax())]
+            times.take(tokens)
+        times.end = time.perf_counter()
+        return times
+
+    return run, f"llama-cpp-python {llama_cpp.__version__}"
+
+
+OPENERS = dict(zip(ENGINES, (run_ov_afm, run_genai, run_llama), strict=True))
+
+
+def serve(name: str, options: argparse.Namespace) -> None:
+    """Load an engine, then measure the prompts that come on standard input, one JSON line each."""
+    answers = sys.stdout
+    sys.stdout = sys.stderr
+    begin = time.perf_counter()
+    run, version = OPENERS[name](options)
+    load_s = time.perf_counter() - begin
+    print(json.dumps({"version": version, "load_s": load_s}), file=answers, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        times = run(request["prompt"], request["new_tokens"])
+        gaps = times.gaps_ms
+        figures = {
+            "ttft_ms": times.ttft_ms,
+            "tpot_p50_ms": percentile(gaps, 50),
+            "tpot_p95_ms": percentile(gaps, 95),
+            "decode_tokens_per_s": 1000 * len(gaps) / sum(gaps),
+            "prefill_tokens_per_s": 1000 * len(request["prompt"]) / times.ttft_ms,
+            "generated_tokens": times.new_tokens,
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+        print(json.dumps(figures), file=answers, flush=True)
+
+
+class Worker:
+    """An engine in a child process.
+
+    Raises:
+        OVAFMError: It could not be loaded, or died; with the last line that it printed.
+    """
+
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        fields = {**vars(options), "worker": name}
+        python = options.llama_python if name == "llama.cpp" else sys.executable
+        other = python != sys.executable
+        self.name = name
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self._child = subprocess.Popen(
+            [python, __file__, "--worker", json.dumps(fields)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            # Another Python may have llama-cpp-python; it needs this package's clock, and none of its libraries.
+            env={**os.environ, "PYTHONPATH": str(Path(ov_afm.__file__).parents[1])} if other else None,
+            encoding="utf-8",
+        )
+        loaded = self._read()
+        self.version, self.load_s = loaded["version"], loaded["load_s"]
+
+    def measure(self, prompt: list[int], new_tokens: int) -> Record:
+        """One prompt's figures."""
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps({"prompt": prompt, "new_tokens": new_tokens}) + "\n")
+        self._child.stdin.flush()
+        return self._read()
+
+    def _read(self) -> Record:
+        assert self._child.stdout is not None
+        line = self._child.stdout.readline()
+        if not line:
+            self._child.wait()
+            self._log.seek(0)
+            last = self._log.read().decode("utf-8", "replace").strip().splitlines()
+            msg = f"{self.name} ended with status {self._child.returncode}: {last[-1] if last else 'no message'}"
+            raise OVAFMError(msg)
+        found: Record = json.loads(line)
+        return found
+
+    def close(self) -> None:
+        """End the process."""
+        self._child.kill()
+        self._child.wait()
+        self._log.close()
+
+
+# The GGUF.
+
+
+def write_gguf(model_dir: Path, path: Path, weight_format: str, rows: int = BLOCK_ROWS) -> None:
+    """Write random weights of a model directory's geometry, in llama.cpp's `arcee` layout.
+
+    Args:
+        model_dir: The model directory.
+        path: New file; appears when it is whole.
+        weight_format: The recipe's.
+        rows: Rows of a matrix made at a time.
+    """
+    import gguf
+
+    shape = bundle.geometry(model_dir)
+    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    kinds = gguf.GGMLQuantizationType
+    body = {"int4": kinds.Q4_0, "int8": kinds.Q8_0}.get(weight_format, kinds.F16)
+    head = kinds.Q8_0 if weight_format in ("int4", "int8") else kinds.F16
+    temporary = path.with_suffix(".partial")
+    writer = gguf.GGUFWriter(temporary, "arcee")
+    _describe(writer, shape, config)
+    tensors = _tensors(shape, body, head)
+    for name, size, kind in tensors:
+        block, width = gguf.GGML_QUANT_SIZES[kind]
+        count = size[0] * (size[1] if len(size) > 1 else 1) // block * width
+        writer.add_tensor_info(name, _stored(size, block, width, kind), _dtype(kind), count, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    with console.Progress() as progress, progress.step("writing GGUF", total=len(tensors)) as advance:
+        for seed, (_, size, kind) in enumerate(tensors):
+            writer.write_tensor_data(_random(seed, size, kind))
+            advance(1)
+    writer.close()
+    temporary.replace(path)
+
+
+def _describe(writer: Any, shape: dict[str, Any], config: dict[str, Any]) -> None:
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    writer.add_context_length(shape["max_positions"])
+    writer.add_embedding_length(shape["hidden"])
+    writer.add_block_count(shape["layers"])
+    writer.add_feed_forward_length(shape["intermediate"])
+    writer.add_head_count(shape["heads"])
+    writer.add_head_count_kv(shape["kv_heads"])
+    writer.add_key_length(shape["head_dim"])
+    writer.add_value_length(shape["head_dim"])
+    writer.add_rope_dimension_count(shape["head_dim"])
+    writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
+    writer.add_layer_norm_rms_eps(float(config.get("rms_norm_eps") or 1e-5))
+    writer.add_vocab_size(shape["vocab"])
+    # Token ids go in and come out: no tokenizer is needed.
+    writer.add_tokenizer_model("no_vocab")
+
+
+def _tensors(shape: dict[str, Any], body: Any, head: Any) -> list[tuple[str, tuple[int, ...], Any]]:
+    import gguf
+
+    hidden, mlp, kind = shape["hidden"], shape["intermediate"], gguf.GGMLQuantizationType.F32
+    wide, narrow = shape["heads"] * shape["head_dim"], shape["kv_heads"] * shape["head_dim"]
+    found: list[tuple[str, tuple[int, ...], Any]] = [
+        ("token_embd.weight", (shape["vocab"], hidden), head),
+        ("output_norm.weight", (hidden,), kind),
+        ("output.weight", (shape["vocab"], hidden), head),
+    ]
+    for layer in range(shape["layers"]):
+        matrices = {
+            "attn_q": (wide, hidden),
+            "attn_k": (narrow, hidden),
+            "attn_v": (narrow, hidden),
+            "attn_output": (hidden, wide),
+            "ffn_up": (mlp, hidden),
+            "ffn_down": (hidden, mlp),
+        }
+        found += [(f"blk.{layer}.{name}.weight", size, body) for name, size in matrices.items()]
+        found += [(f"blk.{layer}.{name}.weight", (hidden,), kind) for name in ("attn_norm", "ffn_norm")]
+    return found
+
+
+def _stored(size: tuple[int, ...], block: int, width: int, kind: Any) -> tuple[int, ...]:
+    """Shape of a tensor as its bytes are held: quantized rows are counted in bytes."""
+    if kind.name in ("F32", "F16"):
+        return size
+    if size[-1] % block:
+        msg = f"rows of {size[-1]} weights cannot be stored as {kind.name}, which takes multiples of {block}"
+        raise ConfigError(msg)
+    return (*size[:-1], size[-1] // block * width)
+
+
+def _dtype(kind: Any) -> Any:
+    import numpy as np
+
+    return np.dtype({"F32": np.float32, "F16": np.float16}.get(kind.name, np.uint8))
+
+
+def _random(seed: int, size: tuple[int, ...], kind: Any) -> Any:
+    """Weights of deviation about 0.02; norms are ones."""
+    import gguf
+    import numpy as np
+
+    if len(size) == 1:
+        return np.ones(size, np.float32)
+    random = np.random.default_rng(seed)
+    if kind.name == "F16":
+        return (random.standard_normal(size, np.float32) * 0.02).astype(np.float16)
+    block, width = gguf.GGML_QUANT_SIZES[kind]
+    blocks = np.empty((size[0], size[1] // block, width), np.uint8)
+    blocks[...] = random.integers(0, 256, blocks.shape, np.uint8)
+    # A half-precision scale, then the values: of 4 bits in -8..7, of 8 bits in -127..127.
+    scale = SCALE if kind.name == "Q4_0" else SCALE / 16
+    blocks[..., :2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
+    return blocks.reshape(size[0], -1)
+
+
+# The comparison.
+
+
+def compare(options: argparse.Namespace) -> tuple[list[Record], dict[str, str]]:
+    """Measure the engines in turns.
+
+    Returns:
+        One record for each engine and prompt, and the reason of each engine that could not run.
+    """
+    prompts = Prompts(Path(options.model), "random", options.seed)
+    records: list[Record] = []
+    absent: dict[str, str] = {}
+    with ExitStack() as stack, console.Progress() as progress:
+        workers = []
+        for name in options.engines:
+            with progress.step(f"loading {name}"):
+                try:
+                    worker = Worker(name, options)
+                except OVAFMError as error:
+                    absent[name] = str(error)
+                    continue
+            stack.callback(worker.close)
+            workers.append(worker)
+        with progress.step("measuring", total=(options.runs + 1) * len(workers)) as advance:
+            # The first prompt warms up: engines repack weights then.
+            for run in range(-1, options.runs):
+                prompt = prompts.make(options.prompt_tokens)
+                turn = run % len(workers) if workers else 0
+                for worker in workers[turn:] + workers[:turn]:
+                    figures = worker.measure(prompt, options.new_tokens)
+                    advance(1)
+                    if run >= 0:
+                        named = {"engine": worker.name, "version": worker.version, "run": run, "load_s": worker.load_s}
+                        records.append({**named, **figures})
+    return records, absent
+
+
+def table(records: Sequence[Record], absent: dict[str, str], options: argparse.Namespace) -> str:
+    """Medians with ranges, and ratios pair by pair against the first engine."""
+    engines = list(dict.fromkeys(record["engine"] for record in records))
+    lines = [
+        f"Prompt {options.prompt_tokens} tokens, {options.new_tokens} new, {options.runs} runs in turns, "
+        f"{options.threads} threads, model {Path(options.model).name}.",
+        "",
+        "| engine | TTFT ms | prefill tokens/s | decode tokens/s | TPOT p50 / p95 ms | peak memory GB |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    columns = ("ttft_ms", "prefill_tokens_per_s", "decode_tokens_per_s", "tpot_p50_ms", "tpot_p95_ms", "peak_rss_bytes")
+    for engine in engines:
+        rows = [record for record in records if record["engine"] == engine]
+        ttft, prefill, decode, p50, p95, peak = (spread([row[name] for row in rows]) for name in columns)
+        assert p50 is not None
+        assert p95 is not None
+        assert peak is not None
+        lines.append(
+            f"| {rows[0]['version']} | {_text(ttft)} | {_text(prefill)} | {_text(decode)} "
+            f"| {p50.median:.1f} / {p95.median:.1f} | {peak.median / 1e9:.2f} |"
+        )
+    lines += [f"| {engine} | not run: {reason} | | | | |" for engine, reason in absent.items()]
+    for peer in engines[1:]:
+        told = ", ".join(f"{title} {_text(_ratio(records, engines[0], peer, name))}×" for name, title in RATIOS)
+        lines += ["", f"{engines[0]} against {peer}, prompt by prompt: {told}."]
+    return "\n".join(lines)
+
+
+RATIOS = (("decode_tokens_per_s", "decode speed"), ("prefill_tokens_per_s", "prefill speed"))
+
+
+def _ratio(records: Sequence[Record], ours: str, peer: str, name: str) -> Spread | None:
+    found = {(record["engine"], record["run"]): record[name] for record in records}
+    runs = sorted({record["run"] for record in records})
+    return spread([found[ours, run] / found[peer, run] for run in runs])
+
+
+def _text(found: Spread | None) -> str:
+    return "–" if found is None else f"{found.median:.3g} ({found.least:.3g}–{found.most:.3g})"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="peers.py",
+        description="ov_afm beside stock openvino-genai and llama.cpp.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("model", help="model directory, best one of a synthetic checkpoint")
+    parser.add_argument("--prompt-tokens", type=int, default=256)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=_cores(), help="CPU threads of every engine")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--seed", type=int, default=0, help="of the prompts")
+    parser.add_argument("--gguf", help="GGUF to use, or to write if it is not there; else a temporary one")
+    parser.add_argument("--llama-python", default=sys.executable, help="Python that has llama-cpp-python")
+    parser.add_argument("--report", help="new folder for peers.jsonl and peers.md")
+    return parser
+
+
+def _cores() -> int:
+    import psutil
+
+    return psutil.cpu_count(logical=False) or 1
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    for name, least in (("runs", 1), ("prompt_tokens", 1), ("new_tokens", 2), ("threads", 1)):
+        if getattr(options, name) < least:
+            msg = f"{name} must be at least {least}, found {getattr(options, name)}"
+            raise ConfigError(msg)
+    contents = manifest.verify(Path(options.model))
+    if options.report is not None and Path(options.report).exists():
+        msg = f"{options.report} exists; name another folder"
+        raise ConfigError(msg)
+    if "llama.cpp" in options.engines and not Path(options.gguf).exists():
+        recipe = contents.recipe if contents else {}
+        write_gguf(Path(options.model), Path(options.gguf), str(recipe.get("weight_format", "fp16")))
+
+
+@console.command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the comparison."""
+    options = _parser().parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="ov_afm-peers-") as folder:
+        if options.gguf is None:
+            options.gguf = str(Path(folder) / "peer.gguf")
+        _prepare(options)
+        records, absent = compare(options)
+    text = table(records, absent, options)
+    print(text)
+    if options.report is not None:
+        out = Path(options.report)
+        out.mkdir(parents=True)
+        lines = [json.dumps({**record, "versions": manifest.installed_versions()}) for record in records]
+        (out / "peers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (out / "peers.md").write_text(text + "\n", encoding="utf-8")
+    return 0 if records else 1
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        fields = json.loads(sys.argv[2])
+        serve(fields["worker"], argparse.Namespace(**fields))
+    else:
+        sys.exit(main())
