@@ -105,4 +105,5 @@ def _unfinished(data: bytes) -> bool:
     """Whether bytes end within a UTF-8 sequence."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(data)
-    return bool(decoder.getstate()[0])
+    # Python also waits after the first bytes of a surrogate, which nothing can complete.
+    return decoder.getstate()[0].decode("utf-8", "replace") == REPLACEMENT

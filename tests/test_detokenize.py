@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import codecs
+from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ov_afm.detokenize import TextAssembler
@@ -36,9 +36,24 @@ def test_characters_split_over_tokens_arrive_whole(text: str) -> None:
 
 
 @given(st.binary())
+@example(b"\xed\xa0")
+@example(b"\xff\xe2\x82")
 def test_invalid_bytes_are_shown_but_an_unfinished_end_is_not(data: bytes) -> None:
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    assert "".join(stream(data)) == decoder.decode(data)
+    def can_go_on(size: int) -> bool:
+        end = data[len(data) - size :]
+        return any(
+            _valid(end + bytes(rest)) for length in (1, 2, 3) for rest in product((0x80, 0x90, 0xBF), repeat=length)
+        )
+
+    unfinished = next((size for size in (3, 2, 1) if size <= len(data) and can_go_on(size)), 0)
+    assert "".join(stream(data)) == data[: len(data) - unfinished].decode("utf-8", "replace")
+
+
+def _valid(data: bytes) -> bool:
+    try:
+        return len(data.decode()) == 1
+    except UnicodeDecodeError:
+        return False
 
 
 def test_answer_cut_within_a_character_ends_before_it() -> None:
