@@ -20,7 +20,6 @@ void ReLU2FFN::validate_and_infer_types() {
   check(up_, "UP");
   check(down_, "DOWN");
   NODE_VALIDATION_CHECK(this, hidden_ > 0 && neurons_ > 0, "sizes must be positive");
-  NODE_VALIDATION_CHECK(this, threshold_ >= 0, "threshold must not be negative, found ", threshold_);
   NODE_VALIDATION_CHECK(this, activation_bits_ == 0 || activation_bits_ == 8 || activation_bits_ == 16,
                         "activation_bits must be 0 (automatic), 8 or 16, found ", activation_bits_);
   kernels_ = relu2::kernels_by_name(isa_.empty() ? nullptr : isa_.c_str());

@@ -180,7 +180,7 @@ int main() {
       continue;
     }
     for (const Case& c : cases)
-      for (size_t tokens : {0, 1, 2, 3, 5, 31, 67})
+      for (size_t tokens : {0, 1, 5, &c == cases ? 67 : 7})
         for (int bits : {8, 16}) test(*kernels, c, tokens, bits, rng);
     test_concurrency(*kernels, rng);
   }
