@@ -64,15 +64,16 @@ def token_samples(dataset: str, tokenizer: Any, count: int) -> list[list[int]]:
     samples: list[list[int]] = []
     for text in _texts(dataset, tokenizer):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        samples.extend(ids[start : start + SAMPLE_TOKENS] for start in range(0, len(ids), SAMPLE_TOKENS))
+        cut = [ids[start : start + SAMPLE_TOKENS] for start in range(0, len(ids), SAMPLE_TOKENS)]
+        # The last shred of a long text would only add noise to the statistics.
+        samples += cut[:-1] if len(cut) > 1 and len(cut[-1]) < MINIMUM_TOKENS else cut
         if len(samples) >= count:
             break
     total = sum(map(len, samples[:count]))
     if total < MINIMUM_TOKENS:
         msg = f"calibration data {Path(dataset).name} holds {total} tokens; at least {MINIMUM_TOKENS} are needed"
         raise CompressionError(msg)
-    # A last shred of a text would only add noise to the statistics.
-    return [sample for sample in samples[:count] if len(sample) >= min(MINIMUM_TOKENS, total)]
+    return samples[:count]
 
 
 def model_inputs(ids: list[int], names: set[str]) -> dict[str, Any]:
@@ -107,7 +108,8 @@ def _texts(dataset: str, tokenizer: Any) -> Iterator[str]:
         try:
             record = json.loads(line)
             if "messages" in record:
-                yield tokenizer.apply_chat_template(record["messages"], tokenize=False)
+                messages = [{"role": turn["role"], "content": str(turn["content"])} for turn in record["messages"]]
+                yield tokenizer.apply_chat_template(messages, tokenize=False)
             else:
                 yield str(record["text"])
         except (ValueError, KeyError, TypeError) as error:

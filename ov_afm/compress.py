@@ -257,6 +257,11 @@ def _fallback_notes(settings: Recipe, formats: dict[str, int]) -> list[str]:
         return []
     expected = f"g{settings.group_size}"
     other = {name: count for name, count in formats.items() if name.startswith("int4") and not name.endswith(expected)}
+    # Without a backup precision, embedding and head stay as they are too.
+    left = 2 if settings.backup_precision == "none" and not settings.all_layers else 0
+    floats = {name: count for name, count in formats.items() if not name.startswith("int")}
+    if sum(floats.values()) > left:
+        other |= floats
     if not other and any(name.startswith("int4") for name in formats):
         return []
     found = ", ".join(f"{count} of {name}" for name, count in (other or formats).items())

@@ -37,7 +37,7 @@ class Recipe:
         backup_precision: Format of what a 4-bit recipe leaves out (embedding, head, `1 - ratio`).
         all_layers: Embedding and head take the primary format too.
         group_size_fallback: What to do with a layer whose input dimension `group_size` does not divide:
-            `error`, or `adjust` (largest divisor that fits, recorded) or `ignore` (backup precision).
+            `error`, or `adjust` (largest divisor that fits, recorded) or `ignore` (stays uncompressed, recorded).
         awq: Activation-aware scaling of weights (needs calibration data, and a pattern NNCF knows).
         scale_estimation: Fit scales to activations (needs calibration data).
         gptq: GPTQ rounding (needs calibration data).

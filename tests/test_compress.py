@@ -1,0 +1,324 @@
+"""Compression does what the recipe says, or says what it did instead."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from ov_afm import calibration, manifest, supervise
+from ov_afm.compress import add_recipe_arguments, compress, compress_ir, main, recipe_from_arguments
+from ov_afm.errors import CompressionError, ConfigError, DeviceError, OVAFMError
+from ov_afm.presets import RECIPES, Recipe
+
+CHAT = [{"role": "user", "content": "What is the capital of France?"}, {"role": "assistant", "content": "Paris."}]
+
+
+def quantize(model: Path, out: Path, **recipe: Any) -> dict[str, Any]:
+    out.mkdir(exist_ok=True)
+    return compress_ir(model / "openvino_model.xml", out, Recipe(**{"weight_format": "int4", **recipe}), model)
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(target: str, *_: Any, **__: Any) -> None:
+        pytest.fail(f"{target} was started")
+
+    monkeypatch.setattr(supervise, "run", run)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(tiny.CORPUS * 24, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Path:
+    path = tmp_path / "chat.jsonl"
+    lines = [json.dumps({"messages": CHAT}), "", json.dumps({"text": tiny.CORPUS})]
+    path.write_text("\n".join(lines * 4), encoding="utf-8")
+    return path
+
+
+# -- Formats and notes
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layers"),
+    [
+        ({"weight_format": "int8", "sym": True}, {"int8_sym per row": 14}),
+        ({"group_size": 64, "all_layers": True}, {"int4_asym g64": 14}),
+        ({"sym": True, "backup_precision": "int8_sym"}, {"int8_sym per row": 2, "int4_sym per row": 12}),
+        ({"group_size": 32, "backup_precision": "none"}, {"f32": 2, "int4_asym g32": 12}),
+    ],
+    ids=["int8-sym", "all-layers", "npu", "no-backup"],
+)
+def test_layers_take_the_formats_of_the_recipe(
+    tiny_fp32: Path, tmp_path: Path, recipe: dict[str, Any], layers: dict[str, int]
+) -> None:
+    assert quantize(tiny_fp32, tmp_path / "out", **recipe) == {"layers": layers, "notes": []}
+
+
+def test_ratio_leaves_layers_in_backup_precision(tiny_fp32: Path, tmp_path: Path) -> None:
+    layers = quantize(tiny_fp32, tmp_path / "out", group_size=32, ratio=0.5)["layers"]
+    assert layers["int8_asym per row"] > 2
+    assert layers["int4_asym g32"] > 0
+    assert sum(layers.values()) == 14
+
+
+def test_group_size_that_does_not_divide_is_adjusted_and_told(tiny_fp32: Path, tmp_path: Path) -> None:
+    found = quantize(tiny_fp32, tmp_path / "out", group_size=128, sym=True)
+    assert found["layers"] == {"int8_asym per row": 2, "int4_sym g64": 10, "int4_sym g128": 2}
+    assert found["notes"] == ["group size 128 does not divide every layer's input dimension: 10 of int4_sym g64"]
+
+
+def test_group_size_that_does_not_divide_is_refused_on_demand(tiny_fp32: Path, tmp_path: Path) -> None:
+    with pytest.raises(CompressionError) as caught:
+        quantize(tiny_fp32, tmp_path / "out", group_size=128, group_size_fallback="error")
+    message = str(caught.value)
+    assert message.startswith("NNCF cannot apply recipe custom: ")
+    assert "128" in message
+    assert "\n" not in message
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_group_size_that_does_not_divide_leaves_layers_uncompressed_and_told(tiny_fp32: Path, tmp_path: Path) -> None:
+    found = quantize(tiny_fp32, tmp_path / "out", group_size=128, group_size_fallback="ignore")
+    assert found["layers"] == {"int8_asym per row": 2, "int4_asym g128": 2, "f32": 10}
+    assert found["notes"] == ["group size 128 does not divide every layer's input dimension: 10 of f32"]
+
+
+def test_awq_without_effect_is_told(tiny_fp32: Path, tmp_path: Path, text: Path) -> None:
+    found = quantize(tiny_fp32, tmp_path / "out", group_size=64, awq=True, dataset=str(text), num_samples=2)
+    assert found["notes"] == [
+        "AWQ did nothing: NNCF knows no pattern that fits this model's MLP; the weights are plain int4"
+    ]
+
+
+@pytest.mark.parametrize("kind", ["text", "chat"])
+def test_scale_estimation_changes_scales_and_records_its_data(
+    tiny_fp32: Path, tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    data: Path = request.getfixturevalue(kind)
+    plain = quantize(tiny_fp32, tmp_path / "plain", group_size=64)
+    fitted = quantize(
+        tiny_fp32, tmp_path / "out", group_size=64, scale_estimation=True, dataset=str(data), num_samples=3
+    )
+    assert fitted["layers"] == plain["layers"]
+    assert fitted["calibration"]["name"] == data.name
+    assert fitted["calibration"]["sha256"] == manifest.sha256(data)
+    assert fitted["calibration"]["samples"] == 3
+    assert fitted["calibration"]["tokens"] >= calibration.MINIMUM_TOKENS
+    weights = [(tmp_path / name / "openvino_model.bin").read_bytes() for name in ("plain", "out")]
+    assert weights[0] != weights[1]
+
+
+def test_compressed_model_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(CompressionError) as caught:
+        quantize(tiny_model, tmp_path / "out", group_size=64)
+    message = str(caught.value)
+    assert message.startswith("the weights are compressed already (")
+    assert message.endswith("); start from an fp16 or fp32 export")
+
+
+def test_progress_of_nncf_reaches_the_parent(tiny_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+
+    class Channel:
+        write = staticmethod(lines.append)
+        flush = staticmethod(lambda: None)
+
+    monkeypatch.setattr(supervise, "_channel", Channel())
+    quantize(tiny_fp32, tmp_path / "out", group_size=64)
+    events = [json.loads(line) for line in lines]
+    assert events
+    assert {event["event"] for event in events} == {"progress"}
+    assert 0 < events[-1]["done"] <= events[-1]["total"]
+
+
+# -- The verb
+
+
+@pytest.mark.slow
+def test_command_makes_a_whole_model_directory(
+    tiny_fp32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import openvino_genai
+
+    out = tmp_path / "int4"
+    flags = ["--weight-format", "int4", "--sym", "--group-size", "64"]
+    assert main([str(tiny_fp32), "-o", str(out), *flags]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1].startswith(f"{out}  custom  ")
+    assert "library messages: " in captured.err
+    found = manifest.verify(out, hashes=True)
+    assert found is not None
+    assert found.source == {"kind": "openvino", "id": "tiny-fp32"}
+    assert found.recipe["layers"] == {"int8_asym per row": 2, "int4_sym g64": 12}
+    assert 0 < found.checks["compression"]["kl_mean"] < 2
+    answer = openvino_genai.LLMPipeline(out, "CPU").generate("def", max_new_tokens=3, ignore_eos=True)
+    assert isinstance(answer, str)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["int4"]
+
+
+def error_of(*arguments: Any, **options: Any) -> str:
+    with pytest.raises(OVAFMError) as caught:
+        compress(*arguments, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", ["fp16", "fp32"])
+def test_formats_that_do_not_compress_are_refused(tiny_fp32: Path, tmp_path: Path, no_work: None, recipe: str) -> None:
+    assert error_of(tiny_fp32, tmp_path / "out", recipe=recipe) == (
+        f"compress makes int8 and int4 models, found {recipe}; export the model in that format"
+    )
+
+
+def test_device_that_cannot_run_the_recipe_is_refused_before_any_work(
+    tiny_fp32: Path, tmp_path: Path, no_work: None
+) -> None:
+    with pytest.raises(DeviceError, match="NPU"):
+        compress(tiny_fp32, tmp_path / "out", recipe=Recipe(weight_format="int4", group_size=64), device="NPU")
+    with pytest.raises(DeviceError, match="NPU"):
+        compress(tiny_fp32, tmp_path / "out", recipe=Recipe(weight_format="int4", sym=True, ratio=0.8), device="NPU")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_recipe_that_needs_data_says_so(tiny_fp32: Path, tmp_path: Path, no_work: None) -> None:
+    assert error_of(tiny_fp32, tmp_path / "out", recipe="int4-quality") == (
+        "recipe int4-quality uses scale estimation, which needs calibration data: add --dataset FILE.txt (or .jsonl)"
+    )
+
+
+def test_checkpoint_in_place_of_a_model_gets_the_export_command(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert error_of(tiny_checkpoint, tmp_path / "out") == (
+        f"{tiny_checkpoint} is a checkpoint, not an OpenVINO model; run: ov-afm export {tiny_checkpoint} --output DIR"
+    )
+
+
+# -- Calibration data
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.txt", "no such calibration file: none.txt"),
+        ("data.csv", "dataset 'data.csv' is unknown; give a .txt or .jsonl file, or one of wikitext2, c4, gsm8k"),
+    ],
+)
+def test_dataset_that_cannot_be_read_is_refused_before_any_work(
+    tiny_fp32: Path, tmp_path: Path, no_work: None, name: str, message: str
+) -> None:
+    recipe = Recipe(weight_format="int4", group_size=64, gptq=True, dataset=name)
+    assert error_of(tiny_fp32, tmp_path / "out", recipe=recipe) == message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "calibration data a.txt holds 0 tokens; at least 32 are needed"),
+        ("a.txt", b"hi \xff\xfe", "calibration file a.txt is not UTF-8 text (byte 3)"),
+        ("a.jsonl", b'\n{"text": "x"}\n{"txt": 1}', "a.jsonl line 3 is neither "),
+        ("a.jsonl", b"[1, 2]", "a.jsonl line 1 is neither "),
+        ("a.jsonl", b"3", "a.jsonl line 1 is neither "),
+        ("a.jsonl", b"{", "a.jsonl line 1 is neither "),
+        ("a.jsonl", b'{"messages": "hello"}', "a.jsonl line 1 is neither "),
+        ("a.jsonl", b'{"messages": [{"role": "user"}]}', "a.jsonl line 1 is neither "),
+    ],
+    ids=["empty", "binary", "no-key", "list", "number", "no-json", "messages-text", "message-without-content"],
+)
+def test_bad_calibration_data_are_named(
+    tiny_checkpoint: Path, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CompressionError) as caught:
+        calibration.token_samples(str(tmp_path / name), AutoTokenizer.from_pretrained(tiny_checkpoint), 4)
+    assert str(caught.value).startswith(message)
+
+
+def test_chat_is_templated_once_and_with_the_models_own_template(tiny_checkpoint: Path, chat: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    first = calibration.token_samples(str(chat), tokenizer, 3)[0]
+    assert tokenizer.decode(first) == (
+        "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\nParis.<|im_end|>\n"
+    )
+
+
+def test_long_text_is_cut_and_shreds_are_dropped(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    (tmp_path / "long.txt").write_text("a b " * 400)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    samples = calibration.token_samples(str(tmp_path / "long.txt"), tokenizer, 128)
+    assert all(calibration.MINIMUM_TOKENS <= len(sample) <= calibration.SAMPLE_TOKENS for sample in samples)
+    assert len(calibration.token_samples(str(tmp_path / "long.txt"), tokenizer, 2)) == 2
+
+
+# -- Flags
+
+
+def recipe_of(*flags: str) -> Recipe | None:
+    parser = argparse.ArgumentParser()
+    add_recipe_arguments(parser)
+    return recipe_from_arguments(parser.parse_args(flags))
+
+
+def test_no_flags_ask_for_no_recipe() -> None:
+    assert recipe_of() is None
+    assert recipe_of("--device", "NPU") is None
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_named_recipe_is_that_recipe(name: str) -> None:
+    assert recipe_of("--recipe", name) is RECIPES[name]
+
+
+def test_weight_format_alone_is_the_recipe_of_that_name() -> None:
+    assert recipe_of("--weight-format", "int4") is RECIPES["int4"]
+
+
+def test_flags_override_parts_and_make_the_recipe_custom() -> None:
+    flags = ["--group-size", "32", "--ratio", "0", "--no-sym", "--all-layers", "--backup-precision", "none"]
+    assert recipe_of("--recipe", "int4", *flags) == Recipe(
+        name="custom",
+        weight_format="int4",
+        sym=False,
+        group_size=32,
+        ratio=0.0,
+        all_layers=True,
+        backup_precision="none",
+    )
+
+
+def test_data_does_not_change_the_name_of_a_recipe() -> None:
+    found = recipe_of("--recipe", "int4-quality", "--dataset", "my.txt", "--num-samples", "7")
+    assert found is not None
+    assert (found.name, found.dataset, found.num_samples) == ("int4-quality", "my.txt", 7)
+
+
+def test_every_algorithm_flag_arrives() -> None:
+    found = recipe_of("--weight-format", "int4", "--awq", "--scale-estimation", "--gptq", "--dataset", "x.txt")
+    assert found is not None
+    assert found.awq
+    assert found.scale_estimation
+    assert found.gptq
+
+
+def test_flags_that_contradict_are_one_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path), "-o", str(tmp_path / "out"), "--recipe", "int8", "--group-size", "64"]) == 1
+    assert capsys.readouterr().err == ("ov-afm: error: --group-size only applies to int4, found weight format int8\n")
+
+
+def test_int4_with_named_weight_format_of_another_recipe_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="only applies to int4"):
+        recipe_of("--recipe", "int4", "--weight-format", "int8")
