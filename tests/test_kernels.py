@@ -197,7 +197,7 @@ def test_threshold_skips_neurons_at_or_below_it() -> None:
 
 def test_results_repeat_exactly_and_tokens_do_not_see_each_other() -> None:
     rng = np.random.default_rng(0)
-    model = build_model(random_weights(rng, 1024, 128), random_weights(rng, 128, 1024))
+    model = build_model(random_weights(rng, 1024, 128), random_weights(rng, 128, 1024), activation_bits=16)
     x = rng.standard_normal((40, 128)).astype(np.float32)
     first = run(model, x)
     for _ in range(5):

@@ -1,8 +1,8 @@
-"""Align the constants of an OpenVINO IR in its `.bin`, so that they can be used where the file is mapped.
+"""Align the constants of an OpenVINO IR in its `.bin`.
 
-OpenVINO writes constants one after the other, at any byte. Its CPU plugin copies a constant that does not lie on a
-64-byte boundary; one that does stays a mapped page of the file, shared between processes and dropped when memory is
-short.
+OpenVINO writes constants one after the other, at any byte. The kernels use them where the file is mapped, without a
+copy, so pages are shared between processes, dropped when memory is short, and never read for neurons that are never
+active. Aligned, a row of weights is whole cache lines, and no vector load spans two.
 """
 
 from __future__ import annotations

@@ -159,6 +159,7 @@ def _run(command: list[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Say which kernels there are; `--build` makes them."""
     parser = console.parser("kernels", "The native ReLU² kernels: where they are, and building them.")
+    parser.prog = "python -m ov_afm.sparsity.extension"
     parser.add_argument("--build", action="store_true", help="build them for the installed OpenVINO")
     args = parser.parse_args(argv)
     if args.build:

@@ -57,7 +57,8 @@ def transform(model_dir: Path, *, activations: str = "auto", threshold: float = 
     Args:
         model_dir: A model directory with int4 or int8 weights.
         activations: Width that activations are quantized to inside an MLP: `int8`, `int16`, or `auto`, which is int8
-            on CPUs with VNNI (as stock OpenVINO does there) and int16 elsewhere.
+            for 8 tokens and more on CPUs with VNNI (as stock OpenVINO does there) and int16 otherwise. Squares of
+            few active neurons are int16 always.
         threshold: Skip neurons whose activation is at or below it; 0 is exact.
         on_layer: Called with 1 after each MLP.
 
