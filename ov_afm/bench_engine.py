@@ -17,6 +17,7 @@ from .sparsity.select import engine_model
 __all__ = ["Engine", "Timeline", "open_engine"]
 
 LOOKUP_NGRAM = 3
+LIBRARY_PREFIX = "ov_afm_kernels"
 
 
 @dataclass(slots=True)
@@ -128,7 +129,7 @@ class _Single:
         loaded = load(request, Phases(key, None))
         self._engine = loaded.engine
         self.device, self.emulated = loaded.choice.device, loaded.choice.emulated
-        self.kernels = _has_kernels(request.model_dir, self.device)
+        self.kernels = _kernels_loaded()
         self._drafts = settings.num_assistant_tokens if OPTIONS[wanted.option].drafts else 0
         self._lookup = wanted.option == "prompt-lookup"
 
@@ -185,7 +186,7 @@ class _Batching:
         self._engine = openvino_genai.ContinuousBatchingPipeline(
             folder, scheduler, choice.device, {**properties, **extra}
         )
-        self.device, self.emulated, self.kernels = choice.device, choice.emulated, bool(extra)
+        self.device, self.emulated, self.kernels = choice.device, choice.emulated, _kernels_loaded()
         self._next_id = 0
 
     def run(
@@ -215,5 +216,8 @@ class _Batching:
         return timelines
 
 
-def _has_kernels(model_dir: Path, device: str) -> bool:
-    return engine_model(model_dir, device)[0] != model_dir
+def _kernels_loaded() -> bool:
+    """Whether the native library is in this process: asked of the system, not of what was meant to happen."""
+    import psutil
+
+    return any(LIBRARY_PREFIX in each.path for each in psutil.Process().memory_maps())

@@ -20,6 +20,7 @@ from .device_properties import Use
 from .errors import ConfigError, DeviceError, SourceError
 from .loading import locate
 from .presets import Recipe
+from .sparsity import select
 
 __all__ = ["OPTIONS", "Combination", "Model", "Option", "Settings", "combinations", "obstacle", "read_models"]
 
@@ -33,12 +34,14 @@ class Option:
         use: What it changes of what the model is loaded for.
         drafts: Tokens are drafted, from the prompt or by a draft model.
         on_npu: The NPU has it.
+        env: Environment of its process.
     """
 
     name: str
     use: Mapping[str, Any] = field(default_factory=dict)
     drafts: bool = False
     on_npu: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 OPTIONS: dict[str, Option] = {
@@ -51,6 +54,7 @@ OPTIONS: dict[str, Option] = {
         Option("kv-f16", {"kv_cache": "f16"}),
         Option("prefix-cache", {"prefix_caching": True}, on_npu=True),
         Option("no-prefix-cache", {"prefix_caching": False}, on_npu=True),
+        Option("no-kernels", env={select.DISABLE: "1"}),
     )
 }
 
@@ -281,6 +285,8 @@ def obstacle(combination: Combination, model: Model, settings: Settings) -> str 
         devices.choose(combination.device, model.recipe)
     except DeviceError as error:
         return str(error)
+    if combination.option == "no-kernels" and not (model.path / select.FOLDER).is_dir():
+        return f"{model.name} has no kernels to do without: it runs the plain model anyway"
     if devices.kind_of(combination.device) == "NPU":
         return _npu_obstacle(combination, settings)
     return None

@@ -146,7 +146,7 @@ class Runner:
             "settings": asdict(self._settings),
         }
         try:
-            supervise.run(MEASURE, arguments, on_event=on_event, timeout_s=TIMEOUT_S)
+            supervise.run(MEASURE, arguments, on_event=on_event, timeout_s=TIMEOUT_S, env=OPTIONS[row.option].env)
         except (OVAFMError, RuntimeError) as error:
             self._add(row, status="failed", reason=str(error).strip().splitlines()[0])
 

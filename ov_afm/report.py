@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .bench_records import Record
 from .bench_summary import Summary, number, summarize
 from .metrics import Spread
-from .recommend import recommend
+from .report_advice import recommend
 
 __all__ = ["HTML_NAME", "MARKDOWN_NAME", "markdown", "page", "summarize", "write"]
 
@@ -76,7 +76,8 @@ def markdown(records: Iterable[Record], *, interrupted: bool = False) -> str:
 
 def _cells(summary: Summary) -> list[str]:
     row, figures = summary.combination, summary.figures
-    cells = [row.model, summary.device, row.option, str(row.prompt_tokens), str(row.concurrency)]
+    option = f"{row.option}, kernels" if summary.get("kernels") else row.option
+    cells = [row.model, summary.device, option, str(row.prompt_tokens), str(row.concurrency)]
     load, first = summary.get("load_s"), summary.get("first_inference_s")
     percentiles = [figures.get("tpot_p50_ms"), figures.get("tpot_p95_ms")]
     share = summary.ceiling_share
@@ -92,7 +93,7 @@ def _cells(summary: Summary) -> list[str]:
         ABSENT if share is None else f"{share:.0%} of {summary.ceiling:.1f}",
         _range(figures.get("prefill_tokens_per_s")),
         _range(figures.get("total_tokens_per_s")),
-        _range(figures.get("peak_rss_bytes"), 1e9),
+        _memory(figures),
         _range(figures.get("energy_per_token_j")),
         f"after {summary.runs} runs: {summary.reason}" if summary.reason else "",
     ]
@@ -112,6 +113,12 @@ def _not_run(summaries: Sequence[Summary]) -> list[tuple[list[str], str]]:
         cells = [", ".join(dict.fromkeys(str(value[index]) for value in values)) for index in range(3)]
         rows.append(([model, device, *cells], reason))
     return rows
+
+
+def _memory(figures: Mapping[str, Spread]) -> str:
+    device = figures.get("device_memory_bytes")
+    text = _range(figures.get("peak_rss_bytes"), 1e9)
+    return text if device is None else f"{text} + {number(device.most / 1e9)} on device"
 
 
 def _range(found: Spread | None, scale: float = 1) -> str:
@@ -142,6 +149,8 @@ def _notes(summaries: Sequence[Summary]) -> list[str]:
     if any("energy_per_token_j" in each.figures for each in summaries):
         sources.add("idle power subtracted, decoding only")
     notes.append(f"Energy: {'; '.join(sorted(sources)) or 'not measured'}.")
+    if any(each.combination.concurrency > 1 for each in summaries if each.runs):
+        notes.append("With several requests TTFT is that of the one that waits longest, TPOT that of all tokens.")
     if any(each.emulated for each in summaries):
         notes.append(
             "Emulated NPU: the NPU's path run on the CPU, to try limits and shapes. Its speed is not an NPU's and is "

@@ -275,7 +275,7 @@ def test_compare_refuses_files_with_nothing_in_common(swept: Path) -> None:
         (
             ["--option", "faster"],
             "option 'faster' is unknown; choose of plain, prompt-lookup, draft, kv-u8, kv-f16, prefix-cache, "
-            "no-prefix-cache",
+            "no-prefix-cache, no-kernels",
         ),
         (["--option", "draft"], "option draft needs a draft model; add: --draft-model DIR"),
         (["--ov-config", "MAX_PROMPT_LEN"], "--ov-config takes KEY=VALUE, found 'MAX_PROMPT_LEN'"),

@@ -13,7 +13,7 @@ import pytest
 
 from ov_afm import report
 from ov_afm.bench_summary import summarize
-from ov_afm.recommend import RULE, recommend
+from ov_afm.report_advice import RULE, recommend
 
 RUNS = 3
 
