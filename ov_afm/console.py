@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from .errors import OVAFMError
+from .quiet import silence
 
 __all__ = ["Progress", "command", "human_bytes", "note", "parser"]
 
@@ -27,16 +28,6 @@ class Main(Protocol):
         """Run with the given arguments, the program's own if None; returns the exit status."""
 
 
-# Set before OpenVINO, NNCF, huggingface_hub or transformers is imported: no telemetry, no advice.
-QUIET = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "DO_NOT_TRACK": "1",
-}
-
-
 def command(main: Callable[[Sequence[str] | None], int]) -> Main:
     """Make a verb's `main` behave as a command: errors as one line, and the exit status that fits.
 
@@ -45,8 +36,7 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Main:
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
+        silence()
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
         try:
             return main(argv)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from . import errors
+from .quiet import silence
 
 __all__ = ["ChildDied", "emit", "run"]
 
@@ -196,6 +197,7 @@ def _watch_parent(descriptor: int) -> None:
 
 def _main() -> None:
     global _channel
+    silence()
     request = json.loads(sys.stdin.readline())
     # The pipe stays ours; whatever native code writes to descriptor 1 goes to the log.
     _channel = os.fdopen(os.dup(1), "w", encoding="utf-8")

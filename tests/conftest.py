@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 
-os.environ.update(
-    HF_HUB_OFFLINE="1",
-    HF_HUB_DISABLE_TELEMETRY="1",
-    TOKENIZERS_PARALLELISM="false",
-    DO_NOT_TRACK="1",
-    GRADIO_ANALYTICS_ENABLED="False",
-    OPENVINO_TELEMETRY="off",
-)
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from ov_afm.quiet import silence  # noqa: E402
+
+silence()
 
 from pathlib import Path  # noqa: E402
 

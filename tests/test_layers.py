@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent / "ov_afm"
 # From the lowest. A module imports from its own layer and from those below; a pattern stands for a family.
 LAYERS = {
     "base": (
-        "errors presets manifest console supervise paths staging resources interrupt card detokenize params "
+        "errors presets manifest console quiet supervise paths staging resources interrupt card detokenize params "
         "engine_errors"
     ),
     "sources, devices, metrics": (
