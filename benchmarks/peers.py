@@ -5,9 +5,10 @@ them before the next one, in an order that rotates, so that whatever else the ma
 alike. Speeds are compared prompt by prompt, and the ratios' median is reported with the least and the most.
 
 llama.cpp runs a GGUF of the same geometry that this script writes: random weights, Q4_0 with a Q8_0 head
-for an INT4 model, Q8_0 for INT8, F16 otherwise. So no answer is compared, only speed and memory.
+for an INT4 model, Q8_0 for INT8, F16 otherwise. So no answer is compared, only speed and memory. Each engine has its
+own default KV cache: u8 in OpenVINO, f16 in llama.cpp.
 
-    ov-afm synth afm-4.5b --output synth && ov-afm export synth --recipe int4 --output afm-int4
+    ov-afm synth --geometry afm-4.5b --output synth && ov-afm export synth --recipe int4 --output afm-int4
     pip install llama-cpp-python gguf        # builds llama.cpp for this CPU
     python benchmarks/peers.py afm-int4 --report peers
 """
@@ -31,6 +32,7 @@ from ov_afm import bundle, console, manifest
 from ov_afm.bench_engine import Timeline, open_engine
 from ov_afm.bench_plan import Combination, Settings
 from ov_afm.bench_prompts import Prompts
+from ov_afm.bench_summary import number
 from ov_afm.errors import ConfigError, OVAFMError
 from ov_afm.metrics import Spread, percentile, spread
 from ov_afm.resources_used import peak_rss_bytes
@@ -383,7 +385,7 @@ def _ratio(records: Sequence[Record], ours: str, peer: str, name: str) -> Spread
 
 
 def _text(found: Spread | None) -> str:
-    return "–" if found is None else f"{found.median:.3g} ({found.least:.3g}–{found.most:.3g})"
+    return "–" if found is None else f"{number(found.median)} ({number(found.least)}–{number(found.most)})"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -51,16 +51,16 @@ def draw(summaries: Sequence[Summary]) -> list[tuple[str, str]]:
 
     real = [each for each in summaries if each.runs and not each.emulated]
     drawn = []
-    for number, plot in enumerate((_ttft, _decode, _memory, _energy, _batches, _options)):
-        style: Any = {**STYLE, "svg.hashsalt": f"plot{number}"}
+    for index, plot in enumerate((_ttft, _decode, _memory, _energy, _batches, _options)):
+        style: Any = {**STYLE, "svg.hashsalt": f"plot{index}"}
         with matplotlib.rc_context(style):
             made = plot(real)
             if made:
-                drawn.append((_svg(made[0], number, made[1]), made[1]))
+                drawn.append((_svg(made[0], index, made[1]), made[1]))
     return drawn
 
 
-def _svg(figure: Any, number: int, title: str) -> str:
+def _svg(figure: Any, index: int, title: str) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
@@ -69,8 +69,8 @@ def _svg(figure: Any, number: int, title: str) -> str:
         text = text.replace(colour, name)
     text = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", lambda found: f"font: {found[1]}{FONTS}", text)
     # Several drawings share a page: their ids must not.
-    text = re.sub(r'\bid="', f'id="p{number}-', text)
-    text = re.sub(r'(href="#|url\(#)', rf"\1p{number}-", text)
+    text = re.sub(r'\bid="', f'id="p{index}-', text)
+    text = re.sub(r'(href="#|url\(#)', rf"\1p{index}-", text)
     return text.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
 
 
