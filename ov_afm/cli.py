@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("ov_afm.bench", "compare devices, precisions and engine options here"),
     "generate": ("ov_afm.generate", "answer one prompt, streaming"),
     "info": ("ov_afm.info", "recipe, sizes, checks and provenance of a model directory"),
+    "serve": ("ov_afm.serve", "OpenAI-compatible server"),
     "synth": ("ov_afm.synth", "write a synthetic checkpoint of a given geometry"),
     "upload": ("ov_afm.upload", "model directory → Hub"),
 }

@@ -1,0 +1,210 @@
+"""`ov-afm serve`: an OpenAI-compatible server that does not fall over.
+
+The HTTP process holds no model: each model has a process of its own, which may die and comes back.
+
+    ov-afm serve models/afm-int4 --port 8000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import console, loading, manifest
+from ..errors import ConfigError, DeviceError
+from ..resources import require
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+__all__ = ["main"]
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9][\w.:/-]{0,99}")
+KEY_VARIABLE = "OV_AFM_API_KEY"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of the service.
+
+    Attributes:
+        max_queue: Requests that may wait for a slot.
+        request_timeout_s: Longest time for a request.
+        grace_s: Time that running requests get to finish when the server is told to end.
+        idle_unload_s: Seconds after which an unused model is unloaded; None keeps it.
+    """
+
+    max_queue: int = 64
+    request_timeout_s: float = 600
+    grace_s: float = 30
+    idle_unload_s: float | None = None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = console.parser("serve", "Serve models over OpenAI's HTTP API.")
+    parser.add_argument("model_dir", nargs="?", metavar="MODEL_DIR", help="model directory made by ov-afm export")
+    add = parser.add_argument
+    absent = argparse.SUPPRESS
+    add("--model", action="append", default=[], metavar="NAME=DIR", help="a model and the name clients use; repeatable")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens the server to the network")
+    add("--port", type=int, default=8000, help="port to listen on; 0 takes a free one")
+    add("--api-key", action="append", default=[], metavar="KEY", help=f"key to ask for; also from {KEY_VARIABLE}")
+    add("--cors-origin", action="append", default=[], metavar="ORIGIN", help="web origin that may call; repeatable")
+    add("--max-body-mb", type=float, default=8, metavar="MB", help="longest request body")
+    add("--log-prompts", action="store_true", help="write prompts to the log")
+    _add_engine_options(parser)
+    group = parser.add_argument_group("limits")
+    group.add_argument("--max-queue", type=int, default=absent, metavar="N", help="requests that may wait, then 429")
+    group.add_argument("--request-timeout", dest="request_timeout_s", type=float, default=absent, metavar="S",
+                       help="longest time for a request (default: 600)")  # fmt: skip
+    group.add_argument("--grace", dest="grace_s", type=float, default=absent, metavar="S",
+                       help="time for running requests after SIGTERM (default: 30)")  # fmt: skip
+    group.add_argument("--idle-unload", dest="idle_unload_s", type=float, default=absent, metavar="S",
+                       help="load models on first use and unload them after this long without a request")  # fmt: skip
+    return parser
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("engine")
+    absent = argparse.SUPPRESS
+
+    def add(flag: str, help: str, **kind: Any) -> None:
+        group.add_argument(flag, help=help, default=absent, **kind)
+
+    group.add_argument("--device", default="CPU", help="CPU, GPU, GPU.1 or AUTO")
+    add("--cache-size-gb", "bound of the KV cache (default: by free memory)", type=float, metavar="GB")
+    add("--max-running", "sequences generated at once (default: 32)", type=int, metavar="N")
+    add("--prefill-tokens", "tokens of a prompt computed in one step (default: 256)", type=int, metavar="N")
+    add("--kv-cache", "precision of the KV cache (default: u8)", choices=("u8", "f16", "f32"))
+    add("--threads", "CPU threads", type=int, metavar="N")
+    group.add_argument(
+        "--ov-config", action="append", default=[], metavar="KEY=VALUE", help="OpenVINO property; may be given again"
+    )
+
+
+def _pairs(entries: Sequence[str], flag: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for entry in entries:
+        key, equals, value = entry.partition("=")
+        if not (key and equals and value):
+            msg = f"{flag} takes KEY=VALUE, found {entry!r}"
+            raise ConfigError(msg)
+        if key in found:
+            msg = f"{flag} names {key!r} twice"
+            raise ConfigError(msg)
+        found[key] = value
+    return found
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _folders(arguments: argparse.Namespace) -> dict[str, Path]:
+    """The models to serve, by name; each checked to be whole."""
+    folders = {name: Path(folder) for name, folder in _pairs(arguments.model, "--model").items()}
+    if arguments.model_dir is not None:
+        path = loading.locate(arguments.model_dir)
+        folders = {path.resolve().name: path, **folders}
+    if not folders:
+        msg = "which model? give a model directory, or --model NAME=DIR"
+        raise ConfigError(msg)
+    for name, folder in folders.items():
+        if not MODEL_NAME.fullmatch(name):
+            msg = f"a model's name is letters, digits and . _ : / -, found {name!r}; use --model NAME=DIR"
+            raise ConfigError(msg)
+        manifest.verify(loading.locate(str(folder)))
+    return folders
+
+
+def _given(kind: type, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those options that are fields of a dataclass and were given."""
+    given = vars(arguments)
+    found = {field.name: given[field.name] for field in fields(kind) if field.name in given}
+    for name, value in found.items():
+        if isinstance(value, (int, float)) and value <= 0 and name != "max_queue":
+            msg = f"{name} must be above 0, found {value:g}"
+            raise ConfigError(msg)
+    return found
+
+
+@console.command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    arguments = _parser().parse_args(argv)
+    require("serve", "fastapi", "uvicorn", "prometheus_client")
+    folders = _folders(arguments)
+    from .app import Settings, build
+    from .batch import EngineSpec
+    from .engine import Engine
+    from .models import Models
+
+    config = {key: _json_or_text(value) for key, value in _pairs(arguments.ov_config, "--ov-config").items()}
+    limits = Limits(**_given(Limits, arguments))
+    spec_fields = {key: value for key, value in _given(EngineSpec, arguments).items() if key != "model_dir"}
+    engines = {
+        name: Engine(
+            EngineSpec(str(folder.resolve()), **{**spec_fields, "ov_config": config}),
+            max_queue=limits.max_queue,
+            request_timeout_s=limits.request_timeout_s,
+        )
+        for name, folder in folders.items()
+    }
+    keys = tuple(arguments.api_key) or tuple(filter(None, [os.environ.get(KEY_VARIABLE)]))
+    settings = Settings(
+        api_keys=keys,
+        max_body_bytes=int(arguments.max_body_mb * 2**20),
+        cors_origins=tuple(arguments.cors_origin),
+        log_prompts=arguments.log_prompts,
+    )
+    app = build(Models(engines, idle_unload_s=limits.idle_unload_s), settings)
+    _serve(app, engines, arguments.host, arguments.port, limits.grace_s)
+    problem = next((engine.problem for engine in engines.values() if engine.problem), None)
+    if problem is not None:
+        raise DeviceError(problem)
+    return 0
+
+
+def _serve(app: Any, engines: dict[str, Engine], host: str, port: int, grace_s: float) -> None:
+    """Run until a signal, or until the only model turns out to be unusable."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=max(1, round(grace_s)),
+        server_header=False,
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    server = uvicorn.Server(config)
+    for engine in engines.values():
+        engine.on_ready = lambda engine=engine: _announce(server, engine)  # type: ignore[misc]
+        if len(engines) == 1:
+            engine.on_unusable = lambda: setattr(server, "should_exit", True)
+    # uvicorn raises the signal again when it is done; that must not end the process with the signal's status.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    server.run()
+
+
+def _announce(server: Any, engine: Engine) -> None:
+    for listener in server.servers:
+        for each in listener.sockets:
+            host, port = each.getsockname()[:2]
+            console.note(
+                f"serving {Path(engine.spec.model_dir).name} on {engine.info['device']}, "
+                f"context {engine.info['context_length']} tokens: http://{host}:{port}/v1 (pid {os.getpid()})"
+            )

@@ -1,0 +1,87 @@
+"""What the server counts, for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = ["Instruments", "RequestCounter"]
+
+TTFT_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
+TPOT_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.12, 0.16, 0.24, 0.32, 0.64, 1.28, 2.56)
+
+
+class Instruments:
+    """The counters of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"ov_afm_{name}", text, labels, registry=self.registry)
+
+        self.requests = counter("requests", "HTTP requests", "route", "status")
+        self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts", "model")
+        self.generated_tokens = counter("generated_tokens", "Tokens generated", "model")
+        self.ttft_s = Histogram(
+            "ov_afm_ttft_seconds",
+            "Time to the first token",
+            ["model"],
+            buckets=TTFT_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.tpot_s = Histogram(
+            "ov_afm_tpot_seconds",
+            "Time per token after the first, mean of a request",
+            ["model"],
+            buckets=TPOT_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._gauges = {
+            name: Gauge(f"ov_afm_{name}", text, ["model"], registry=self.registry)
+            for name, text in {
+                "running_requests": "Requests that have a slot",
+                "queued_requests": "Requests that wait for a slot",
+                "kv_cache_usage_ratio": "Share of the KV cache in use",
+                "engine_restarts": "Times that the engine was started again after it died",
+                "engine_ready": "1 while the engine takes requests",
+            }.items()
+        }
+
+    def watch(self, model: str, readings: dict[str, Callable[[], float]]) -> None:
+        """Read a model's gauges when they are asked for."""
+        for name, reading in readings.items():
+            self._gauges[name].labels(model).set_function(reading)
+
+    def text(self) -> bytes:
+        """All of it, in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class RequestCounter:
+    """ASGI middleware that counts answers by route and status.
+
+    Args:
+        app: The application behind it.
+        instruments: Where to count.
+        routes: Paths to count by name; all others are one.
+    """
+
+    def __init__(self, app: ASGIApp, *, instruments: Instruments, routes: frozenset[str]) -> None:
+        self._app, self._instruments, self._routes = app, instruments, routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on and count its answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        route = scope["path"] if scope["path"] in self._routes else "other"
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._instruments.requests.labels(route, str(message["status"])).inc()
+            await send(message)
+
+        await self._app(scope, receive, counted)

@@ -1,0 +1,326 @@
+"""What goes over the wire: requests as they are checked, answers as they are sent.
+
+The words are OpenAI's. `null` means absent everywhere. Fields that no engine of ours can honour are
+declared here only to be refused by name; fields that nobody knows are accepted and ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+
+__all__ = [
+    "ChatChoice",
+    "ChatChunk",
+    "ChatCompletion",
+    "ChatRequest",
+    "Choice",
+    "ChunkChoice",
+    "Completion",
+    "CompletionRequest",
+    "DetokenizeRequest",
+    "ErrorBody",
+    "ErrorEnvelope",
+    "Message",
+    "Model",
+    "ModelList",
+    "SamplingRequest",
+    "TokenizeRequest",
+    "Usage",
+]
+
+MOST_CHOICES = 16
+MOST_TOOLS = 128
+_INT64 = 2**63
+Stop = Annotated[StrictStr, Field(min_length=1, max_length=1000)]
+Token = Annotated[StrictInt, Field(ge=0, lt=2**31)]
+Logprob = dict[str, Any]
+
+
+class Wire(BaseModel):
+    """A request's object: unknown fields are kept aside, so that they can be named in the log."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+
+class TextPart(Wire):
+    """A piece of a message."""
+
+    type: StrictStr
+    text: StrictStr | None = None
+
+
+class FunctionCall(Wire):
+    """Which function an assistant called, and with what."""
+
+    name: StrictStr
+    arguments: StrictStr = "{}"
+
+
+class ToolCall(Wire):
+    """A call in an assistant's earlier message."""
+
+    id: StrictStr | None = None
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class Message(Wire):
+    """A message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: StrictStr | list[TextPart] | None = None
+    name: StrictStr | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: StrictStr | None = None
+
+
+class JsonSchemaFormat(Wire):
+    """A schema and its name."""
+
+    name: StrictStr = "answer"
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: StrictBool | None = None
+
+
+class ResponseFormat(Wire):
+    """The form that an answer must have."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class Function(Wire):
+    """A function that the model may call; `parameters` is a JSON schema."""
+
+    name: Annotated[StrictStr, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: StrictStr | None = None
+    parameters: dict[str, Any] | None = None
+    strict: StrictBool | None = None
+
+
+class Tool(Wire):
+    """A tool on offer."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Wire):
+    """A function's name."""
+
+    name: StrictStr
+
+
+class NamedTool(Wire):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class StreamOptions(Wire):
+    """What a stream carries besides the answer."""
+
+    include_usage: StrictBool | None = None
+
+
+class SamplingRequest(Wire):
+    """What chat and plain completions have in common."""
+
+    model: StrictStr | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=-1, lt=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
+    seed: Annotated[StrictInt, Field(ge=-_INT64, lt=_INT64)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    n: Annotated[StrictInt, Field(ge=1, le=MOST_CHOICES)] | None = None
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+    user: StrictStr | None = None
+    logit_bias: dict[str, float] | None = None
+
+
+class ChatRequest(SamplingRequest):
+    """Body of `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: StrictBool | None = None
+    top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: StrictBool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    functions: list[Any] | None = None
+    function_call: Any = None
+    modalities: list[StrictStr] | None = None
+    audio: dict[str, Any] | None = None
+
+
+class CompletionRequest(SamplingRequest):
+    """Body of `POST /v1/completions`; one prompt, as text or as token ids."""
+
+    prompt: StrictStr | list[Token] | list[StrictStr] | list[list[Token]]
+    logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    echo: StrictBool | None = None
+    suffix: StrictStr | None = None
+    best_of: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+
+
+class TokenizeRequest(Wire):
+    """Body of `POST /tokenize`: text, or messages for the chat template."""
+
+    model: StrictStr | None = None
+    prompt: StrictStr | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    add_special_tokens: StrictBool | None = None
+
+
+class DetokenizeRequest(Wire):
+    """Body of `POST /detokenize`."""
+
+    model: StrictStr | None = None
+    tokens: Annotated[list[Token], Field(max_length=1_000_000)]
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorEnvelope(BaseModel):
+    """Every error has this form."""
+
+    error: ErrorBody
+
+
+class Usage(BaseModel):
+    """Tokens that a request took."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class AnswerMessage(BaseModel):
+    """The assistant's message."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class ChatChoice(BaseModel):
+    """One answer of several."""
+
+    index: int
+    message: AnswerMessage
+    logprobs: dict[str, Any] | None = None
+    finish_reason: str
+
+
+class ChatCompletion(BaseModel):
+    """A whole answer."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChunkChoice(BaseModel):
+    """A piece of one answer."""
+
+    index: int
+    delta: dict[str, Any]
+    logprobs: None = None
+    finish_reason: str | None = None
+
+
+class ChatChunk(BaseModel):
+    """An event of a stream; `usage` is absent unless it was asked for."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | None = None
+
+
+class Choice(BaseModel):
+    """One continuation of several."""
+
+    index: int
+    text: str
+    logprobs: dict[str, Any] | None = None
+    finish_reason: str | None = None
+
+
+class Completion(BaseModel):
+    """A continuation, or an event of its stream."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage | None = None
+
+
+class Model(BaseModel):
+    """A model on offer."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "ov_afm"
+    max_model_len: int | None = None
+
+
+class ModelList(BaseModel):
+    """All of them."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Tokens(BaseModel):
+    """Answer of `POST /tokenize`."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class Text(BaseModel):
+    """Answer of `POST /detokenize`."""
+
+    prompt: str
+
+
+class Version(BaseModel):
+    """Answer of `GET /version`."""
+
+    version: str
+
+
+class Health(BaseModel):
+    """Answer of `GET /health`."""
+
+    status: str
