@@ -23,6 +23,10 @@ from .errors import ConfigError, OVAFMError
 
 __all__ = ["disk_full_as_error", "staging"]
 
+NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+# Less free than this when a native writer fails is a full disk.
+FULL_BYTES = 1_000_000
+
 
 @contextmanager
 def staging(output: Path, *, replace: bool = False) -> Iterator[Path]:
@@ -135,14 +139,19 @@ else:
 def disk_full_as_error(folder: Path) -> Iterator[None]:
     """Turn "no space left" into one line with the figure.
 
+    Native writers do not say why they failed: a `RuntimeError` on a full disk is taken for that too.
+
     Raises:
         OVAFMError: The disk that holds `folder` is full.
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT if hasattr(errno, "EDQUOT") else errno.ENOSPC):
-            raise
+    except (OSError, RuntimeError) as error:
         free = shutil.disk_usage(folder).free
-        msg = f"the disk that holds {folder} is full ({free / 1e6:.0f} MB free); free some space or use another folder"
+        if getattr(error, "errno", None) not in NO_SPACE and (isinstance(error, OSError) or free > FULL_BYTES):
+            raise
+        # A staging or work folder is not a name that the user knows.
+        hidden = (p.parent for p in (folder, *folder.parents) if p.name.endswith(".partial") or p.name[:7] == "ov_afm-")
+        place = next(hidden, folder)
+        msg = f"the disk that holds {place} is full ({free / 1e6:.0f} MB free); free some space or use another folder"
         raise OVAFMError(msg) from error

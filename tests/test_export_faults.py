@@ -1,0 +1,259 @@
+"""Whatever goes wrong while a model is made: one line, the right status, and nothing left beside the output."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import tiny
+from slow_export import STEPS
+
+from ov_afm import convert, manifest
+from ov_afm.errors import OVAFMError
+from ov_afm.presets import RECIPES
+
+HERE = Path(__file__).parent
+posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts Python processes and ends them with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(HERE)},
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(ready: Callable[[], bool], process: subprocess.Popen[str], within_s: float = 120) -> None:
+    end = time.monotonic() + within_s
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def wait_until_gone(pid: int) -> None:
+    end = time.monotonic() + 20
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end, f"process {pid} is still there"
+        time.sleep(0.05)
+
+
+# -- Interrupted and killed
+
+
+@posix
+@pytest.mark.parametrize(
+    ("phase", "with_work_dir"),
+    [*((phase, False) for phase in (*STEPS, "hashing")), ("converting", True)],
+    ids=[*STEPS, "hashing", "with-work-dir"],
+)
+def test_interrupt_leaves_nothing(
+    tiny_checkpoint: Path, tmp_path: Path, start: Start, phase: str, with_work_dir: bool
+) -> None:
+    output, ready, work = tmp_path / "models" / "out", tmp_path / "ready", tmp_path / "work"
+    work.mkdir()
+    options = ["--work-dir", work] if with_work_dir else []
+    process = start(HERE / "slow_export.py", phase, ready, tiny_checkpoint, "-o", output, *options)
+    wait_for(ready.exists, process)
+    if phase != "hashing":
+        assert any(output.parent.glob(".out.*.partial/*.bin"))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert (out, err) == ("", "ov-afm: interrupted\n")
+    assert list(output.parent.iterdir()) == []
+    assert list(work.iterdir()) == []
+    if phase != "hashing":
+        wait_until_gone(int(ready.read_text()))
+
+
+@posix
+def test_kill_leaves_no_model_and_no_process(tiny_checkpoint: Path, tmp_path: Path, start: Start) -> None:
+    output, ready = tmp_path / "models" / "out", tmp_path / "ready"
+    process = start(HERE / "slow_export.py", "compressing", ready, tiny_checkpoint, "-o", output)
+    wait_for(ready.exists, process)
+    process.kill()
+    process.wait(10)
+    wait_until_gone(int(ready.read_text()))
+    assert not output.exists()
+
+
+@posix
+@pytest.mark.slow
+def test_killed_export_is_cleared_and_made_by_the_next_and_two_at_once_do_not_mix(
+    tiny_checkpoint: Path, tmp_path: Path, start: Start
+) -> None:
+    """The real command throughout: killed in the middle, then run twice at once."""
+    output = tmp_path / "out"
+    arguments = ["-m", "ov_afm.export", tiny_checkpoint, "-o", output]
+    killed = start(*arguments)
+    wait_for(lambda: any(tmp_path.glob(".out.*.partial/openvino_tokenizer.xml")), killed)
+    killed.kill()
+    killed.wait(10)
+    assert not output.exists()
+    left = list(tmp_path.glob(".out.*.partial"))
+    assert len(left) == 1
+
+    first = start(*arguments)
+    wait_for(lambda: not left[0].exists() and any(tmp_path.glob(".out.*.partial")), first)
+    second = start(*arguments)
+    _, refused = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert refused == (
+        f"ov-afm: error: another process is writing {output}; wait for it, or choose another output directory\n"
+    )
+    _, messages = first.communicate(timeout=400)
+    assert first.returncode == 0, messages
+    assert manifest.verify(output, hashes=True) is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+# -- Bad input: refused in a moment, by the real command
+
+
+def refused(start: Start, *arguments: object) -> str:
+    process = start("-m", "ov_afm.export", *arguments)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("ov-afm: error: ")
+    return err.removeprefix("ov-afm: error: ").rstrip("\n")
+
+
+def break_checkpoint(kind: str, folder: Path) -> str:
+    """Damage a checkpoint; returns a pattern of the error."""
+    if kind == "no-config":
+        (folder / "config.json").unlink()
+        return f"{re.escape(str(folder))} is no checkpoint: config.json is missing; .*"
+    if kind == "architecture":
+        tiny.edit_json(folder / "config.json", architectures=["MambaForCausalLM"])
+        return "architecture MambaForCausalLM of .* is not supported; supported are ArceeForCausalLM, .*"
+    if kind == "tokenizer":
+        (folder / "tokenizer.json").unlink()
+        return f"no tokenizer in {re.escape(str(folder))}: tokenizer.json is missing; .*"
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-100])
+    return f"{re.escape(str(folder / 'model.safetensors'))} is damaged: .*; fetch it again"
+
+
+@pytest.mark.parametrize("kind", ["no-config", "architecture", "tokenizer", "corrupt-safetensors"])
+def test_broken_checkpoint_is_one_line(tiny_checkpoint: Path, tmp_path: Path, start: Start, kind: str) -> None:
+    source = Path(shutil.copytree(tiny_checkpoint, tmp_path / "source"))
+    pattern = break_checkpoint(kind, source)
+    assert re.fullmatch(pattern, refused(start, source, "-o", tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_missing_path_is_one_line(tmp_path: Path, start: Start) -> None:
+    missing = tmp_path / "none"
+    assert refused(start, missing, "-o", tmp_path / "out") == f"no such file or folder: {missing}"
+
+
+def test_output_that_is_a_file_is_one_line(tiny_checkpoint: Path, tmp_path: Path, start: Start) -> None:
+    (tmp_path / "out").write_text("mine")
+    assert refused(start, tiny_checkpoint, "-o", tmp_path / "out", "--force") == (
+        f"{tmp_path / 'out'} is a file; choose another output directory"
+    )
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_cache_that_cannot_be_written_is_one_line(
+    tiny_checkpoint: Path, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OV_AFM_CACHE", str(tmp_path / "file"))
+    assert refused(start, tiny_checkpoint, "-o", tmp_path / "out") == (
+        f"cannot write logs to {tmp_path / 'file' / 'logs'} (Not a directory); "
+        "set OV_AFM_CACHE to a folder that can be written"
+    )
+
+
+def test_tokenizer_that_is_no_tokenizer_is_one_error(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(tiny_checkpoint, tmp_path / "source"))
+    (source / "tokenizer.json").write_text("{}")
+    with pytest.raises(OVAFMError, match=r"^the tokenizer of source cannot be converted: "):
+        convert._write_tokenizer(source, tmp_path, False)
+
+
+# -- Disks
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, options: str) -> Iterator[Path]:
+    path.mkdir()
+    mount = shutil.which("mount")
+    if mount is None or sys.platform != "linux":
+        pytest.skip("needs a Linux mount to make a small disk")
+    if subprocess.run([mount, "-t", "tmpfs", "-o", options, "none", path], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        yield path
+    finally:
+        # A native library may still map a file of it.
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+def test_disk_too_small_for_the_estimate_is_refused_with_figures(
+    tiny_checkpoint: Path, tmp_path: Path, start: Start
+) -> None:
+    with small_disk(tmp_path / "disk", "size=100k") as disk:
+        message = refused(start, tiny_checkpoint, "-o", disk / "out")
+        assert re.fullmatch(
+            rf"the disk of {disk} has [\d.]+ kB free, .* are needed; free some or use another disk", message
+        )
+        assert list(disk.iterdir()) == []
+
+
+def test_read_only_disk_is_one_line(tiny_checkpoint: Path, tmp_path: Path, start: Start) -> None:
+    with small_disk(tmp_path / "disk", "size=100k,ro") as disk:
+        assert refused(start, tiny_checkpoint, "-o", disk / "out") == (
+            f"cannot write to {disk} (Read-only file system); choose another output directory"
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", ["output", "work folder"])
+def test_disk_that_fills_up_is_one_line(tiny_checkpoint: Path, tmp_path: Path, full: str) -> None:
+    """Native writers give up with messages of their own, or none."""
+    with small_disk(tmp_path / "disk", "size=150k") as disk:
+        out, work = (disk, tmp_path / "other") if full == "output" else (tmp_path / "other", disk)
+        (tmp_path / "other").mkdir()
+        with pytest.raises(OVAFMError) as caught:
+            convert.build(
+                str(tiny_checkpoint),
+                str(out),
+                str(work),
+                recipe=RECIPES["int8"].to_dict(),
+                proof_bytes=0,
+                prove=False,
+                trust_remote_code=False,
+            )
+        message = str(caught.value)
+        assert message == f"the disk that holds {disk} is full (0 MB free); free some space or use another folder"
