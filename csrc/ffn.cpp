@@ -1,8 +1,5 @@
 #include "ffn.h"
 
-#include <tbb/parallel_for.h>
-#include <tbb/task_arena.h>
-
 #if defined(_MSC_VER)
 #include <intrin.h>
 #endif
@@ -13,6 +10,8 @@
 #include <memory>
 #include <new>
 #include <vector>
+
+#include "parallel.h"
 
 namespace relu2 {
 namespace {
@@ -85,12 +84,12 @@ class Chunk {
         poisoned_(tokens) {}
 
   void run() {
-    const size_t threads = static_cast<size_t>(tbb::this_task_arena::max_concurrency());
+    const size_t threads = thread_count();
     // More tasks than threads, because neither cores nor activity are equal; but each brings an output to add up.
     const size_t tasks = threads == 1 ? 1 : std::min(ffn_.down.groups(), threads * (tokens_ == 1 ? 4 : 2));
     quantize();
     Buffer<float> partial(tasks * tokens_ * stride_);
-    tbb::parallel_for(size_t(0), tasks, [&](size_t i) {
+    parallel_for(tasks, [&](size_t i) {
       const size_t begin = ffn_.down.groups() * i / tasks, end = ffn_.down.groups() * (i + 1) / tasks;
       float* out = partial.data() + i * tokens_ * stride_;
       std::fill_n(out, tokens_ * stride_, 0.f);
@@ -113,7 +112,7 @@ class Chunk {
     };
     if (tokens_ < width) return for_each_tile(tokens_, width, one);
     const size_t full = tokens_ / width;
-    tbb::parallel_for(size_t(0), full, [&](size_t i) { one(i * width, width); });
+    parallel_for(full, [&](size_t i) { one(i * width, width); });
     for_each_tile(tokens_ - full * width, width, [&](size_t first, size_t n) { one(full * width + first, n); });
   }
 
@@ -192,7 +191,7 @@ class Chunk {
       if (poisoned_[t]) std::fill_n(to, outputs, std::numeric_limits<float>::quiet_NaN());
     };
     if (tokens_ == 1) return row(0);
-    tbb::parallel_for(size_t(0), tokens_, row);
+    parallel_for(tokens_, row);
   }
 
   const Kernels& kernels_;

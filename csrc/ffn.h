@@ -8,7 +8,7 @@ namespace relu2 {
 struct Ffn {
   UpMatrix up;
   DownMatrix down;
-  float threshold = 0;  // neurons at or below it are skipped; 0 is exact, less is wrong and only for benchmarks
+  float threshold = 0;      // neurons at or below it are skipped; 0 is exact, less is wrong and only for benchmarks
   int activation_bits = 0;  // of products that are not by lists: 8, 16, or 0 for what suits the kernels and the tokens
 };
 

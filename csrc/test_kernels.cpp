@@ -3,8 +3,6 @@
 //     make -C csrc sanitize        (AddressSanitizer + UndefinedBehaviorSanitizer, then ThreadSanitizer)
 //
 // Buffers are as small as the layout says, so a read or write past an end is seen.
-#include <tbb/global_control.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -167,7 +165,6 @@ void test_concurrency(const Kernels& kernels, std::mt19937& rng) {
 }  // namespace
 
 int main() {
-  tbb::global_control threads(tbb::global_control::max_allowed_parallelism, 4);
   std::mt19937 rng(0);
   const Case cases[] = {
       {64, 96, 32, 32, 4, 4, false}, {128, 256, 128, 128, 4, 8, true}, {37, 51, 0, 0, 8, 4, false},
