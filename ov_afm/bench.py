@@ -67,19 +67,21 @@ def bench(
     folder = None if report_dir is None else Path(report_dir)
     store = Store(folder, sweep_id(list(known.values()), settings))
     sweep = Runner(known, settings, store, blocked, command).run(rows, progress)
-    if folder is not None:
+    if folder is not None and sweep.records:
         report.write(folder, sweep.records, interrupted=sweep.interrupted)
     return sweep
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = console.parser("bench", "Compare devices, precisions and engine options on this machine.")
-    parser.add_argument("models", nargs="*", metavar="DIR", help="model directories to compare")
+    parser.add_argument("models", nargs="*", default=argparse.SUPPRESS, metavar="DIR", help="model directories")
     parser.add_argument(
         "--device", nargs="+", default=argparse.SUPPRESS, help="devices; all that are here if not given"
     )
-    parser.add_argument("--prompt-tokens", nargs="+", type=int, default=list(SETTINGS.prompt_tokens), metavar="N")
-    parser.add_argument("--new-tokens", type=int, default=SETTINGS.new_tokens, metavar="N")
+    parser.add_argument(
+        "--prompt-tokens", nargs="+", type=int, default=list(SETTINGS.prompt_tokens), metavar="N", help="lengths"
+    )
+    parser.add_argument("--new-tokens", type=int, default=SETTINGS.new_tokens, metavar="N", help="answer length")
     parser.add_argument("--runs", type=int, default=SETTINGS.runs, metavar="N", help="measured runs of a combination")
     parser.add_argument(
         "--concurrency",
@@ -93,7 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         "--option", nargs="+", default=[], metavar="NAME", help=f"compare with plain: {', '.join(list(OPTIONS)[1:])}"
     )
     parser.add_argument("--draft-model", default=argparse.SUPPRESS, metavar="DIR", help="adds option draft")
-    parser.add_argument("--num-assistant-tokens", type=int, default=SETTINGS.num_assistant_tokens, metavar="N")
+    parser.add_argument(
+        "--num-assistant-tokens", type=int, default=SETTINGS.num_assistant_tokens, metavar="N", help="drafted at once"
+    )
     parser.add_argument("--threads", type=int, default=argparse.SUPPRESS, metavar="N", help="CPU threads")
     parser.add_argument("--prompts", choices=KINDS, default=SETTINGS.prompts, help="text, or random tokens")
     parser.add_argument("--seed", type=int, default=SETTINGS.seed, metavar="N", help="of the prompts")
@@ -151,19 +155,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         before, after = (Path(each) for each in arguments.compare)
         print(compare(read(before), read(after)))
         return 0
-    if not arguments.models:
+    models = getattr(arguments, "models", [])
+    if not models:
         parser.error("at least one model directory is needed")
     out = getattr(arguments, "report", None)
     command = "ov-afm bench " + shlex.join(sys.argv[1:] if argv is None else argv)
     with console.Progress() as progress:
-        sweep = bench(
-            *arguments.models, settings=_settings(arguments), report_dir=out, command=command, progress=progress
-        )
+        sweep = bench(*models, settings=_settings(arguments), report_dir=out, command=command, progress=progress)
     if arguments.json:
         print("\n".join(json.dumps(record, ensure_ascii=False) for record in sweep.records))
     else:
         print(report.markdown(sweep.records))
-    if out is not None:
+    if out is not None and sweep.records:
         console.note(f"report: {Path(out) / report.HTML_NAME}")
     if sweep.interrupted:
         console.note("ov-afm: interrupted; the same command goes on from here" if out else "ov-afm: interrupted")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import logging
 import platform
 import time
 from collections.abc import Callable
@@ -19,6 +21,8 @@ from .device_properties import KV_BYTES
 from .errors import OVAFMError
 
 __all__ = ["Runner", "Sweep", "sweep_id"]
+
+logger = logging.getLogger(__name__)
 
 MEASURE = "ov_afm.bench_run:measure"
 CEILING = "ov_afm.bench_run:measure_ceiling"
@@ -110,23 +114,35 @@ class Runner:
             return
         each = self._settings.runs + STEPS
         with progress.step(f"{len(todo)} combinations", total=len(todo) * each) as whole:
-            for index, row in enumerate(todo):
-                with progress.step(row.label, total=each) as one:
+            done = 0
+            # A bar for each model and device: one for each combination would fill the terminal.
+            for (model, device), rows in itertools.groupby(todo, key=lambda row: (row.model, row.device)):
+                group = list(rows)
+                with progress.step(f"{model} {device}", total=len(group) * each) as part:
 
-                    def advance(_: str, one: Callable[..., None] = one) -> None:
-                        one(1)
+                    def advance(_: str, part: Callable[..., None] = part) -> None:
+                        part(1)
                         whole(1)
 
-                    self._measure(row, ceiling, advance)
-                whole(to=(index + 1) * each)
+                    for index, row in enumerate(group, 1):
+                        self._measure(row, ceiling, advance)
+                        done += 1
+                        # A row that failed has made fewer steps.
+                        part(to=index * each)
+                        whole(to=done * each)
 
-    def _ceiling(self) -> dict[str, Any]:
+    def _ceiling(self) -> dict[str, Any] | None:
+        """Bandwidth and bytes a token; None where they cannot be found out, which is no reason not to measure."""
         threads = self._settings.threads or self._common["machine"]["cores"] or 1
         folders = {name: str(model.path) for name, model in self._models.items()}
-        found: dict[str, Any] = supervise.run(CEILING, {"threads": threads, "models": folders}, timeout_s=TIMEOUT_S)
+        try:
+            found = supervise.run(CEILING, {"threads": threads, "models": folders}, timeout_s=TIMEOUT_S)
+        except (OVAFMError, RuntimeError) as error:
+            logger.warning("no ceiling is told: %s", str(error).splitlines()[0])
+            return None
         return {"threads": threads, **found}
 
-    def _measure(self, row: Combination, ceiling: dict[str, Any], advance: Callable[[str], None]) -> None:
+    def _measure(self, row: Combination, ceiling: dict[str, Any] | None, advance: Callable[[str], None]) -> None:
         """Measure a row; its failure becomes a record, and the sweep goes on."""
         model = self._models[row.model]
         shared = self._ceiling_of(row, ceiling)
@@ -150,9 +166,9 @@ class Runner:
         except (OVAFMError, RuntimeError) as error:
             self._add(row, status="failed", reason=str(error).strip().splitlines()[0])
 
-    def _ceiling_of(self, row: Combination, ceiling: dict[str, Any]) -> dict[str, Any]:
+    def _ceiling_of(self, row: Combination, ceiling: dict[str, Any] | None) -> dict[str, Any]:
         """The ceiling of a row; only where a token is one pass over the weights, from the memory that was measured."""
-        if row.concurrency > 1 or OPTIONS[row.option].drafts or devices.kind_of(row.device) != "CPU":
+        if ceiling is None or row.concurrency > 1 or OPTIONS[row.option].drafts or devices.kind_of(row.device) != "CPU":
             return {}
         asked = str(self._settings.properties.get("KV_CACHE_PRECISION", "f16" if row.option == "kv-f16" else "u8"))
         # At the middle of the answer.
