@@ -51,16 +51,18 @@ HEAVY = {
     "optimum",
     "prometheus_client",
     "psutil",
+    "pydantic",
     "ray",
     "rich",
     "safetensors",
+    "starlette",
     "tokenizers",
     "torch",
     "transformers",
     "uvicorn",
 }
 # What an optional module is about may be imported at its top; nothing in the core imports that module at its own.
-OPTIONAL = {"serve.*": {"fastapi", "prometheus_client", "uvicorn", "ray"}}
+OPTIONAL = {"serve.*": {"fastapi", "prometheus_client", "pydantic", "ray", "starlette", "uvicorn"}}
 
 
 def modules() -> dict[str, ast.Module]:

@@ -1,0 +1,137 @@
+"""An installation with only the core dependencies runs models; what needs more says what to install."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# In the repository, ignored by git, because making it takes a minute and 300 MB.
+CORE = ROOT / ".venv-core"
+PYTHON = CORE / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+# Parts of the server are about its extra: they may lack these, and only these.
+SERVER = ("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "ray")
+EXTRAS = ("torch", "transformers", "optimum", "nncf", "fastapi", "gradio", "matplotlib", "ray")
+pytestmark = [pytest.mark.slow, pytest.mark.network]
+
+
+def call(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=400, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def install(*arguments: str | Path) -> None:
+    if uv := shutil.which("uv"):
+        result = call(uv, "pip", "install", "--python", PYTHON, *arguments)
+    else:
+        result = call(PYTHON, "-m", "pip", "install", "--progress-bar", "off", *arguments)
+    if result.returncode:
+        if re.search(r"(?i)network|connection|dns|resolve host|timed out", result.stderr):
+            pytest.skip("the package index is not reached")
+        pytest.fail(result.stderr[-2000:])
+
+
+def make_environment() -> None:
+    """A fresh environment with the core dependencies; kept until what pyproject.toml asks for changes."""
+    lines = (ROOT / "pyproject.toml").read_bytes() + sys.version.encode()
+    stamp, wanted = CORE / "made-for", hashlib.sha256(lines).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    shutil.rmtree(CORE, ignore_errors=True)
+    venv.create(CORE, with_pip=shutil.which("uv") is None)
+    constraints = ROOT / "constraints.txt"
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    needed = re.findall(r'"([^"]+)"', re.search(r"^dependencies = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)[1])  # type: ignore[index]
+    install(*needed, *(["-c", constraints] if constraints.exists() else []))
+    stamp.write_text(wanted)
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Python of an environment with the core dependencies and a wheel of this package: what users get."""
+    make_environment()
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, source)
+        else:
+            (source / name).write_text("")
+    for name in ("ov_afm", "csrc"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.so", "build"))
+    install(
+        "--reinstall-package" if shutil.which("uv") else "--force-reinstall",
+        *(["ov-afm"] if shutil.which("uv") else []),
+        "--no-deps",
+        source,
+    )
+    return PYTHON
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Nothing of this machine's own packages or checkout."""
+    return {
+        **{key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        "OV_AFM_CACHE": str(tmp_path / "cache"),
+    }
+
+
+def test_environment_has_no_extra(python: Path) -> None:
+    program = f"import importlib.util as u; print([name for name in {EXTRAS!r} if u.find_spec(name)])"
+    assert call(python, "-c", program, cwd=python.parent).stdout.strip() == "[]"
+
+
+def test_every_core_module_is_in_the_wheel_and_imports(
+    python: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    wanted = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in (ROOT / "ov_afm").rglob("*.py")
+    }
+    program = (
+        "import importlib, json, sys\n"
+        "failed = {}\n"
+        "for name in json.loads(sys.argv[1]):\n"
+        "    try: importlib.import_module(name)\n"
+        "    except ModuleNotFoundError as error: failed[name] = error.name\n"
+        "print(json.dumps(failed))\n"
+    )
+    names = sorted(name for name in wanted if not name.endswith("__main__"))
+    result = call(python, "-c", program, json.dumps(names), cwd=tmp_path, env=environment)
+    assert result.returncode == 0, result.stderr
+    failed = json.loads(result.stdout)
+    assert {
+        name: lack for name, lack in failed.items() if not (name.startswith("ov_afm.serve.") and lack in SERVER)
+    } == {}
+
+
+def test_commands_run(python: Path, environment: dict[str, str], tiny_model: Path, tmp_path: Path) -> None:
+    program = python.with_name("ov-afm.exe" if sys.platform == "win32" else "ov-afm")
+    helped = call(program, "--help", cwd=tmp_path, env=environment)
+    assert (helped.returncode, helped.stderr) == (0, "")
+    told = call(program, "info", tiny_model, "--json", cwd=tmp_path, env=environment)
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)["recipe"]["name"] == "int8"
+    answered = call(program, "generate", tiny_model, "hello", "--max-new-tokens", "5", cwd=tmp_path, env=environment)
+    assert answered.returncode == 0, answered.stderr
+    assert answered.stdout.strip()
+
+
+@pytest.mark.parametrize("verb", ["export", "compress"])
+def test_making_a_model_names_the_extra(
+    python: Path, environment: dict[str, str], tiny_checkpoint: Path, tmp_path: Path, verb: str
+) -> None:
+    result = call(python, "-m", "ov_afm", verb, tiny_checkpoint, "-o", tmp_path / "out", cwd=tmp_path, env=environment)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("ov-afm: error: ")
+    assert result.stderr.endswith(" not installed; run: pip install 'ov-afm[export]'\n")
+    assert not (tmp_path / "out").exists()
