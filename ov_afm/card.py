@@ -103,6 +103,8 @@ def check_lines(checks: Mapping[str, Any]) -> list[str]:
         lines.append(f"logits before compression: {_parity(parity)}")
     if cost := checks.get("compression"):
         lines.append(f"compression: {cost.get('skipped') and 'not measured, ' + cost['skipped'] or _cost(cost)}")
+    if golden := checks.get("golden"):
+        lines.append(f"reference answers: {len(golden['prompts'])}, for the self-test of devices")
     if "skipped" in checks:
         lines.append(f"not verified: {checks['skipped']}")
     return lines

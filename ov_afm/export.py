@@ -7,6 +7,7 @@ write the manifest, and only then give the directory its name.
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
@@ -37,6 +38,8 @@ STEPS = {
 }
 # What Python, torch, Optimum and NNCF take before the first weight is read.
 BASE_BYTES = 2e9
+# Above it, recording answers to a prompt of 2,112 tokens at f32 would take longer than the export.
+GOLDEN_PARAMETERS = 1e9
 
 
 def export(
@@ -47,6 +50,7 @@ def export(
     revision: str | None = None,
     device: str | None = None,
     verify: bool = True,
+    golden: bool | None = None,
     force: bool = False,
     work_dir: str | Path | None = None,
     allow_pickle: bool = False,
@@ -62,6 +66,8 @@ def export(
         revision: Commit, tag or branch of a Hub repository.
         device: Device that must be able to run the result; refused before any work if it cannot.
         verify: Compare tokenizer, template, weights and logits with the source.
+        golden: Record how the model answers on CPU at f32, for the self-test of other devices. It takes a minute
+            for 0.2 B parameters here, so None records it up to 1 B, and for any size when `device` is a GPU or an NPU.
         force: Replace a non-empty `output`.
         work_dir: Folder for the uncompressed IR (about the checkpoint's size); default beside `output`.
         allow_pickle: Accept weights that are only there as pickles.
@@ -95,6 +101,12 @@ def export(
                 _check_fit(source, settings, partial, work)
                 result = _build(source, settings, partial, work, bars, log, verify, trust_remote_code)
                 shutil.rmtree(work)
+            if golden is None:
+                golden = _parameters(source) <= GOLDEN_PARAMETERS or (device or "CPU").upper()[:3] in ("GPU", "NPU")
+            if golden and verify:
+                with bars.step("recording reference answers"):
+                    answers = supervise.run("ov_afm.selftest:make_golden", {"model_dir": str(partial)}, log=log)
+                result.checks["golden"] = answers
             bundle.finish(partial, result, bars)
     return Bundle(target, result, log, _notes(result))
 
@@ -163,6 +175,23 @@ def _work_folder(partial: Path, work_dir: str | Path | None) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+def _table_parameters(source: Source) -> int:
+    shape = manifest.geometry_of(source.config)
+    return int(shape["vocab"] * shape["hidden"] * (1 if source.config.get("tie_word_embeddings") else 2))
+
+
+def _layer_parameters(source: Source) -> int:
+    shape = manifest.geometry_of(source.config)
+    attention = shape["hidden"] * shape["head_dim"] * 2 * (shape["heads"] + shape["kv_heads"])
+    matrices = 2 if shape["activation"] == "relu2" else 3
+    return int(shape["layers"] * (attention + matrices * shape["hidden"] * shape["intermediate"]))
+
+
+def _parameters(source: Source) -> int:
+    """Weights of a model, norms left out."""
+    return _table_parameters(source) + _layer_parameters(source)
+
+
 def _check_fit(source: Source, settings: Recipe, partial: Path, work: Path) -> None:
     """Refuse with figures before starting what disk or memory cannot hold.
 
@@ -170,10 +199,7 @@ def _check_fit(source: Source, settings: Recipe, partial: Path, work: Path) -> N
         OVAFMError: It does not fit.
     """
     shape = manifest.geometry_of(source.config)
-    tables = shape["vocab"] * shape["hidden"] * (1 if source.config.get("tie_word_embeddings") else 2)
-    attention = shape["hidden"] * shape["head_dim"] * 2 * (shape["heads"] + shape["kv_heads"])
-    matrices = 2 if shape["activation"] == "relu2" else 3
-    layers = shape["layers"] * (attention + matrices * shape["hidden"] * shape["intermediate"])
+    layers, tables = _layer_parameters(source), _table_parameters(source)
     stored = (layers + tables) * {"fp32": 4, "fp16": 2}.get(settings.weight_format, 2)
     if settings.bits <= 8:
         scales = 2.0 / settings.group_size if settings.group_size > 0 else 0.0
@@ -339,6 +365,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--revision", help="commit, tag or branch of a Hub repository")
     add_recipe_arguments(parser)
     parser.add_argument("--no-verify", action="store_true", help="leave out the comparison with the source")
+    parser.add_argument(
+        "--golden",
+        action=argparse.BooleanOptionalAction,
+        help="record answers for the self-test of other devices (default: up to 1 B parameters, or with --device)",
+    )
     parser.add_argument("--force", action="store_true", help="replace a directory that is not empty")
     parser.add_argument("--work-dir", metavar="DIR", help="folder for the uncompressed IR (default: beside the output)")
     parser.add_argument("--allow-pickle", action="store_true", help="accept pickled weights (they can run code)")
@@ -352,6 +383,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         revision=args.revision,
         device=args.device,
         verify=not args.no_verify,
+        golden=args.golden,
         force=args.force,
         work_dir=args.work_dir,
         allow_pickle=args.allow_pickle,
