@@ -1,8 +1,9 @@
 """What to use, from the records, by a rule that is stated with the answer.
 
 The rule: of the models and devices measured (no emulations, one request at a time, no options),
-the fastest decoder wins, by the mean over prompt lengths; what lies within 5% of it counts as
-equally fast, and of those the one that needs least memory wins.
+the fastest decoder wins, by the mean over prompt lengths; what lies within 5% of it, or cannot be
+told from it because the runs overlap at every prompt length, counts as equally fast, and of those
+the one that needs least memory wins.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ __all__ = ["RULE", "recommend"]
 
 EQUAL = 0.05
 RULE = (
-    "Rule: fastest decoding of one request, median of the runs, mean over prompt lengths; within 5% of the fastest, "
-    "the least peak memory. Emulations do not take part."
+    "Rule: fastest decoding of one request, median of the runs, mean over prompt lengths; of what lies "
+    "within 5% of the fastest, or overlaps with its runs at every length, the least peak memory. Emulations do not "
+    "take part."
 )
 
 
@@ -35,14 +37,24 @@ def recommend(summaries: Sequence[Summary]) -> list[str]:
     if not lengths:
         return ["No recommendation: the models and devices measured have no prompt length in common."]
     speeds = {name: statistics.mean(_speed(row) for row in rows) for name, rows in shared.items()}
-    best_speed = max(speeds.values())
-    near = [name for name, speed in speeds.items() if speed >= best_speed * (1 - EQUAL)]
+    fastest = max(speeds, key=lambda name: speeds[name])
+    near = [
+        name
+        for name, speed in speeds.items()
+        if speed >= speeds[fastest] * (1 - EQUAL) or _alike(shared[name], shared[fastest])
+    ]
     best = min(near, key=lambda name: _memory(shared[name]))
     return [_choice(best, shared, speeds, near), *_quality(best, shared), *_options(summaries), RULE]
 
 
 def _speed(row: Summary) -> float:
     return row.figures["decode_tokens_per_s"].median
+
+
+def _alike(one: Sequence[Summary], other: Sequence[Summary]) -> bool:
+    """Whether the runs of two series overlap at every prompt length."""
+    rates = {row.combination.prompt_tokens: row.figures["decode_tokens_per_s"] for row in other}
+    return all(row.figures["decode_tokens_per_s"].overlaps(rates[row.combination.prompt_tokens]) for row in one)
 
 
 def _memory(rows: Sequence[Summary]) -> float:
@@ -85,17 +97,21 @@ def _quality(best: str, series: dict[str, list[Summary]]) -> list[str]:
 
 
 def _options(summaries: Sequence[Summary]) -> list[str]:
-    """An option helps where its slowest run beats the plain engine's fastest."""
-    told = []
+    """An option changes something where its runs and the plain engine's do not overlap."""
+    told: dict[tuple[str, str, str], list[int]] = {}
     plain = {(each.series, each.combination.prompt_tokens): each for each in summaries if each.plain}
     for each in summaries:
-        base = plain.get((each.series, each.combination.prompt_tokens))
-        ours, rate = (
-            row.figures.get("decode_tokens_per_s") if row else None for row in (base, each if each.runs else None)
-        )
-        if each.emulated or each.combination.option == "plain" or ours is None or rate is None:
+        length = each.combination.prompt_tokens
+        base = plain.get((each.series, length))
+        if base is None or each.emulated or each.combination.option == "plain":
             continue
-        gain = rate.median / ours.median
-        verdict = "the same" if ours.overlaps(rate) else f"{gain:.2f}× decode speed"
-        told.append(f"{each.combination.option} at {each.combination.prompt_tokens} tokens: {verdict}")
-    return [f"Options against plain: {'; '.join(told)}."] if told else []
+        ours, rate = base.figures.get("decode_tokens_per_s"), each.figures.get("decode_tokens_per_s")
+        if ours is None or rate is None:
+            continue
+        verdict = "no change beyond noise" if ours.overlaps(rate) else f"{rate.median / ours.median:.2f}× decode speed"
+        told.setdefault((each.combination.option, each.series, verdict), []).append(length)
+    sentences = [
+        f"{option} on {series}: {verdict} at {', '.join(map(str, lengths))} tokens"
+        for (option, series, verdict), lengths in told.items()
+    ]
+    return [f"Options against plain: {'; '.join(sentences)}."] if sentences else []

@@ -91,6 +91,12 @@ def test_of_equally_fast_ones_the_smaller_is_recommended() -> None:
     assert "int8 · CPU is as fast (10.5) and needs 5.00 GB" in said
 
 
+def test_overlapping_runs_count_as_equally_fast() -> None:
+    noisy = row(model="int8", speed=12.0, memory=5e9)
+    noisy[0]["decode_tokens_per_s"] = 9.0
+    assert advice([*row(speed=10.0, memory=3e9), *noisy]).startswith("Use int4 · CPU")
+
+
 def test_emulation_is_never_recommended() -> None:
     assert "emulated" not in advice([*row(speed=1.0), *row("NPU-EMULATED", speed=99.0)]).replace(RULE, "")
     assert advice(row("NPU-EMULATED")).startswith("No recommendation: no real device was measured")
@@ -102,8 +108,10 @@ def test_series_are_compared_over_common_prompt_lengths_only() -> None:
 
 
 def test_option_is_told_as_a_gain_only_beyond_noise() -> None:
-    assert "prompt-lookup at 256 tokens: 1.70× decode speed" in advice(EVERYTHING)
-    assert "prompt-lookup at 256 tokens: the same" in advice([*row(), *row(option="prompt-lookup", speed=10.1)])
+    assert "prompt-lookup on int4 · CPU: 1.70× decode speed at 256 tokens" in advice(EVERYTHING)
+    assert "prompt-lookup on int4 · CPU: no change beyond noise at 256 tokens" in advice(
+        [*row(), *row(option="prompt-lookup", speed=10.1)]
+    )
 
 
 def test_quality_stands_beside_speed_where_export_measured_it() -> None:
