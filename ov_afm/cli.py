@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "devices": ("ov_afm.devices", "devices of this machine, what they can run, and whether they tell the truth"),
     "generate": ("ov_afm.generate", "answer one prompt, streaming"),
     "info": ("ov_afm.info", "recipe, sizes, checks and provenance of a model directory"),
+    "kernels": ("ov_afm.sparsity.transform", "pack a ReLU² model for the native CPU kernels"),
     "profile": ("ov_afm.sparsity.profile", "how many neurons a text leaves at zero, and what skipping them gains"),
     "serve": ("ov_afm.serve", "OpenAI-compatible server"),
     "synth": ("ov_afm.synth", "write a synthetic checkpoint of a given geometry"),

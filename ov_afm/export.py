@@ -51,6 +51,7 @@ def export(
     device: str | None = None,
     verify: bool = True,
     golden: bool | None = None,
+    kernels: bool = False,
     force: bool = False,
     work_dir: str | Path | None = None,
     allow_pickle: bool = False,
@@ -68,6 +69,7 @@ def export(
         verify: Compare tokenizer, template, weights and logits with the source.
         golden: Record how the model answers on CPU at f32, for the self-test of other devices. It takes a minute
             for 0.2 B parameters here, so None records it up to 1 B, and for any size when `device` is a GPU or an NPU.
+        kernels: Pack the ReLU² MLPs for the native CPU kernels too, beside the plain model.
         force: Replace a non-empty `output`.
         work_dir: Folder for the uncompressed IR (about the checkpoint's size); default beside `output`.
         allow_pickle: Accept weights that are only there as pickles.
@@ -108,6 +110,8 @@ def export(
                     answers = supervise.run("ov_afm.selftest:make_golden", {"model_dir": str(partial)}, log=log)
                 result.checks["golden"] = answers
             bundle.finish(partial, result, bars)
+            if kernels:
+                result = _pack(partial, bars)
     return Bundle(target, result, log, _notes(result))
 
 
@@ -173,6 +177,16 @@ def _work_folder(partial: Path, work_dir: str | Path | None) -> Iterator[Path]:
             yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _pack(partial: Path, progress: console.Progress) -> manifest.Manifest:
+    from .sparsity.transform import transform
+
+    with progress.step("packing MLPs for the kernels") as advance:
+        transform(partial, on_layer=advance)
+    packed = manifest.read(partial)
+    assert packed is not None
+    return packed
 
 
 def _table_parameters(source: Source) -> int:
@@ -370,6 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         action=argparse.BooleanOptionalAction,
         help="record answers for the self-test of other devices (default: up to 1 B parameters, or with --device)",
     )
+    parser.add_argument("--kernels", choices=["relu2"], help="pack the MLPs for the native CPU kernels too")
     parser.add_argument("--force", action="store_true", help="replace a directory that is not empty")
     parser.add_argument("--work-dir", metavar="DIR", help="folder for the uncompressed IR (default: beside the output)")
     parser.add_argument("--allow-pickle", action="store_true", help="accept pickled weights (they can run code)")
@@ -384,6 +399,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=args.device,
         verify=not args.no_verify,
         golden=args.golden,
+        kernels=args.kernels is not None,
         force=args.force,
         work_dir=args.work_dir,
         allow_pickle=args.allow_pickle,

@@ -67,8 +67,11 @@ def _lines(fields: dict[str, Any]) -> list[str]:
         rows.append(("calibration", f"{data['name']}, {data['samples']} samples, {data['tokens']} tokens"))
     rows += [("note", text) for text in recipe.get("notes", [])]
     rows += [("check", line) for line in card.check_lines(fields["checks"])]
-    if fields["sparsity"].get("mean_zero_fraction") is not None:
-        rows.append(("sparsity", f"{fields['sparsity']['mean_zero_fraction']:.1%} exact zeros at down_proj's input"))
+    if "profile" in fields["sparsity"]:
+        rows.append(("sparsity", f"{fields['sparsity']['profile']['mean']:.1%} exact zeros at down_proj's input"))
+    if "kernels" in fields["sparsity"]:
+        packed = fields["sparsity"]["kernels"]
+        rows.append(("kernels", f"{len(packed['replaced'])} MLPs packed in {packed['folder']}/"))
     made_with = ", ".join(f"{name} {version}" for name, version in fields["versions"].items() if version)
     return _table([*rows, ("made with", made_with)])
 

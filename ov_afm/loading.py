@@ -44,6 +44,8 @@ class LoadRequest:
         draft_model: Model directory of a drafting model.
         prompt_lookup: Draft from the prompt.
         fallback: Go on to the next device of `AUTO` when the named one fails.
+        variant: Folder and extra properties for a model directory and a device: the plain model, or the one that
+            is packed for kernels.
     """
 
     model_dir: Path
@@ -54,6 +56,7 @@ class LoadRequest:
     draft_model: Path | None = None
     prompt_lookup: bool = False
     fallback: bool = True
+    variant: Callable[[Path, str], tuple[Path, dict[str, Any]]] = lambda folder, _: (folder, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +236,8 @@ def _compile(request: LoadRequest, choice: devices.Choice, properties: dict[str,
         if request.draft_model is not None:
             manifest.verify(request.draft_model)
             extra["draft_model"] = openvino_genai.draft_model(request.draft_model, choice.device)
-        return openvino_genai.LLMPipeline(request.model_dir, choice.device, **properties, **extra)
+        folder, kernels = request.variant(request.model_dir, choice.device)
+        return openvino_genai.LLMPipeline(folder, choice.device, **{**properties, **kernels}, **extra)
 
     with phases(name):
         return wait_for(make)

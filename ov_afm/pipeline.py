@@ -31,6 +31,7 @@ from .errors import ConfigError, GenerationError, SourceError
 from .interrupt import wait_for
 from .loading import LoadRequest, Phases, load, locate
 from .params import Params
+from .sparsity.select import engine_model
 from .stream import Completion, Delta, FinishReason, Request, streamer
 
 __all__ = ["Completion", "Delta", "FinishReason", "Message", "Params", "Pipeline", "Prompt", "Use"]
@@ -118,6 +119,7 @@ class Pipeline:
             draft_model=None if draft_model is None else locate(draft_model),
             prompt_lookup=prompt_lookup,
             fallback=fallback,
+            variant=engine_model,
         )
         loaded = load(request, phases)
         self._engine, self._properties = loaded.engine, loaded.properties

@@ -30,7 +30,7 @@ LAYERS = {
         "export convert verify compress calibration quantize recipe_options bundle info synth prune prune_* sparsity "
         "sparsity.* pipeline generate upload"
     ),
-    "programs": "bench bench_* evaluate evaluate_* eval_* report report_* serve serve.* chat",
+    "programs": "bench bench_* recommend evaluate evaluate_* eval_* report report_* serve serve.* chat",
     "doors": "cli __main__ __init__",
 }
 # Imported only when work needs them.
