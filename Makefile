@@ -7,7 +7,7 @@ DEMO := models/smollm2-135m-instruct-int8
 export DO_NOT_TRACK = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint tools clean
 
 # Installing again is needed when the dependencies change; uv does it in a minute, pip in several.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -32,11 +32,24 @@ demo: $(VENV)/installed
 	@echo "  $(BIN)/ov-afm info $(DEMO)"
 
 lint: $(VENV)/installed
-	$(BIN)/ruff check ov_afm tests benchmarks demos
-	$(BIN)/ruff format --check ov_afm tests benchmarks demos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy ov_afm
 
-test: lint
+# What the suite needs from the system: a browser for the report's page, a compiler for the kernels.
+tools:
+	@missing=""; \
+	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || missing="$$missing chromium"; \
+	command -v g++ >/dev/null || command -v clang++ >/dev/null || missing="$$missing g++"; \
+	if [ -n "$$missing" ]; then \
+		if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+			echo "installing$$missing"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+		else \
+			echo "not here:$$missing; the tests that need them are skipped and say so. On Debian: sudo apt-get install$$missing"; \
+		fi; \
+	fi
+
+test: tools lint
 	$(BIN)/python -m pytest
 
 clean:

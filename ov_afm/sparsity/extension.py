@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from importlib import metadata
@@ -40,7 +41,10 @@ def _cache() -> Path:
 
 
 def _candidates() -> list[Path]:
-    return [path for folder in (HERE, _cache()) for path in sorted(folder.glob(f"{STEM}*{SUFFIX}"))]
+    # An editable installation keeps what it built among the installed packages, not in the source tree.
+    installed = Path(sysconfig.get_path("platlib")) / "ov_afm" / "sparsity"
+    folders = dict.fromkeys((HERE, installed, _cache()))
+    return [path for folder in folders for path in sorted(folder.glob(f"{STEM}*{SUFFIX}"))]
 
 
 def library() -> Path:
