@@ -171,6 +171,11 @@ def page(records: Iterable[Record], *, interrupted: bool = False) -> str:
         f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
         for svg, caption in report_plots.draw(summaries)
     )
+    if not any("energy_per_token_j" in each.figures for each in summaries):
+        source = next(
+            (str(each.get("energy_source")) for each in summaries if each.get("energy_source")), "not measured"
+        )
+        plots += f"<figure><b>Energy of a token</b><figcaption>{html.escape(source)}</figcaption></figure>"
     head = "".join(f"<th{_align(index)}>{html.escape(each)}</th>" for index, each in enumerate(HEADINGS))
     rows = "\n".join([*(_html_row(each) for each in summaries if each.runs), *map(_html_absent, _not_run(summaries))])
     notes = "\n".join(f"<p>{_code(note)}</p>" for note in _notes(summaries) if note) if summaries else ""

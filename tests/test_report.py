@@ -143,6 +143,12 @@ def test_page_needs_no_other_file_and_escapes_what_it_shows() -> None:
     assert "a &lt;b&gt;" in page
 
 
+def test_absent_energy_sensor_is_told_in_place_of_a_plot() -> None:
+    page = report.page(row())
+    assert "<b>Energy of a token</b><figcaption>not available: this machine shows no RAPL" in page
+    assert "<b>Energy of a token</b>" not in report.page(EVERYTHING)
+
+
 def test_emulation_is_in_no_plot() -> None:
     plots = "".join(re.findall(r"<svg.*?</svg>", report.page(EVERYTHING), re.DOTALL))
     assert "int4 · GPU" in plots
