@@ -33,9 +33,7 @@ from ov_afm.params import DEFAULT_MAX_NEW_TOKENS, Params
     ],
 )
 def test_bad_value_is_refused_naming_field_and_value(field: str, value: Any) -> None:
-    with pytest.raises(
-        ConfigError, match=f"^{field} must be .*, found " + re.escape(repr(value))
-    ):
+    with pytest.raises(ConfigError, match=f"^{field} must be .*, found " + re.escape(repr(value))):
         Params(**{field: value})
 
 
