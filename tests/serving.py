@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -67,6 +69,15 @@ class Server:
         """Send one user message."""
         fields = {"messages": [{"role": "user", "content": content}], "max_tokens": 8, "temperature": 0, **fields}
         return self.post("/v1/chat/completions", **fields)
+
+    def connection(self, route: str, **body: Any) -> socket.socket:
+        """A connection on which a request was sent and nothing was read; closing it is hanging up."""
+        host, port = self.url.removeprefix("http://").split(":")
+        data = json.dumps(body).encode()
+        head = f"POST {route} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+        raw = socket.create_connection((host, int(port)), timeout=30)
+        raw.sendall(head.encode() + b"Connection: close\r\n\r\n" + data)
+        return raw
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""

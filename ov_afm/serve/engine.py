@@ -268,7 +268,6 @@ class Engine:
         while True:
             self.state = "loading"
             was_ready = await self._run_process()
-            self._fail_all("the engine died while it worked on this request; it is being started again")
             if self.problem is not None:
                 self.state = "dead"
                 self.on_unusable()
@@ -292,24 +291,33 @@ class Engine:
         )
         self._process = process
         assert process.stdin is not None
+        process.stdin.write(json.dumps(dataclasses.asdict(self.spec)).encode() + b"\n")
+        reading = asyncio.create_task(self._read(process))
+        try:
+            await process.wait()
+            _end_group(process.pid)
+            await reading
+        finally:
+            was_ready = self._ready.is_set()
+            self._ready.clear()
+            self._process = None
+            self._fail_all("the engine ended while it worked on this request; try again shortly")
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            _end_group(process.pid)
+            reading.cancel()
+            await process.wait()
+        return was_ready
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
         try:
-            process.stdin.write(json.dumps(dataclasses.asdict(self.spec)).encode() + b"\n")
             async for line in process.stdout:
                 if line.endswith(b"\n"):
                     self._take(json.loads(line))
         except (ConnectionError, ValueError) as error:
             logger.error("the engine's answer cannot be read: %r", error)
-        finally:
-            was_ready = self._ready.is_set()
-            self._ready.clear()
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            _end_group(process.pid)
-            self._process = None
-            self._fail_all("the engine was stopped")
-        await process.wait()
-        return was_ready
+            process.kill()
 
     def _take(self, messages: list[Message]) -> None:
         for message in messages:
@@ -336,7 +344,7 @@ class Engine:
 
 
 def _end_group(pid: int) -> None:
-    """End what the process started and left behind."""
+    """End what the process started and left behind, which would hold its pipe open."""
     if sys.platform != "win32":
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)

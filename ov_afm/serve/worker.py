@@ -196,10 +196,13 @@ class Worker:
 def main() -> None:
     """Serve the pipe until it closes."""
     logging.basicConfig(level=logging.WARNING, format="engine: %(levelname)s: %(message)s", stream=sys.stderr)
-    spec = EngineSpec(**json.loads(sys.stdin.buffer.readline()))
-    # The pipe stays ours; whatever native code writes to descriptor 1 goes to the log.
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # The pipes stay ours: native code that writes to descriptor 1 writes to the log, and a process forked from
+    # here (telemetry does) closes a `sys.stdin` that no thread is reading.
+    requests, channel = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    spec = EngineSpec(**json.loads(requests.readline()))
     lock = threading.Lock()
 
     def send(messages: list[Message]) -> None:
@@ -207,7 +210,7 @@ def main() -> None:
             _write(channel, messages)
 
     ready: Future[Worker] = Future()
-    threading.Thread(target=_read, args=(ready,), daemon=True).start()
+    threading.Thread(target=_read, args=(requests, ready), daemon=True).start()
     try:
         worker = Worker(spec, send)
     except OVAFMError as error:
@@ -219,8 +222,8 @@ def main() -> None:
     worker.run_forever()
 
 
-def _read(ready: Future[Worker]) -> None:
-    for line in sys.stdin.buffer:
+def _read(requests: IO[bytes], ready: Future[Worker]) -> None:
+    for line in requests:
         ready.result().receive(json.loads(line))
     # The server has gone or wants us gone; native libraries may hang while they are unloaded.
     os._exit(0)
