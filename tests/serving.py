@@ -40,6 +40,7 @@ class Server:
         threading.Thread(target=self._read, daemon=True).start()
         self.url = self._wait_for(r"(http://[\d.]+:\d+)/v1")
         self.http = httpx.Client(base_url=self.url, timeout=60)
+        self.wait(lambda: self.http.get("/health").status_code == 200, START_S, "not ready")
 
     def _read(self) -> None:
         assert self.process.stderr

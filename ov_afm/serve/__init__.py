@@ -189,22 +189,23 @@ def _serve(app: Any, engines: dict[str, Engine], host: str, port: int, grace_s: 
         server_header=False,
         h11_max_incomplete_event_size=64 * 1024,
     )
-    server = uvicorn.Server(config)
-    for engine in engines.values():
-        engine.on_ready = lambda engine=engine: _announce(server, engine)  # type: ignore[misc]
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[Any] | None = None) -> None:
+            await super().startup(sockets)
+            for listener in self.servers:
+                for each in listener.sockets:
+                    address, port = each.getsockname()[:2]
+                    console.note(f"listening on http://{address}:{port}/v1 (pid {os.getpid()})")
+
+    server = Server(config)
+    for name, engine in engines.items():
+        engine.on_ready = lambda name=name, engine=engine: console.note(  # type: ignore[misc]
+            f"serving {name} on {engine.info['device']}, context {engine.info['context_length']} tokens"
+        )
         if len(engines) == 1:
             engine.on_unusable = lambda: setattr(server, "should_exit", True)
     # uvicorn raises the signal again when it is done; that must not end the process with the signal's status.
     signal.signal(signal.SIGTERM, lambda *_: None)
     signal.signal(signal.SIGINT, lambda *_: None)
     server.run()
-
-
-def _announce(server: Any, engine: Engine) -> None:
-    for listener in server.servers:
-        for each in listener.sockets:
-            host, port = each.getsockname()[:2]
-            console.note(
-                f"serving {Path(engine.spec.model_dir).name} on {engine.info['device']}, "
-                f"context {engine.info['context_length']} tokens: http://{host}:{port}/v1 (pid {os.getpid()})"
-            )
