@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 JSON_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"})
 ROUTES = JSON_ROUTES | {"/v1/models", "/health", "/metrics", "/version"}
 SEED_RANGE = 2**63
+# Below it logits overflow the engine's float32; the answer is the greedy one anyway.
+COLDEST = 1e-3
 # What a model of ours cannot do, by the field that asks for it.
 UNAVAILABLE = {
     "top_logprobs": "the engine reports only the chosen token's probability",
@@ -41,6 +43,11 @@ UNAVAILABLE = {
 }
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": wire.ErrorEnvelope} for status in (400, 401, 404, 413, 415, 429, 500, 503, 504)
+}
+
+STREAMS: dict[int | str, dict[str, Any]] = {
+    **ERRORS,
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Whole, or as a stream"},
 }
 
 
@@ -193,7 +200,7 @@ def sampling(body: wire.SamplingRequest, limit: int | None) -> dict[str, Any]:
     stop = body.stop or []
     fields = {
         "max_new_tokens": limit,
-        "temperature": body.temperature,
+        "temperature": 0.0 if body.temperature is not None and body.temperature < COLDEST else body.temperature,
         "top_p": body.top_p,
         "top_k": None if body.top_k is None else max(body.top_k, 0),
         "min_p": body.min_p,
@@ -270,8 +277,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     add = app.add_api_route
     unready: dict[int | str, dict[str, Any]] = {503: {"model": wire.Health}}
-    add("/v1/chat/completions", chat, methods=["POST"], response_model=wire.ChatCompletion, responses=ERRORS)
-    add("/v1/completions", complete, methods=["POST"], response_model=wire.Completion, responses=ERRORS)
+    add("/v1/chat/completions", chat, methods=["POST"], response_model=wire.ChatCompletion, responses=STREAMS)
+    add("/v1/completions", complete, methods=["POST"], response_model=wire.Completion, responses=STREAMS)
     add("/tokenize", tokenize, methods=["POST"], response_model=wire.Tokens, responses=ERRORS)
     add("/detokenize", detokenize, methods=["POST"], response_model=wire.Text, responses=ERRORS)
     add("/v1/models", service.list_models, methods=["GET"], response_model=wire.ModelList, responses=ERRORS)

@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from ..engine_errors import last_line
 from ..errors import ConfigError, GenerationError, OVAFMError
 from ..params import Params
 from .batch import Batch, EngineSpec, Job
@@ -180,6 +181,10 @@ class Worker:
             wanted_form = structured_output(form)
             self._grammar.check(wanted_form)
             config.structured_output_config = wanted_form
+        try:
+            config.validate()
+        except RuntimeError as error:
+            raise Refused(last_line(error)) from error
         self._send([{"id": message["id"], "prompt_tokens": len(tokens)}])
         return Job(message["id"], tokens, config, self._batch.assembler(stop), bool(message.get("logprobs")))
 
