@@ -29,10 +29,10 @@ class Server:
         log: What it has written to standard error, by line.
     """
 
-    def __init__(self, *arguments: str | Path) -> None:
+    def __init__(self, *arguments: str | Path, port: int = 0) -> None:
         self.log: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "ov_afm.serve", "--port", "0", *map(str, arguments)],
+            [sys.executable, "-m", "ov_afm.serve", "--port", str(port), *map(str, arguments)],
             stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
@@ -99,9 +99,9 @@ class Server:
 
 
 @contextmanager
-def server(*arguments: str | Path) -> Iterator[Server]:
+def server(*arguments: str | Path, port: int = 0) -> Iterator[Server]:
     """A server that is gone afterwards."""
-    running = Server(*arguments)
+    running = Server(*arguments, port=port)
     try:
         yield running
     finally:

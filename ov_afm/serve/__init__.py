@@ -13,7 +13,7 @@ import os
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,29 +22,15 @@ from ..errors import ConfigError, DeviceError
 from ..resources import require
 
 if TYPE_CHECKING:
+    from .app import Settings
+    from .batch import EngineSpec
     from .engine import Engine
+    from .models import Limits
 
 __all__ = ["main"]
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][\w.:/-]{0,99}")
 KEY_VARIABLE = "OV_AFM_API_KEY"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of the service.
-
-    Attributes:
-        max_queue: Requests that may wait for a slot.
-        request_timeout_s: Longest time for a request.
-        grace_s: Time that running requests get to finish when the server is told to end.
-        idle_unload_s: Seconds after which an unused model is unloaded; None keeps it.
-    """
-
-    max_queue: int = 64
-    request_timeout_s: float = 600
-    grace_s: float = 30
-    idle_unload_s: float | None = None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,6 +54,13 @@ def _parser() -> argparse.ArgumentParser:
                        help="time for running requests after SIGTERM (default: 30)")  # fmt: skip
     group.add_argument("--idle-unload", dest="idle_unload_s", type=float, default=absent, metavar="S",
                        help="load models on first use and unload them after this long without a request")  # fmt: skip
+    group = parser.add_argument_group("scale-out")
+    group.add_argument("--ray", action="store_true", help="run as Ray Serve replicas")
+    group.add_argument("--replicas", default="1", metavar="MIN:MAX", help="replicas")
+    group.add_argument("--ray-address", metavar="ADDRESS", help="cluster to join; without it Ray is started here")
+    group.add_argument("--ray-cpus", type=float, default=1, metavar="N", help="CPUs that Ray counts for a replica")
+    group.add_argument("--ray-resource", action="append", default=[], metavar="NAME=N",
+                       help="custom resource of a replica, e.g. NPU=1; repeatable")  # fmt: skip
     return parser
 
 
@@ -146,18 +139,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders = _folders(arguments)
     from .app import Settings, build
     from .batch import EngineSpec
-    from .engine import Engine
-    from .models import Models
+    from .models import Limits, models_for
 
     config = {key: _json_or_text(value) for key, value in _pairs(arguments.ov_config, "--ov-config").items()}
     limits = Limits(**_given(Limits, arguments))
     spec_fields = {key: value for key, value in _given(EngineSpec, arguments).items() if key != "model_dir"}
-    engines = {
-        name: Engine(
-            EngineSpec(str(folder.resolve()), **{**spec_fields, "ov_config": config}),
-            max_queue=limits.max_queue,
-            request_timeout_s=limits.request_timeout_s,
-        )
+    specs = {
+        name: EngineSpec(str(folder.resolve()), **{**spec_fields, "ov_config": config})
         for name, folder in folders.items()
     }
     keys = tuple(arguments.api_key) or tuple(filter(None, [os.environ.get(KEY_VARIABLE)]))
@@ -167,11 +155,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         cors_origins=tuple(arguments.cors_origin),
         log_prompts=arguments.log_prompts,
     )
-    app = build(Models(engines, idle_unload_s=limits.idle_unload_s), settings)
-    _serve(app, engines, arguments.host, arguments.port, limits.grace_s)
+    if arguments.ray:
+        return _scale(specs, limits, settings, arguments)
+    models = models_for(specs, limits)
+    engines = models.engines
+    _serve(build(models, settings), engines, arguments.host, arguments.port, limits.grace_s)
     problem = next((engine.problem for engine in engines.values() if engine.problem), None)
     if problem is not None:
         raise DeviceError(problem)
+    return 0
+
+
+def _scale(specs: dict[str, EngineSpec], limits: Limits, settings: Settings, arguments: argparse.Namespace) -> int:
+    require("scale", "ray")
+    from . import ray
+
+    resources: dict[str, float] = {}
+    for name, amount in _pairs(arguments.ray_resource, "--ray-resource").items():
+        try:
+            resources[name] = float(amount)
+        except ValueError as error:
+            msg = f"--ray-resource takes NAME=NUMBER, found {name}={amount}"
+            raise ConfigError(msg) from error
+    cluster = ray.Cluster(ray.replica_range(arguments.replicas), arguments.ray_address, arguments.ray_cpus, resources)
+    ray.run(specs, limits, settings, cluster, host=arguments.host, port=arguments.port)
     return 0
 
 

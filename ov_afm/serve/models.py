@@ -7,14 +7,42 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
+from .batch import EngineSpec
 from .engine import Engine
 from .faults import WireError
 
-__all__ = ["Models"]
+__all__ = ["Limits", "Models", "models_for"]
 
 logger = logging.getLogger(__name__)
 LONGEST_NAME = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of the service.
+
+    Attributes:
+        max_queue: Requests that may wait for a slot.
+        request_timeout_s: Longest time for a request.
+        grace_s: Time that running requests get to finish when the server is told to end.
+        idle_unload_s: Seconds after which an unused model is unloaded; None keeps it.
+    """
+
+    max_queue: int = 64
+    request_timeout_s: float = 600
+    grace_s: float = 30
+    idle_unload_s: float | None = None
+
+
+def models_for(specs: Mapping[str, EngineSpec], limits: Limits) -> Models:
+    """The table of what is to be served; nothing is started."""
+    engines = {
+        name: Engine(spec, max_queue=limits.max_queue, request_timeout_s=limits.request_timeout_s)
+        for name, spec in specs.items()
+    }
+    return Models(engines, idle_unload_s=limits.idle_unload_s)
 
 
 class Models:
