@@ -37,6 +37,8 @@ def main() -> int:
     run = supervise.run
 
     def slow(target: str, arguments: dict[str, Any], **options: Any) -> Any:
+        if target != "ov_afm.convert:build":
+            return {"prompts": []}
         return run("slow_export:build", {**arguments, "stop_in": phase, "ready": ready}, **options)
 
     supervise.run = slow

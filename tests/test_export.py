@@ -100,7 +100,8 @@ def test_manifest_tells_source_recipe_versions_files_and_checks(tiny_model: Path
 
 def test_every_check_was_made_and_recorded(tiny_model: Path) -> None:
     checks = recorded(tiny_model).checks
-    assert set(checks) == {"weights", "export_parity", "chat_template", "tokenizer", "compression"}
+    assert set(checks) == {"weights", "export_parity", "chat_template", "tokenizer", "compression", "golden"}
+    assert [prompt["name"] for prompt in checks["golden"]["prompts"]] == ["short", "long"]
     assert checks["weights"] == {"matrices": 14, "on_sampled_rows": 0, "equal": True}
     assert checks["export_parity"]["layers"] == "all"
     assert checks["export_parity"]["tokens"] == 192
