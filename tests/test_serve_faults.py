@@ -223,3 +223,14 @@ def test_model_that_cannot_be_loaded_ends_the_server_with_one_line(tiny_model: P
     assert done.returncode == 1
     assert done.stderr.startswith("ov-afm: error: a KV cache of 1e-07 GB holds no text;")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads memory maps")
+def test_http_process_loads_no_engine(server: serving.Server) -> None:
+    def libraries(process: psutil.Process) -> set[str]:
+        return {
+            Path(each.path).name for each in process.memory_maps() if "openvino" in each.path or "torch" in each.path
+        }
+
+    assert libraries(server.engine())
+    assert not libraries(psutil.Process(server.process.pid))
