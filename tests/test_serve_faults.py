@@ -221,8 +221,10 @@ def test_model_that_cannot_be_loaded_ends_the_server_with_one_line(tiny_model: P
         check=False,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("ov-afm: error: a KV cache of 1e-07 GB holds no text;")
-    assert done.stderr.count("\n") == 1
+    # The engine loads while the port is opened, so either may be told first.
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("listening on ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("ov-afm: error: a KV cache of 1e-07 GB holds no text;")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads memory maps")
