@@ -139,7 +139,7 @@ class Batch:
         tokens_a_block = BLOCK_TOKENS[kind]
         scheduler.num_kv_blocks = int(size_gb * 1e9 / (row_bytes * tokens_a_block))
         if scheduler.num_kv_blocks < 2:
-            msg = f"a KV cache of {size_gb:g} GB holds no text; {row_bytes * 1024 / 1e9:.3f} GB are 1024 tokens"
+            msg = f"a KV cache of {size_gb:g} GB holds no text; {row_bytes * 1024 / 1e9:.2g} GB hold 1024 tokens"
             raise ConfigError(msg)
         # One block stays free for the scheduler to copy into.
         return int((scheduler.num_kv_blocks - 1) * tokens_a_block)
