@@ -234,9 +234,7 @@ def _prove(model: Any, source: Path, work: Path, proof_bytes: int) -> dict[str, 
         result = verify.logits_equal(sliced, folder / "openvino_model.xml", verify.prompt(sliced.config, tokens))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    skipped = (
-        f"layers {layers + 1} to {model.config.num_hidden_layers} and vocabulary rows from {vocab}: memory"
-    )
+    skipped = f"layers {layers + 1} to {model.config.num_hidden_layers} and vocabulary rows from {vocab}: memory"
     return {**result, "layers": layers, "vocab": vocab, "skipped": skipped}
 
 
