@@ -41,7 +41,7 @@ TOKENIZER_FILES = (
 # Rows of embedding and head that the sliced proof keeps; enough for a varied prompt, small in memory.
 SLICE_VOCAB = 4096
 # Layers of the sliced proof: the layers of a decoder are alike, and the weights of all are compared anyway.
-SLICE_LAYERS = 2
+SLICE_LAYERS = 1
 
 
 def build(
