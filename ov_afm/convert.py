@@ -230,26 +230,26 @@ def _prove(model: Any, source: Path, work: Path, proof_bytes: int) -> dict[str, 
     sliced = _slice(model, layers, vocab)
     folder = work / "slice"
     try:
-        _write_ir(_slice(model, layers, vocab, keep_dtype=True), folder)
-        result = verify.logits_equal(sliced, folder / "openvino_model.xml", verify.prompt(sliced.config, tokens))
+        _write_ir(sliced, folder)
+        result = verify.logits_equal(
+            sliced.float(), folder / "openvino_model.xml", verify.prompt(sliced.config, tokens)
+        )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     skipped = f"layers {layers + 1} to {model.config.num_hidden_layers} and vocabulary rows from {vocab}: memory"
     return {**result, "layers": layers, "vocab": vocab, "skipped": skipped}
 
 
-def _slice(model: Any, layers: int, vocab: int, *, keep_dtype: bool = False) -> Any:
+def _slice(model: Any, layers: int, vocab: int) -> Any:
     """A model of the first `layers` layers and `vocab` vocabulary rows, with the source's own weights."""
-    import torch
-
     config = copy.deepcopy(model.config)
     config.num_hidden_layers, config.vocab_size = layers, vocab
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:layers]
     weights = model.state_dict()
-    sliced = type(model)._from_config(config, dtype=model.dtype if keep_dtype else torch.float32)
+    sliced = type(model)._from_config(config, dtype=model.dtype)
     wanted = sliced.state_dict()
-    sliced.load_state_dict({name: weights[name][: value.shape[0]].to(value.dtype) for name, value in wanted.items()})
+    sliced.load_state_dict({name: weights[name][: value.shape[0]] for name, value in wanted.items()})
     return sliced.eval()
 
 
