@@ -36,6 +36,9 @@ State = Literal["stopped", "loading", "ready", "dead"]
 LONGEST_LINE = 1 << 28
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
+# Comes among a stream's pieces when its time is up. Not `asyncio.wait_for`: before Python 3.12 it loses a
+# cancellation that arrives together with a piece, and with it the news that the client has left.
+LATE: Message = {}
 
 
 class EngineLost(GenerationError):
@@ -71,10 +74,9 @@ class Stream:
         open: The engine's ids of the answers that are not complete, with their index.
     """
 
-    def __init__(self, ids: Sequence[int], deadline: float) -> None:
+    def __init__(self, ids: Sequence[int]) -> None:
         self.open = {each: index for index, each in enumerate(ids)}
         self.prompt_tokens = 0
-        self._deadline = deadline
         self._messages: asyncio.Queue[Message] = asyncio.Queue()
 
     def put(self, message: Message) -> None:
@@ -89,11 +91,10 @@ class Stream:
             EngineLost: The engine died.
             EngineTimeout: Time is up.
         """
-        try:
-            message = await asyncio.wait_for(self._messages.get(), max(0.0, self._deadline - time.monotonic()))
-        except asyncio.TimeoutError as error:
+        message = await self._messages.get()
+        if message is LATE:
             msg = "the request took longer than this server allows; ask for fewer tokens"
-            raise EngineTimeout(msg) from error
+            raise EngineTimeout(msg)
         if "lost" in message:
             self.open.clear()
             raise EngineLost(message["lost"])
@@ -200,7 +201,8 @@ class Engine:
         """
         deadline = time.monotonic() + self.request_timeout_s
         await self._take_slot(deadline)
-        stream = Stream([next(self._ids) for _ in requests], deadline)
+        stream = Stream([next(self._ids) for _ in requests])
+        timer = asyncio.get_running_loop().call_later(max(0.0, deadline - time.monotonic()), stream.put, LATE)
         try:
             self._check_alive()
             for request_id, request in zip(stream.open, requests, strict=True):
@@ -208,6 +210,7 @@ class Engine:
                 self._send({**request, "id": request_id})
             yield stream
         finally:
+            timer.cancel()
             for request_id in stream.open:
                 self._send({"op": "cancel", "id": request_id})
             self._streams = {key: each for key, each in self._streams.items() if each is not stream}
@@ -237,18 +240,19 @@ class Engine:
         self._line.append(turn)
         self.waiting += 1
         try:
-            await asyncio.wait_for(asyncio.shield(turn), deadline - time.monotonic())
-        except BaseException as error:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
+            await asyncio.wait({turn}, timeout=max(0.0, deadline - time.monotonic()))
+        except asyncio.CancelledError:
+            if turn.done() and turn.exception() is None:
                 self._give_slot()
-            elif turn in self._line:
-                self._line.remove(turn)
-            if isinstance(error, asyncio.TimeoutError):
-                msg = "no slot came free in the time that a request may take"
-                raise EngineTimeout(msg) from error
             raise
         finally:
             self.waiting -= 1
+            with contextlib.suppress(ValueError):
+                self._line.remove(turn)
+        if not turn.done():
+            msg = "no slot came free in the time that a request may take"
+            raise EngineTimeout(msg)
+        turn.result()
 
     def _give_slot(self) -> None:
         self.running -= 1
