@@ -104,7 +104,10 @@ def export(
                 result = _build(source, settings, partial, work, bars, log, verify, trust_remote_code)
                 shutil.rmtree(work)
             if golden is None:
-                golden = _parameters(source) <= GOLDEN_PARAMETERS or (device or "CPU").upper()[:3] in ("GPU", "NPU")
+                golden = sum(_parameters(source)) <= GOLDEN_PARAMETERS or (device or "CPU").upper()[:3] in (
+                    "GPU",
+                    "NPU",
+                )
             if golden and verify:
                 with bars.step("recording reference answers"):
                     answers = supervise.run("ov_afm.selftest:make_golden", {"model_dir": str(partial)}, log=log)
@@ -189,21 +192,9 @@ def _pack(partial: Path, progress: console.Progress) -> manifest.Manifest:
     return packed
 
 
-def _table_parameters(source: Source) -> int:
-    shape = manifest.geometry_of(source.config)
-    return int(shape["vocab"] * shape["hidden"] * (1 if source.config.get("tie_word_embeddings") else 2))
-
-
-def _layer_parameters(source: Source) -> int:
-    shape = manifest.geometry_of(source.config)
-    attention = shape["hidden"] * shape["head_dim"] * 2 * (shape["heads"] + shape["kv_heads"])
-    matrices = 2 if shape["activation"] == "relu2" else 3
-    return int(shape["layers"] * (attention + matrices * shape["hidden"] * shape["intermediate"]))
-
-
-def _parameters(source: Source) -> int:
-    """Weights of a model, norms left out."""
-    return _table_parameters(source) + _layer_parameters(source)
+def _parameters(source: Source) -> tuple[int, int]:
+    tied = bool(source.config.get("tie_word_embeddings"))
+    return manifest.parameters(manifest.geometry_of(source.config), tied=tied)
 
 
 def _check_fit(source: Source, settings: Recipe, partial: Path, work: Path) -> None:
@@ -213,7 +204,7 @@ def _check_fit(source: Source, settings: Recipe, partial: Path, work: Path) -> N
         OVAFMError: It does not fit.
     """
     shape = manifest.geometry_of(source.config)
-    layers, tables = _layer_parameters(source), _table_parameters(source)
+    tables, layers = _parameters(source)
     stored = (layers + tables) * {"fp32": 4, "fp16": 2}.get(settings.weight_format, 2)
     if settings.bits <= 8:
         scales = 2.0 / settings.group_size if settings.group_size > 0 else 0.0

@@ -19,7 +19,18 @@ from typing import Any
 
 from .errors import ConfigError, OVAFMError, SourceError
 
-__all__ = ["FILE_NAME", "Manifest", "geometry_of", "installed_versions", "read", "scan", "sha256", "verify", "write"]
+__all__ = [
+    "FILE_NAME",
+    "Manifest",
+    "geometry_of",
+    "installed_versions",
+    "parameters",
+    "read",
+    "scan",
+    "sha256",
+    "verify",
+    "write",
+]
 
 FILE_NAME = "ov_afm.json"
 SCHEMA = 1
@@ -103,6 +114,20 @@ def geometry_of(config: Mapping[str, Any]) -> dict[str, Any]:
     except KeyError as error:
         msg = f"config.json has no {error.args[0]!r}; it is not the configuration of a decoder model"
         raise ConfigError(msg) from error
+
+
+def parameters(geometry: Mapping[str, Any], *, tied: bool) -> tuple[int, int]:
+    """Weights of a decoder, norms left out: those of embedding and head, and those of its layers.
+
+    Args:
+        geometry: As `geometry_of` gives it.
+        tied: Embedding and head are one matrix.
+    """
+    hidden, head_dim = geometry["hidden"], geometry["head_dim"]
+    attention = hidden * head_dim * 2 * (geometry["heads"] + geometry["kv_heads"])
+    matrices = 2 if geometry["activation"] == "relu2" else 3
+    tables = geometry["vocab"] * hidden * (1 if tied else 2)
+    return int(tables), int(geometry["layers"] * (attention + matrices * hidden * geometry["intermediate"]))
 
 
 def sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:

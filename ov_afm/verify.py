@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import manifest
 from .errors import ExportError
 
 if TYPE_CHECKING:
@@ -242,17 +243,19 @@ def proof_length(config: Any) -> int:
     return int(min(original + 64, config.max_position_embeddings))
 
 
-def proof_memory(model: Any, tokens: int, layers: int, vocab: int) -> float:
-    """Bytes that comparing `layers` layers takes: f32 weights and activations in torch and in OpenVINO."""
-    config = model.config
-    per_layer = sum(
-        value.numel() for name, value in model.named_parameters() if ".layers.0." in f".{name}" and value.ndim == 2
-    )
-    tables = vocab * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+def proof_memory(config: Any, tokens: int, **shape: int) -> float:
+    """Bytes that the comparison takes: f32 weights and activations in torch and in OpenVINO.
+
+    Args:
+        config: The model's configuration.
+        tokens: Length of the prompt.
+        shape: Fields of `config` that are smaller in what is compared.
+    """
+    sizes = manifest.geometry_of({**config.to_dict(), **shape})
+    weights = sum(manifest.parameters(sizes, tied=bool(config.tie_word_embeddings)))
     # Weights are there twice, once in each engine; the engines run one after the other.
-    weights = 2 * (layers * per_layer + tables)
-    activations = tokens * (2 * config.intermediate_size + 8 * config.hidden_size + 3 * vocab) + 4 * tokens * tokens
-    return float(1e9 + 4.0 * (weights + activations))
+    activations = tokens * (2 * sizes["intermediate"] + 8 * sizes["hidden"] + 3 * sizes["vocab"]) + 4 * tokens * tokens
+    return float(1e9 + 4.0 * (2 * weights + activations))
 
 
 def prompt(config: Any, tokens: int) -> list[int]:

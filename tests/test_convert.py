@@ -62,10 +62,11 @@ def test_a_slice_has_the_source_s_weights(tiny_checkpoint: Path) -> None:
     import torch
 
     model = convert._load(tiny_checkpoint, "auto", trust_remote_code=False)
-    sliced = convert._slice(model, layers=1, vocab=100)
+    sliced = convert._slice(model, {"num_hidden_layers": 1, "intermediate_size": 96, "vocab_size": 100})
     weights = model.state_dict()
     assert sliced.config.num_hidden_layers == 1
     assert sliced.lm_head.weight.shape == (100, 64)
+    assert sliced.model.layers[0].mlp.down_proj.weight.shape == (64, 96)
     assert len(sliced.state_dict()) < len(weights)
     for name, value in sliced.state_dict().items():
-        assert torch.equal(value, weights[name][: value.shape[0]])
+        assert torch.equal(value, weights[name][tuple(slice(0, size) for size in value.shape)])
