@@ -6,10 +6,11 @@ Importing it is cheap: OpenVINO, torch and the rest are imported when work needs
 import warnings
 
 from .compress import compress
+from .evaluate import evaluate
 from .export import export
 from .pipeline import Pipeline
 
-__all__ = ["Pipeline", "__version__", "compress", "export"]
+__all__ = ["Pipeline", "__version__", "compress", "evaluate", "export"]
 __version__ = "0.1.0"
 
 # `python -m ov_afm.export` runs a module that this package has imported already, on purpose.

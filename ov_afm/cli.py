@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compress": ("ov_afm.compress", "uncompressed model directory → INT8 or INT4"),
     "bench": ("ov_afm.bench", "compare devices, precisions and engine options here"),
     "devices": ("ov_afm.devices", "devices of this machine, what they can run, and whether they tell the truth"),
+    "evaluate": ("ov_afm.evaluate", "what compression costs: KL divergence, agreement, perplexity"),
     "generate": ("ov_afm.generate", "answer one prompt, streaming"),
     "info": ("ov_afm.info", "recipe, sizes, checks and provenance of a model directory"),
     "kernels": ("ov_afm.sparsity.transform", "pack a ReLU² model for the native CPU kernels"),
