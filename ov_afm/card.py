@@ -32,7 +32,7 @@ The numbers are in `ov_afm.json`, with the sha256 of every file.
 With ov_afm:
 
 ```sh
-pip install ov-afm
+pip install .  # in a clone of ov_afm
 ov-afm generate PATH_TO_THIS_FOLDER "What is the capital of France?"
 ```
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from . import bundle, calibration, console, manifest, resources, supervise
 from .errors import CompressionError, ConfigError
-from .presets import RECIPES, Recipe
+from .presets import DEFAULT_MODEL, RECIPES, Recipe
 from .staging import disk_full_as_error, staging
 
 __all__ = ["add_recipe_arguments", "compress", "recipe_from_arguments"]
@@ -350,21 +350,25 @@ def recipe_from_arguments(args: argparse.Namespace) -> Recipe | None:
 @console.command
 def main(argv: Sequence[str] | None = None) -> int:
     """`ov-afm compress`."""
-    parser = console.parser("compress", "Compress the weights of an uncompressed model directory to INT8 or INT4.")
-    parser.add_argument("model_dir", help="model directory with fp16 or fp32 weights")
-    parser.add_argument("--output", "-o", required=True, metavar="DIR", help="new model directory")
+    parser = console.parser("compress", "Compress the weights of a model to INT8 or INT4.")
+    what = "model directory with fp16 or fp32 weights, or what `ov-afm export` takes, which is exported first"
+    parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help=f"{what} (default: {DEFAULT_MODEL})")
+    parser.add_argument("--output", "-o", metavar="DIR", help="new model directory")
     add_recipe_arguments(parser)
     parser.add_argument("--force", action="store_true", help="replace a directory that is not empty")
     parser.add_argument("--json", action="store_true", help="print the manifest")
     args = parser.parse_args(argv)
     recipe = recipe_from_arguments(args)
-    result = compress(
-        args.model_dir,
-        args.output,
-        recipe=recipe if recipe is not None else "int8",
-        device=args.device,
-        force=args.force,
-    )
+    options = {"recipe": recipe if recipe is not None else "int8", "device": args.device, "force": args.force}
+    if (Path(args.model) / "openvino_model.xml").exists():
+        if args.output is None:
+            parser.error("give the new model directory: --output DIR")
+        result = compress(args.model, args.output, **options)
+    else:
+        # Both verbs end in the same compression; an export keeps the uncompressed model only while it works.
+        from .export import export
+
+        result = export(args.model, args.output, **options)
     bundle.report(result, as_json=args.json)
     return 0
 

@@ -90,7 +90,7 @@ def export(
             msg = f"{source.id} is an OpenVINO model already and is taken as it is; leave the recipe out"
             raise ConfigError(msg)
         target = Path(output) if output is not None else _default_output(source, settings)
-        if not force and (finished := _finished(target, source, settings, bars)):
+        if not force and (finished := _finished(target, source, settings, verify, bars)):
             return finished
         log = resources.log_file(f"export-{target.name}")
         with ExitStack() as stack:
@@ -123,7 +123,9 @@ def _default_output(source: Source, settings: Recipe) -> Path:
     return Path(name if source.prebuilt else f"{name}-{settings.name}")
 
 
-def _finished(target: Path, source: Source, settings: Recipe, progress: console.Progress) -> Bundle | None:
+def _finished(
+    target: Path, source: Source, settings: Recipe, verify: bool, progress: console.Progress
+) -> Bundle | None:
     """The export that is there already, if it is the one asked for.
 
     Raises:
@@ -147,6 +149,9 @@ def _finished(target: Path, source: Source, settings: Recipe, progress: console.
             f"{target} holds another model ({there.source.get('id')}, recipe {there.recipe.get('name')}); "
             "choose another output directory, or replace it with --force"
         )
+        raise ConfigError(msg)
+    if verify and "skipped" in there.checks:
+        msg = f"{target} holds this export, but not verified; verify a new one with --force, or go on with --no-verify"
         raise ConfigError(msg)
     return Bundle(target, there)
 

@@ -42,6 +42,7 @@ def staging(output: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     output = output.resolve()
     _check_target(output, replace)
+    new_parents = [folder for folder in output.parents if not folder.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         lock = _lock(output.with_name(f".{output.name}.lock"))
@@ -60,6 +61,10 @@ def staging(output: Path, *, replace: bool = False) -> Iterator[Path]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         _unlock(lock)
+        # What holds the output, or anything else by now, stays.
+        with contextlib.suppress(OSError):
+            for folder in new_parents:
+                folder.rmdir()
 
 
 def _clear_leftovers(output: Path, old: Path) -> None:

@@ -52,10 +52,10 @@ def upload(
     if constants.is_offline_mode():
         msg = "HF_HUB_OFFLINE is set, and an upload needs the Hub; unset it"
         raise SourceError(msg)
+    files = _files(folder, progress)
     if not get_token():
         msg = f"nobody is logged in to {constants.ENDPOINT}; run: hf auth login (or set HF_TOKEN)"
         raise SourceError(msg)
-    files = _files(folder, progress)
     api = HfApi()
     with explained(repo_id, revision, otherwise=AGAIN):
         api.create_repo(repo_id, private=private, exist_ok=True)

@@ -225,6 +225,17 @@ def test_rerun_says_so_and_touches_nothing(
     assert out.startswith(f"{tiny_model}  int8  ")
 
 
+def test_export_that_was_not_verified_does_not_count_as_verified(
+    tiny_model: Path, tiny_checkpoint: Path, tmp_path: Path, no_work: None
+) -> None:
+    there = copy(tiny_model, tmp_path / "model")
+    tiny.edit_json(there / manifest.FILE_NAME, checks={"skipped": "asked for with --no-verify"})
+    assert error_of(tiny_checkpoint, there) == (
+        f"{there} holds this export, but not verified; verify a new one with --force, or go on with --no-verify"
+    )
+    assert export(tiny_checkpoint, there, verify=False).log is None
+
+
 @pytest.mark.parametrize("change", ["recipe", "weights"])
 def test_another_export_is_refused_and_kept(
     tiny_model: Path, tiny_checkpoint: Path, tmp_path: Path, no_work: None, change: str
@@ -352,14 +363,28 @@ def test_work_folder_that_cannot_be_written_is_refused(tiny_checkpoint: Path, tm
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_model_means_afm_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("module", ["export", "compress"])
+def test_no_model_means_afm_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     result = subprocess.run(
-        [sys.executable, "-m", "ov_afm.export"], capture_output=True, text=True, timeout=120, cwd=tmp_path
+        [sys.executable, "-m", f"ov_afm.{module}"], capture_output=True, text=True, timeout=120, cwd=tmp_path
     )
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
     assert "arcee-ai/AFM-4.5B" in result.stderr
+
+
+@pytest.mark.slow
+def test_compress_exports_what_is_not_exported_yet(
+    tiny_checkpoint: Path, tiny_model: Path, tmp_path: Path, inline: None
+) -> None:
+    from ov_afm.compress import main as compress
+
+    assert compress([str(tiny_checkpoint), "-o", str(tmp_path / "int8")]) == 0
+    made = recorded(tmp_path / "int8")
+    assert made.files["openvino_model.bin"] == recorded(tiny_model).files["openvino_model.bin"]
+    assert made.checks["export_parity"]["top1_agreement"] == 1.0
 
 
 # -- What the source says holds

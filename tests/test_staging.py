@@ -141,6 +141,19 @@ def test_parent_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     assert str(caught.value) == (f"cannot write to {tmp_path / 'file'} (it is a file); choose another output directory")
 
 
+def test_folders_made_for_an_output_go_with_it(tmp_path: Path) -> None:
+    def fail(output: Path, *others: str) -> None:
+        with pytest.raises(KeyError), staging(output):
+            for other in others:
+                (output.parent / other).touch()
+            raise KeyError
+
+    fail(tmp_path / "some" / "where" / "model")
+    assert list(tmp_path.iterdir()) == []
+    fail(tmp_path / "some" / "where" / "model", "mine.txt")
+    assert (tmp_path / "some" / "where" / "mine.txt").exists()
+
+
 def test_second_writer_is_refused_and_the_first_is_not_disturbed(tmp_path: Path, holder: Start) -> None:
     output = tmp_path / "model"
     first = holder(output)
