@@ -14,15 +14,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import console, manifest
+from . import console, eval_table, manifest, resources
 from .errors import ConfigError
 from .eval_measure import Summary, summarize
 from .eval_run import prepare_reference, score, tokens_of
 from .eval_text import BLOCK_TOKENS, load_text
-from .loading import locate
+from .loading import locate, recipe_of
 from .sources import resolve
 
-__all__ = ["Fidelity", "evaluate", "kl", "main"]
+__all__ = ["Fidelity", "compare", "evaluate", "kl", "main", "uncompressed"]
+
+DEFAULT_PLOT = "size-kl.svg"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +33,10 @@ class Fidelity:
 
     Attributes:
         model: Name of its folder.
+        recipe: Name of its recipe; None where its manifest does not say.
         reference: Name of the reference's folder; None where none was given.
         weights_bytes: Size of its weights on disk.
+        parameters: Number of its weights, norms left out.
         text: Name of the evaluation text.
         tokens: Scored tokens.
         blocks: Blocks they were cut into.
@@ -41,13 +45,20 @@ class Fidelity:
     """
 
     model: str
+    recipe: str | None
     reference: str | None
     weights_bytes: int
+    parameters: int
     text: str
     tokens: int
     blocks: int
     runtime: dict[str, str]
     figures: Summary
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits on disk for each weight, scales included."""
+        return 8 * self.weights_bytes / self.parameters
 
     @property
     def kl_mean(self) -> float:
@@ -63,7 +74,7 @@ class Fidelity:
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, for JSON."""
-        return asdict(self)
+        return {**asdict(self), "bits_per_weight": self.bits_per_weight}
 
 
 def evaluate(
@@ -78,10 +89,12 @@ def evaluate(
 ) -> Fidelity:
     """Compare a model directory with what it was made from, on CPU.
 
+    What was computed before, of the reference or of the model, comes from the cache.
+
     Args:
         model_dir: The model directory.
         reference: Uncompressed model directory, checkpoint folder, or anything that `export` takes; None measures
-            perplexity alone. It runs at f32, and its distributions are cached.
+            perplexity alone. It always runs at f32.
         text: UTF-8 text file; None takes the packaged one.
         tokens: Most tokens to use.
         block_tokens: Tokens of a block; each is scored from an empty cache.
@@ -96,24 +109,53 @@ def evaluate(
         SourceError: A model is missing or damaged.
         OVAFMError: A model does not fit in memory, or gives logits that are not finite.
     """
+    return compare(
+        [model_dir],
+        reference,
+        text=text,
+        tokens=tokens,
+        block_tokens=block_tokens,
+        runtime_defaults=runtime_defaults,
+        progress=progress,
+    )[0]
+
+
+def compare(
+    models: Sequence[str | Path],
+    reference: str | Path | None = None,
+    *,
+    text: str | Path | None = None,
+    tokens: int | None = None,
+    block_tokens: int = BLOCK_TOKENS,
+    runtime_defaults: bool = False,
+    progress: console.Progress | None = None,
+) -> list[Fidelity]:
+    """`evaluate` for several model directories in turn, after a look at all of them; the rest is as there."""
     content = load_text(text)
-    model = locate(model_dir)
-    manifest.verify(model)
+    folders = [locate(model) for model in models]
+    recipes = [recipe_of(manifest.verify(folder)) for folder in folders]
+    results = []
     with progress if progress is not None else console.Progress() as bars:
         origin = None if reference is None else resolve(reference, progress=bars).path
-        blocks = tokens_of(model, content, tokens, block_tokens, origin)
-        known = None if origin is None else prepare_reference(origin, blocks, bars)
-        scores, runtime = score(model, blocks, known, bars, runtime_defaults=runtime_defaults)
-    return Fidelity(
-        model.resolve().name,
-        known.name if known else None,
-        (model / "openvino_model.bin").stat().st_size,
-        blocks.text,
-        blocks.scored,
-        len(blocks.ids),
-        runtime,
-        summarize(scores),
-    )
+        for folder, recipe in zip(folders, recipes, strict=True):
+            blocks = tokens_of(folder, content, tokens, block_tokens, origin)
+            known = None if origin is None else prepare_reference(origin, blocks, bars)
+            scores, runtime = score(folder, blocks, known, bars, runtime_defaults=runtime_defaults)
+            results.append(
+                Fidelity(
+                    folder.resolve().name,
+                    recipe.name if recipe else None,
+                    known.name if known else None,
+                    (folder / "openvino_model.bin").stat().st_size,
+                    _parameters(folder),
+                    blocks.text,
+                    blocks.scored,
+                    len(blocks.ids),
+                    runtime,
+                    summarize(scores),
+                )
+            )
+    return results
 
 
 def kl(
@@ -129,34 +171,88 @@ def kl(
     return evaluate(model_dir, reference, text=text, tokens=tokens, block_tokens=block_tokens, progress=progress)
 
 
+def uncompressed(models: Sequence[str | Path]) -> Path:
+    """The model directory among these that others can be compared with: the one with the widest weights.
+
+    Raises:
+        ConfigError: All are compressed, or have no manifest to tell.
+    """
+    found = {}
+    for model in map(locate, models):
+        recipe = recipe_of(manifest.verify(model))
+        if recipe is not None and recipe.bits > 8:
+            found[recipe.bits] = model
+    if not found:
+        msg = "none of these models is uncompressed; add --reference SOURCE (an fp16 or fp32 model, or the checkpoint)"
+        raise ConfigError(msg)
+    return found[max(found)]
+
+
+def _parameters(folder: Path) -> int:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return sum(manifest.parameters(manifest.geometry_of(config), tied=bool(config.get("tie_word_embeddings", False))))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = console.parser("evaluate", "Measure what compression costs: KL divergence, agreement, perplexity.")
-    parser.add_argument("model", metavar="DIR", help="model directory")
+    parser.add_argument("models", nargs="*", default=[], metavar="DIR", help="model directories")
     parser.add_argument(
-        "--reference", default=argparse.SUPPRESS, metavar="SOURCE", help="what it was made from: fp16 or fp32 model"
+        "--reference",
+        default=argparse.SUPPRESS,
+        metavar="SOURCE",
+        help="what they were made from: an fp32 or fp16 model directory, a checkpoint, or what else export takes",
     )
+    parser.add_argument(
+        "--compare",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help=f"model directories for one table and one plot, {DEFAULT_PLOT} unless --plot says otherwise; "
+        "the uncompressed one among them is the reference",
+    )
+    parser.add_argument("--plot", default=argparse.SUPPRESS, metavar="FILE", help="size against KL: .svg, .png, .pdf")
     parser.add_argument("--text", default=argparse.SUPPRESS, metavar="FILE", help="UTF-8 text instead of the packaged")
     parser.add_argument("--tokens", type=int, default=argparse.SUPPRESS, metavar="N", help="use the first N tokens")
-    parser.add_argument("--block", type=int, default=BLOCK_TOKENS, metavar="N", help="tokens scored at a time")
-    parser.add_argument("--runtime-defaults", action="store_true", help="run as users do: KV cache u8, bf16, kernels")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--block", type=int, default=BLOCK_TOKENS, metavar="N", help="tokens of a block")
+    parser.add_argument(
+        "--runtime-defaults", action="store_true", help="run as users do (KV cache u8, bf16, kernels) instead of at f32"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
 
 @console.command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `ov-afm evaluate`."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    models = [*arguments.models, *arguments.compare]
+    if not models:
+        parser.error("at least one model directory is needed")
     given = vars(arguments)
-    found = evaluate(
-        arguments.model,
-        given.get("reference"),
+    reference = given.get("reference")
+    drawn = given.get("plot", DEFAULT_PLOT if arguments.compare else None)
+    if drawn is not None:
+        resources.require("bench", "matplotlib")
+        eval_table.check_format(Path(drawn))
+        reference = reference if reference is not None else uncompressed(models)
+    results = compare(
+        models,
+        reference,
         text=given.get("text"),
         tokens=given.get("tokens"),
         block_tokens=arguments.block,
         runtime_defaults=arguments.runtime_defaults,
     )
-    print(json.dumps(found.to_dict(), indent=2))
+    if arguments.json:
+        print(json.dumps({"models": [each.to_dict() for each in results]}, ensure_ascii=False))
+    else:
+        print(eval_table.markdown(results))
+        for line in eval_table.explanation(results):
+            console.note(line)
+    if drawn is not None:
+        eval_table.plot(results, Path(drawn))
+        console.note(f"plot: {drawn}")
     return 0
 
 
