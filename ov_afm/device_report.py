@@ -12,7 +12,7 @@ from .device_rules import violations
 from .devices import EMULATED_NPU, Choice, DeviceInfo, Inventory, choose
 from .driver_faults import known_faults
 from .errors import DeviceError
-from .loading import LoadRequest, properties_for, recipe_of, verdict_key
+from .loading import LoadRequest, OnPhase, Phases, properties_for, recipe_of, reference_answers, verdict_key
 from .presets import RECIPES
 
 __all__ = ["describe", "render", "test"]
@@ -112,7 +112,7 @@ def _model_lines(model: dict[str, Any]) -> list[str]:
     return lines
 
 
-def test(model_dir: Path, device: str) -> selftest.Verdict:
+def test(model_dir: Path, device: str, on_phase: OnPhase | None = None) -> selftest.Verdict:
     """Run the self-test now and remember the verdict, except of an emulation.
 
     Raises:
@@ -128,10 +128,12 @@ def test(model_dir: Path, device: str) -> selftest.Verdict:
         # Room for the long prompt: the test is of the device, not of the default limits.
         use = device_properties.Use(prompt_tokens=selftest.ROOM_TOKENS)
     properties = device_properties.build(choice.device, use, emulated=choice.emulated)
-    golden = contents.checks.get("golden") if contents else None
-    verdict = selftest.run(model_dir, golden, choice.device, properties)
+    key = device_journal.model_key(model_dir, contents)
+    phases = Phases(key, on_phase)
+    golden = reference_answers(model_dir, contents, phases)
+    with phases(f"testing {choice.label} in a child process"):
+        verdict = selftest.run(model_dir, golden, choice.device, properties)
     if device.upper() != EMULATED_NPU:
-        key = verdict_key(device_journal.model_key(model_dir, contents), choice.device)
         entry = {"passed": verdict.passed, "evidence": verdict.evidence, "on": str(datetime.date.today())}
-        device_journal.remember("verdicts", key, entry)
+        device_journal.remember("verdicts", verdict_key(key, choice.device), entry)
     return verdict

@@ -275,10 +275,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _test(model_dir: Path, names: list[str] | None, *, as_json: bool) -> int:
     from . import device_report
+    from .load_display import LoadDisplay
 
     verdicts = {}
     for name in names or [each.name for each in inventory().devices]:
-        verdict = verdicts[name] = device_report.test(model_dir, name)
+        with LoadDisplay() as on_phase:
+            verdict = verdicts[name] = device_report.test(model_dir, name, on_phase)
         label = "emulated NPU" if name.upper() == EMULATED_NPU else name
         if not as_json:
             print(f"{label}: {'passed' if verdict.passed else 'FAILED'}: {verdict.evidence}", flush=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Expected", "Store", "identity", "key_of"]
+__all__ = ["Expected", "Journal", "Store", "identity", "key_of"]
 
 # Below it a probability is no more than 2e-35, and rounding would eat the resolution of the rest.
 FLOOR = -80.0
@@ -139,6 +139,31 @@ class Store:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+class Journal:
+    """Small results that are kept as they come, one JSON object a line; a torn last line is dropped.
+
+    Args:
+        kind: What they are.
+        key: What they depend on, as `key_of` makes it.
+    """
+
+    def __init__(self, kind: str, key: str) -> None:
+        self._path = Store(kind, key).folder / "journal.jsonl"
+        self.entries: dict[str, Any] = {}
+        if self._path.exists():
+            text = self._path.read_text(encoding="utf-8")
+            whole = text[: text.rfind("\n") + 1]
+            if whole != text:
+                self._path.write_text(whole, encoding="utf-8")
+            self.entries = {line["id"]: line["value"] for line in map(json.loads, whole.splitlines())}
+
+    def add(self, id: str, value: Any) -> None:
+        """Keep a JSON value."""
+        self.entries[id] = value
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"id": id, "value": value}) + "\n")
 
 
 def key_of(**fields: Any) -> str:

@@ -67,8 +67,9 @@ def export(
         revision: Commit, tag or branch of a Hub repository.
         device: Device that must be able to run the result; refused before any work if it cannot.
         verify: Compare tokenizer, template, weights and logits with the source.
-        golden: Record how the model answers on CPU at f32, for the self-test of other devices. It takes a minute
-            for 0.2 B parameters here, so None records it up to 1 B, and for any size when `device` is a GPU or an NPU.
+        golden: Record how the model answers on CPU at f32, for the self-test of other devices. None
+            does it up to 1 B parameters, and for any size when `device` is a GPU or an NPU; otherwise that self-test
+            does it when it is first needed.
         kernels: Pack the ReLU² MLPs for the native CPU kernels too, beside the plain model.
         force: Replace a non-empty `output`.
         work_dir: Folder for the uncompressed IR (about the checkpoint's size); default beside `output`.

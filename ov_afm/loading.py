@@ -17,14 +17,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import device_journal, device_properties, devices, manifest, selftest
+from . import device_journal, device_properties, devices, manifest, selftest, supervise
 from .device_properties import Use
 from .engine_errors import last_line
-from .errors import ConfigError, DeviceError, SourceError
+from .errors import ConfigError, DeviceError, OVAFMError, SourceError
 from .interrupt import wait_for
 from .presets import EMBEDDED_MODEL, Recipe
 
-__all__ = ["LoadRequest", "Loaded", "Phases", "load", "locate", "properties_for", "recipe_of", "verdict_key"]
+__all__ = [
+    "LoadRequest",
+    "Loaded",
+    "Phases",
+    "load",
+    "locate",
+    "properties_for",
+    "recipe_of",
+    "reference_answers",
+    "verdict_key",
+]
 
 logger = logging.getLogger(__name__)
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
@@ -210,7 +220,7 @@ def _check_trust(request: LoadRequest, choice: devices.Choice, properties: dict[
     key = verdict_key(phases.model, choice.device)
     known = device_journal.read("verdicts").get(key)
     if known is None:
-        golden = request.contents.checks.get("golden") if request.contents else None
+        golden = reference_answers(request.model_dir, request.contents, phases)
         with phases(f"testing {choice.device} in a child process"):
             verdict = wait_for(lambda: selftest.run(request.model_dir, golden, choice.device, properties))
         known = {"passed": verdict.passed, "evidence": verdict.evidence, "on": str(datetime.date.today())}
@@ -221,6 +231,27 @@ def _check_trust(request: LoadRequest, choice: devices.Choice, properties: dict[
             f"(again: ov-afm devices --test {request.model_dir} --device {choice.device})"
         )
         raise DeviceError(msg)
+
+
+def reference_answers(model_dir: Path, contents: manifest.Manifest | None, phases: Phases) -> Mapping[str, Any] | None:
+    """How the model answers on CPU at f32: as export recorded it, else as this machine's CPU says once.
+
+    Returns:
+        As `selftest.make_golden` gives it; None if this CPU cannot run the model at f32.
+    """
+    recorded = contents.checks.get("golden") if contents else None
+    known: Mapping[str, Any] | None = recorded or device_journal.read("golden").get(phases.model)
+    if known is not None:
+        return known
+    arguments = {"model_dir": str(model_dir)}
+    try:
+        with phases("recording answers on CPU at f32, to compare with"):
+            known = wait_for(lambda: supervise.run("ov_afm.selftest:make_golden", arguments))
+    except OVAFMError as error:
+        logger.warning("this CPU cannot say what the model's answers should be: %s", error)
+        return None
+    device_journal.remember("golden", phases.model, known)
+    return known
 
 
 def _compile(request: LoadRequest, choice: devices.Choice, properties: dict[str, Any], phases: Phases) -> Any:

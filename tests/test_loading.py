@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ov_afm import device_journal, devices, manifest, selftest
+from ov_afm import device_journal, devices, loading, manifest, selftest
 from ov_afm.errors import DeviceError
 from ov_afm.pipeline import Params, Pipeline, Use
 
@@ -61,6 +61,25 @@ def test_failing_device_falls_back_to_the_cpu_with_the_reason_said_once(
     (record,) = caplog.records
     assert record.getMessage().startswith("using CPU, because GPU: ")
     assert reason in record.getMessage()
+
+
+def test_answers_that_export_did_not_record_are_recorded_once_when_a_device_needs_them(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = Path(shutil.copytree(model, tmp_path / "model"))
+    contents = manifest.read(copy)
+    assert contents is not None
+    recorded = contents.checks.pop("golden")
+    manifest.write(copy, contents)
+    simulate_gpu(monkeypatch, "device_that_talks_nonsense")
+    steps: list[str] = []
+    for _ in range(2):
+        with Pipeline(copy, "GPU", warm_up=False, on_phase=lambda name, _: steps.append(name)) as pipeline:
+            assert "where the model says" in pipeline.device_note
+        device_journal.remember("verdicts", loading.verdict_key(device_journal.model_key(copy, contents), "GPU"), None)
+    assert [name for name in steps if name.startswith("recording answers")] == steps[:1]
+    (known,) = device_journal.read("golden").values()
+    assert [prompt["tokens"] for prompt in known["prompts"]] == [prompt["tokens"] for prompt in recorded["prompts"]]
 
 
 def test_hanging_device_counts_as_failed(
