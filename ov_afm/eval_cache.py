@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Expected", "Journal", "Store", "identity", "key_of"]
 
+# Changes with how things are measured, so that no older result is taken for a new one.
+METHOD = 1
 # Below it a probability is no more than 2e-35, and rounding would eat the resolution of the rest.
 FLOOR = -80.0
 STEPS = 65_535
@@ -168,6 +170,7 @@ class Journal:
 
 def key_of(**fields: Any) -> str:
     """A file name for what a result depends on."""
+    fields["method"] = METHOD
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -13,7 +13,7 @@ from .errors import ConfigError, OVAFMError
 from .eval_cache import Expected, Store, identity, key_of
 from .eval_measure import Scores, divergence, log_softmax
 from .eval_model import LogitModel, opened
-from .eval_text import Blocks, Text, cut, encode
+from .eval_text import Blocks, Encoder, Text, cut
 from .sparsity.select import engine_model
 
 if TYPE_CHECKING:
@@ -73,9 +73,10 @@ def tokens_of(model: Path, text: Text, tokens: int | None, block_tokens: int, re
     Raises:
         ConfigError: Their tokenizers differ on this text.
     """
-    ids, start = encode(model, text.content)
+    encoder = Encoder(model)
+    ids = encoder(text.content)
     if reference is not None:
-        expected, _ = encode(reference, text.content)
+        expected = Encoder(reference)(text.content)
         if ids != expected:
             at = next((i for i, (a, b) in enumerate(zip(ids, expected, strict=False)) if a != b), len(ids))
             msg = (
@@ -83,7 +84,7 @@ def tokens_of(model: Path, text: Text, tokens: int | None, block_tokens: int, re
                 f"{expected[at : at + 1]} there and {ids[at : at + 1]} here; compare models of one tokenizer"
             )
             raise ConfigError(msg)
-    return cut(text, ids, start, tokens, block_tokens)
+    return cut(text, ids, encoder.start, tokens, block_tokens)
 
 
 def prepare_reference(model: Path, blocks: Blocks, progress: console.Progress) -> Reference:

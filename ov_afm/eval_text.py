@@ -7,6 +7,7 @@ of one passage are not independent of each other.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["DEFAULT_TEXT", "Blocks", "Text", "cut", "encode", "load_text"]
+__all__ = ["DEFAULT_TEXT", "Blocks", "Encoder", "Text", "cut", "load_text"]
 
 # Written for this project, so that no model has seen it; disjoint from every calibration text (tests/test_evaluate.py).
 DEFAULT_TEXT = Path(__file__).parent / "texts" / "evaluation.txt"
@@ -51,6 +52,7 @@ class Blocks:
         ids: One array of int64 for each block; each begins with the model's own start tokens.
         start: How many start tokens those are; predicting them is not scored.
         block_tokens: Length of every block but the last.
+        bytes_per_token: UTF-8 bytes of the text for each of its tokens, to compare models of different tokenizers.
     """
 
     text: str
@@ -58,6 +60,7 @@ class Blocks:
     ids: tuple[NDArray[np.int64], ...]
     start: int
     block_tokens: int
+    bytes_per_token: float
 
     @property
     def scored(self) -> int:
@@ -92,40 +95,46 @@ def load_text(path: str | Path | None = None) -> Text:
     return Text(file.name, content, hashlib.sha256(content.encode()).hexdigest())
 
 
-def encode(model: Path, text: str) -> tuple[list[int], list[int]]:
-    """Token ids of a text, and the start tokens that the model's tokenizer puts before any text.
+class Encoder:
+    """The tokenizer of a model.
 
     Args:
         model: Model directory, or checkpoint folder (read with transformers).
-        text: The text.
+
+    Attributes:
+        start: Tokens that it puts before any text.
 
     Raises:
-        SourceError: The tokenizer cannot be read.
+        SourceError: It cannot be read.
     """
-    try:
-        if (model / "openvino_tokenizer.xml").exists():
-            return _encode_openvino(model, text)
-        from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        start = [] if tokenizer.bos_token_id is None else tokenizer("")["input_ids"][:1]
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"]), list(start)
-    except (RuntimeError, ValueError, OSError) as error:
-        msg = f"the tokenizer of {model} cannot be read: {error}"
-        raise SourceError(msg) from error
+    def __init__(self, model: Path) -> None:
+        try:
+            self._ids = _openvino(model) if (model / "openvino_tokenizer.xml").exists() else _transformers(model)
+            # Asked with one letter, because some tokenizers cannot take an empty text.
+            plain, special = self._ids("a", False), self._ids("a", True)
+        except (RuntimeError, ValueError, OSError) as error:
+            msg = f"the tokenizer of {model} cannot be read: {error}"
+            raise SourceError(msg) from error
+        self.start = special[: special.index(plain[0])] if plain and plain[0] in special else []
+
+    def __call__(self, text: str) -> list[int]:
+        """Token ids of a text, without start tokens."""
+        return self._ids(text, False)
 
 
-def _encode_openvino(model: Path, text: str) -> tuple[list[int], list[int]]:
+def _openvino(model: Path) -> Callable[[str, bool], list[int]]:
     import openvino_genai
 
     tokenizer: Any = openvino_genai.Tokenizer(model)
-    ids = [int(each) for each in tokenizer.encode(text, add_special_tokens=False).input_ids.data[0]]
-    # Asked with one letter, because an empty text has no ids to add to in some tokenizers.
-    plain, special = (
-        [int(each) for each in tokenizer.encode("a", add_special_tokens=flag).input_ids.data[0]]
-        for flag in (False, True)
-    )
-    return ids, special[: special.index(plain[0])] if plain and plain[0] in special else []
+    return lambda text, special: list(map(int, tokenizer.encode(text, add_special_tokens=special).input_ids.data[0]))
+
+
+def _transformers(model: Path) -> Callable[[str, bool], list[int]]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return lambda text, special: list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
 def cut(text: Text, ids: list[int], start: list[int], tokens: int | None, block_tokens: int) -> Blocks:
@@ -158,4 +167,5 @@ def cut(text: Text, ids: list[int], start: list[int], tokens: int | None, block_
     digest = hashlib.sha256(text.sha256.encode())
     for block in blocks:
         digest.update(len(block).to_bytes(4, "little") + block.tobytes())
-    return Blocks(text.name, digest.hexdigest(), blocks, len(start), block_tokens)
+    bytes_per_token = len(text.content.encode()) / len(ids)
+    return Blocks(text.name, digest.hexdigest(), blocks, len(start), block_tokens, bytes_per_token)

@@ -1,0 +1,184 @@
+"""Run a program that a model wrote, so that its mistakes stay its own.
+
+A process of its own, in an empty folder: killed after a time, refused memory beyond a limit, without network (an empty
+network namespace where Linux grants one), and stopped by an audit hook at whatever reaches outside its folder: sockets,
+processes, native calls, files. That holds off accidents, which is what models produce. It is no prison for an attacker:
+evaluate a model you distrust in a virtual machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+
+__all__ = ["Outcome", "run"]
+
+TIMEOUT_S = 10.0
+MEMORY_BYTES = 512 * 1024 * 1024
+POLL_S = 0.02
+REASON_CHARACTERS = 200
+
+# Runs inside: reads the request, gives up what it will not need, runs the program, says how it went. A program that
+# ends by itself (`exit()`, a crash) says nothing, and nothing is a failure.
+LAUNCHER = r"""
+import builtins, json, os, sys
+request = json.loads(sys.stdin.readline())
+answer = os.dup(1)
+null = os.open(os.devnull, os.O_RDWR)
+for descriptor in (0, 1, 2):
+    os.dup2(null, descriptor)
+def tell(**fields):
+    os.write(answer, (json.dumps({"nonce": request["nonce"], **fields}) + "\n").encode())
+isolated = False
+if sys.platform.startswith("linux"):
+    import ctypes
+    libc = ctypes.CDLL(None, use_errno=True)
+    # CLONE_NEWNET, alone for root, and with CLONE_NEWUSER for others
+    isolated = libc.unshare(0x40000000) == 0 or libc.unshare(0x50000000) == 0
+if os.name == "posix":
+    import resource
+    seconds = int(request["timeout_s"]) + 1
+    for name, limit in (("CPU", seconds), ("AS", request["memory_bytes"]), ("FSIZE", 1 << 20), ("CORE", 0)):
+        try:
+            resource.setrlimit(getattr(resource, "RLIMIT_" + name), (limit, limit))
+        except (ValueError, OSError):
+            pass
+here = os.path.realpath(os.getcwd()) + os.sep
+prefixes = ("socket.", "subprocess.", "ctypes.", "winreg.", "shutil.", "urllib.", "ftplib.", "http.", "smtplib.")
+names = {"os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.startfile", "os.kill",
+         "os.killpg", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.link", "os.symlink",
+         "os.truncate", "os.putenv", "os.chdir", "signal.pthread_kill", "sys.addaudithook", "pty.spawn"}
+writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+def guard(event, arguments):
+    if event == "open":
+        path, _, flags = arguments
+        if isinstance(flags, int) and flags & writing:
+            if isinstance(path, int) or not os.path.realpath(os.fspath(path)).startswith(here):
+                raise PermissionError("a program under test may not write outside its folder")
+    elif event in names or event.startswith(prefixes):
+        raise PermissionError("a program under test may not use " + event)
+sys.addaudithook(guard)
+scope = {"__name__": "__main__"}
+try:
+    exec(compile(request["program"], "program", "exec"), scope)
+    exec(compile(request["tests"], "tests", "exec"), scope)
+except BaseException as error:
+    tell(passed=False, reason=(type(error).__name__ + ": " + str(error))[:200], isolated=isolated)
+else:
+    tell(passed=True, reason="", isolated=isolated)
+os._exit(0)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a program fared.
+
+    Attributes:
+        passed: It ran, and its tests raised nothing.
+        reason: What went wrong; empty when it passed.
+        isolated: It ran in a network namespace of its own; the audit hook refuses sockets either way.
+    """
+
+    passed: bool
+    reason: str
+    isolated: bool
+
+
+def run(program: str, tests: str, *, timeout_s: float = TIMEOUT_S, memory_bytes: int = MEMORY_BYTES) -> Outcome:
+    """Run a Python program and then its tests in the same namespace.
+
+    Args:
+        program: Source text.
+        tests: Source text that raises when the program is wrong.
+        timeout_s: Wall time after which it is killed.
+        memory_bytes: Address space on POSIX; resident memory elsewhere.
+    """
+    nonce = secrets.token_hex(8)
+    request = {
+        "program": program,
+        "tests": tests,
+        "nonce": nonce,
+        "timeout_s": timeout_s,
+        "memory_bytes": memory_bytes,
+    }
+    with tempfile.TemporaryDirectory(prefix="ov_afm-", ignore_cleanup_errors=True) as folder:
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-B", "-c", LAUNCHER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env={name: os.environ[name] for name in ("SYSTEMROOT", "LANG") if name in os.environ},
+            start_new_session=True,
+        )
+        watch = _Watch(child, timeout_s, memory_bytes)
+        try:
+            said, _ = child.communicate((json.dumps(request) + "\n").encode())
+        finally:
+            watch.stop()
+            _kill(child)
+    for line in said.decode("utf-8", "replace").splitlines():
+        answer = _parsed(line)
+        if answer.get("nonce") == nonce:
+            return Outcome(bool(answer["passed"]), str(answer["reason"])[:REASON_CHARACTERS], bool(answer["isolated"]))
+    return Outcome(False, watch.verdict or f"the program ended by itself (status {child.returncode})", False)
+
+
+def _parsed(line: str) -> dict[str, object]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+class _Watch:
+    """Kills a process that runs too long or grows too large."""
+
+    def __init__(self, child: subprocess.Popen[bytes], timeout_s: float, memory_bytes: int) -> None:
+        self.verdict = ""
+        self._child, self._timeout_s, self._memory_bytes = child, timeout_s, memory_bytes
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        import psutil
+
+        end = time.monotonic() + self._timeout_s
+        while not self._done.wait(POLL_S):
+            try:
+                resident = psutil.Process(self._child.pid).memory_info().rss
+            except psutil.Error:
+                return
+            if time.monotonic() > end:
+                self.verdict = f"not done after {self._timeout_s:g} s"
+            elif resident > self._memory_bytes:
+                self.verdict = f"more than {self._memory_bytes / 1e6:.0f} MB of memory"
+            if self.verdict:
+                _kill(self._child)
+                return
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """End a process and whatever it started."""
+    if sys.platform != "win32":
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            return
+    elif child.poll() is None:
+        child.kill()
