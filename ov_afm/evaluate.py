@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +41,8 @@ class Fidelity:
         text: Name of the evaluation text.
         tokens: Scored tokens.
         blocks: Blocks they were cut into.
+        bits_per_byte: Of the model on the text: perplexity that does not depend on the tokenizer, so that models of
+            different families can be compared.
         runtime: Precisions it ran at.
         figures: Perplexity, KL divergence and agreement, with intervals.
     """
@@ -52,6 +55,7 @@ class Fidelity:
     text: str
     tokens: int
     blocks: int
+    bits_per_byte: float
     runtime: dict[str, str]
     figures: Summary
 
@@ -141,6 +145,7 @@ def compare(
             blocks = tokens_of(folder, content, tokens, block_tokens, origin)
             known = None if origin is None else prepare_reference(origin, blocks, bars)
             scores, runtime = score(folder, blocks, known, bars, runtime_defaults=runtime_defaults)
+            figures = summarize(scores)
             results.append(
                 Fidelity(
                     folder.resolve().name,
@@ -151,8 +156,9 @@ def compare(
                     blocks.text,
                     blocks.scored,
                     len(blocks.ids),
+                    math.log2(figures.perplexity.value) / blocks.bytes_per_token,
                     runtime,
-                    summarize(scores),
+                    figures,
                 )
             )
     return results
