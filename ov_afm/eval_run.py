@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Reference", "prepare_reference", "score", "tokens_of"]
+__all__ = ["OtherTokenizer", "Reference", "prepare_reference", "score", "tokens_of"]
+
+
+class OtherTokenizer(ConfigError):
+    """Two models cut a text into different tokens, so that their distributions cannot be compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ def tokens_of(model: Path, text: Text, tokens: int | None, block_tokens: int, re
     """The blocks that a model and its reference are both asked.
 
     Raises:
-        ConfigError: Their tokenizers differ on this text.
+        OtherTokenizer: Their tokenizers differ on this text.
     """
     encoder = Encoder(model)
     ids = encoder(text.content)
@@ -83,7 +87,7 @@ def tokens_of(model: Path, text: Text, tokens: int | None, block_tokens: int, re
                 f"the reference {reference.name} has another tokenizer than {model.name}: token {at} of {text.name} is "
                 f"{expected[at : at + 1]} there and {ids[at : at + 1]} here; compare models of one tokenizer"
             )
-            raise ConfigError(msg)
+            raise OtherTokenizer(msg)
     return cut(text, ids, encoder.start, tokens, block_tokens)
 
 

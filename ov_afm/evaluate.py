@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import console, eval_table, manifest, resources
+from . import console, eval_card, eval_extras, eval_table, manifest, resources
 from .errors import ConfigError
 from .eval_measure import Summary, summarize
-from .eval_run import prepare_reference, score, tokens_of
+from .eval_run import OtherTokenizer, prepare_reference, score, tokens_of
 from .eval_text import BLOCK_TOKENS, load_text
 from .loading import locate, recipe_of
 from .sources import resolve
@@ -132,9 +132,14 @@ def compare(
     tokens: int | None = None,
     block_tokens: int = BLOCK_TOKENS,
     runtime_defaults: bool = False,
+    peers: bool = False,
     progress: console.Progress | None = None,
 ) -> list[Fidelity]:
-    """`evaluate` for several model directories in turn, after a look at all of them; the rest is as there."""
+    """`evaluate` for several model directories in turn, after a look at all of them.
+
+    Arguments, results and errors are those of `evaluate`; with `peers`, a model whose tokenizer is not the
+    reference's is measured without one instead of being refused.
+    """
     content = load_text(text)
     folders = [locate(model) for model in models]
     recipes = [recipe_of(manifest.verify(folder)) for folder in folders]
@@ -142,8 +147,15 @@ def compare(
     with progress if progress is not None else console.Progress() as bars:
         origin = None if reference is None else resolve(reference, progress=bars).path
         for folder, recipe in zip(folders, recipes, strict=True):
-            blocks = tokens_of(folder, content, tokens, block_tokens, origin)
-            known = None if origin is None else prepare_reference(origin, blocks, bars)
+            against = origin
+            try:
+                blocks = tokens_of(folder, content, tokens, block_tokens, against)
+            except OtherTokenizer:
+                if not peers:
+                    raise
+                against = None
+                blocks = tokens_of(folder, content, tokens, block_tokens)
+            known = None if against is None else prepare_reference(against, blocks, bars)
             scores, runtime = score(folder, blocks, known, bars, runtime_defaults=runtime_defaults)
             figures = summarize(scores)
             results.append(
@@ -200,30 +212,41 @@ def _parameters(folder: Path) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = console.parser("evaluate", "Measure what compression costs: KL divergence, agreement, perplexity.")
+    parser = console.parser("evaluate", "Measure what compression costs: KL divergence, agreement, perplexity, tasks.")
+
+    def add(where: Any, flag: str, help: str, **kind: Any) -> None:
+        where.add_argument(flag, help=help, default=argparse.SUPPRESS, **kind)
+
     parser.add_argument("models", nargs="*", default=[], metavar="DIR", help="model directories")
-    parser.add_argument(
+    add(
+        parser,
         "--reference",
-        default=argparse.SUPPRESS,
+        "what they were made from: an fp32 or fp16 model directory, a checkpoint, or what else export takes",
         metavar="SOURCE",
-        help="what they were made from: an fp32 or fp16 model directory, a checkpoint, or what else export takes",
     )
-    parser.add_argument(
+    add(
+        parser,
         "--compare",
+        f"model directories for one table and one plot ({DEFAULT_PLOT}, or --plot); the uncompressed one among them is "
+        "the reference if none is named",
         nargs="+",
-        default=[],
         metavar="DIR",
-        help=f"model directories for one table and one plot, {DEFAULT_PLOT} unless --plot says otherwise; "
-        "the uncompressed one among them is the reference",
     )
-    parser.add_argument("--plot", default=argparse.SUPPRESS, metavar="FILE", help="size against KL: .svg, .png, .pdf")
-    parser.add_argument("--text", default=argparse.SUPPRESS, metavar="FILE", help="UTF-8 text instead of the packaged")
-    parser.add_argument("--tokens", type=int, default=argparse.SUPPRESS, metavar="N", help="use the first N tokens")
+    add(parser, "--plot", "size against KL: .svg, .png, .pdf", metavar="FILE")
+    add(parser, "--text", "UTF-8 text instead of the packaged one", metavar="FILE")
+    add(parser, "--tokens", "use the first N tokens of the text", type=int, metavar="N")
     parser.add_argument("--block", type=int, default=BLOCK_TOKENS, metavar="N", help="tokens of a block")
     parser.add_argument(
         "--runtime-defaults", action="store_true", help="run as users do (KV cache u8, bf16, kernels) instead of at f32"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    more = parser.add_argument_group("beyond one text")
+    more.add_argument("--long", action="store_true", help="needles and perplexity along the context")
+    add(more, "--long-tokens", "longest prompt of --long; the model's context if not given", type=int, metavar="N")
+    add(more, "--tasks", "code, math, or .jsonl files of the same form", nargs="+", metavar="NAME")
+    add(more, "--harness", "tasks of lm-evaluation-harness (extra: eval)", nargs="+", metavar="TASK")
+    add(more, "--task-dir", "folder with the harness's task files, for work offline", metavar="DIR")
+    add(more, "--suite", "card: quality, code, math, speed and energy of all models as one table", choices=["card"])
     return parser
 
 
@@ -232,34 +255,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `ov-afm evaluate`."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    models = [*arguments.models, *arguments.compare]
+    given = vars(arguments)
+    models = [*arguments.models, *given.get("compare", [])]
     if not models:
         parser.error("at least one model directory is needed")
-    given = vars(arguments)
+    for flag, needed in (("long_tokens", arguments.long), ("task_dir", "harness" in given)):
+        if flag in given and not needed:
+            parser.error(f"--{flag.replace('_', '-')} needs {'--long' if flag == 'long_tokens' else '--harness'}")
     reference = given.get("reference")
-    drawn = given.get("plot", DEFAULT_PLOT if arguments.compare else None)
+    drawn = given.get("plot", DEFAULT_PLOT if "compare" in given else None)
     if drawn is not None:
         resources.require("bench", "matplotlib")
         eval_table.check_format(Path(drawn))
         reference = reference if reference is not None else uncompressed(models)
-    results = compare(
-        models,
-        reference,
+    wanted = eval_extras.Wanted(
         text=given.get("text"),
-        tokens=given.get("tokens"),
-        block_tokens=arguments.block,
+        long=arguments.long,
+        long_tokens=given.get("long_tokens"),
+        tasks=tuple(given.get("tasks", ("code", "math") if "suite" in given else ())),
+        harness=tuple(given.get("harness", ())),
+        task_dir=given.get("task_dir"),
+        speed="suite" in given,
         runtime_defaults=arguments.runtime_defaults,
     )
-    if arguments.json:
-        print(json.dumps({"models": [each.to_dict() for each in results]}, ensure_ascii=False))
-    else:
-        print(eval_table.markdown(results))
-        for line in eval_table.explanation(results):
-            console.note(line)
+    wanted.check()
+    with console.Progress() as progress:
+        results = compare(
+            models,
+            reference,
+            text=wanted.text,
+            tokens=given.get("tokens"),
+            block_tokens=arguments.block,
+            runtime_defaults=arguments.runtime_defaults,
+            peers=wanted.speed,
+            progress=progress,
+        )
+    extras = [eval_extras.measure(model, wanted) for model in models]
+    _print(results, extras, card=wanted.speed, as_json=arguments.json)
     if drawn is not None:
         eval_table.plot(results, Path(drawn))
         console.note(f"plot: {drawn}")
     return 0
+
+
+def _print(results: Sequence[Fidelity], extras: Sequence[eval_extras.Extras], *, card: bool, as_json: bool) -> None:
+    if as_json:
+        rows = [each.to_dict() | extra.to_dict() for each, extra in zip(results, extras, strict=True)]
+        print(json.dumps({"models": rows}, ensure_ascii=False))
+        return
+    if card:
+        print(eval_card.markdown(results, extras))
+    else:
+        print(eval_table.markdown(results))
+    for each, extra in zip(results, extras, strict=True):
+        for block in extra.blocks(each.model, tasks=not card):
+            print(f"\n{block}")
+    notes = eval_table.explanation(results)
+    for line in notes + (eval_card.remarks(extras) if card else []):
+        console.note(line)
 
 
 if __name__ == "__main__":
