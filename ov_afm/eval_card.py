@@ -21,7 +21,7 @@ from .eval_tasks import Result
 
 if TYPE_CHECKING:
     from .eval_extras import Extras
-    from .evaluate import Fidelity
+    from .eval_fidelity import Fidelity
 
 __all__ = ["SETTINGS", "Speed", "markdown", "measure_speed", "remarks", "share"]
 

@@ -12,7 +12,7 @@ from .errors import ConfigError
 from .eval_measure import Interval
 
 if TYPE_CHECKING:
-    from .evaluate import Fidelity
+    from .eval_fidelity import Fidelity
 
 __all__ = ["FORMATS", "explanation", "markdown", "plot"]
 

@@ -24,7 +24,7 @@ from .eval_measure import Interval
 from .loading import locate
 from .params import Params
 
-__all__ = ["PACKAGED", "Result", "Task", "grade", "load_tasks", "run_tasks", "wilson"]
+__all__ = ["PACKAGED", "Result", "Task", "ask", "grade", "load_tasks", "run_tasks", "wilson"]
 
 FOLDER = Path(__file__).parent / "texts"
 PACKAGED = ("code", "math")
@@ -166,7 +166,7 @@ def run_tasks(
     with closing(_Lazy(folder, load)) as pipeline:
         for name, tasks in loaded:
             kept = Journal("answers", _answers_key(fingerprint, tasks))
-            results.append(_ask(name, tasks, pipeline, kept, progress))
+            results.append(ask(name, tasks, pipeline, progress, kept))
     return results
 
 
@@ -198,13 +198,27 @@ class _Lazy:
             self._pipeline.close()
 
 
-def _ask(name: str, tasks: Sequence[Task], answerer: Answerer, kept: Journal, progress: console.Progress) -> Result:
+def ask(
+    name: str, tasks: Sequence[Task], answerer: Answerer, progress: console.Progress, kept: Journal | None = None
+) -> Result:
+    """Ask one set of tasks.
+
+    Args:
+        name: Name of the set.
+        tasks: Its tasks.
+        answerer: Who answers.
+        progress: Where to draw progress.
+        kept: Answers that are known; new ones are added. None keeps nothing.
+    """
     wrong = {}
     with progress.step(f"{name} tasks", total=len(tasks)) as advance:
         for task in tasks:
-            if task.id not in kept.entries:
-                kept.add(task.id, answerer(task.prompt))
-            if failure := grade(task, kept.entries[task.id]):
+            answer = kept.entries.get(task.id) if kept else None
+            if answer is None:
+                answer = answerer(task.prompt)
+                if kept:
+                    kept.add(task.id, answer)
+            if failure := grade(task, answer):
                 wrong[task.id] = failure
             advance(1)
     correct = len(tasks) - len(wrong)

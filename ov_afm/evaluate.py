@@ -8,77 +8,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import console, eval_card, eval_extras, eval_table, manifest, resources
-from .errors import ConfigError
-from .eval_measure import Summary, summarize
-from .eval_run import OtherTokenizer, prepare_reference, score, tokens_of
-from .eval_text import BLOCK_TOKENS, load_text
-from .loading import locate, recipe_of
-from .sources import resolve
+from . import console, eval_card, eval_extras, eval_table, resources
+from .eval_fidelity import Fidelity, compare, uncompressed
+from .eval_server import Server
+from .eval_tasks import PACKAGED, ask, load_tasks
+from .eval_text import BLOCK_TOKENS
 
 __all__ = ["Fidelity", "compare", "evaluate", "kl", "main", "uncompressed"]
 
 DEFAULT_PLOT = "size-kl.svg"
-
-
-@dataclass(frozen=True, slots=True)
-class Fidelity:
-    """How a model stands against its reference.
-
-    Attributes:
-        model: Name of its folder.
-        recipe: Name of its recipe; None where its manifest does not say.
-        reference: Name of the reference's folder; None where none was given.
-        weights_bytes: Size of its weights on disk.
-        parameters: Number of its weights, norms left out.
-        text: Name of the evaluation text.
-        tokens: Scored tokens.
-        blocks: Blocks they were cut into.
-        bits_per_byte: Of the model on the text: perplexity that does not depend on the tokenizer, so that models of
-            different families can be compared.
-        runtime: Precisions it ran at.
-        figures: Perplexity, KL divergence and agreement, with intervals.
-    """
-
-    model: str
-    recipe: str | None
-    reference: str | None
-    weights_bytes: int
-    parameters: int
-    text: str
-    tokens: int
-    blocks: int
-    bits_per_byte: float
-    runtime: dict[str, str]
-    figures: Summary
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits on disk for each weight, scales included."""
-        return 8 * self.weights_bytes / self.parameters
-
-    @property
-    def kl_mean(self) -> float:
-        """Mean KL divergence from the reference, nats.
-
-        Raises:
-            ConfigError: There was no reference.
-        """
-        if self.figures.kl_mean is None:
-            msg = f"{self.model} was evaluated without a reference"
-            raise ConfigError(msg)
-        return self.figures.kl_mean.value
-
-    def to_dict(self) -> dict[str, Any]:
-        """All figures, for JSON."""
-        return {**asdict(self), "bits_per_weight": self.bits_per_weight}
 
 
 def evaluate(
@@ -124,58 +67,6 @@ def evaluate(
     )[0]
 
 
-def compare(
-    models: Sequence[str | Path],
-    reference: str | Path | None = None,
-    *,
-    text: str | Path | None = None,
-    tokens: int | None = None,
-    block_tokens: int = BLOCK_TOKENS,
-    runtime_defaults: bool = False,
-    peers: bool = False,
-    progress: console.Progress | None = None,
-) -> list[Fidelity]:
-    """`evaluate` for several model directories in turn, after a look at all of them.
-
-    Arguments, results and errors are those of `evaluate`; with `peers`, a model whose tokenizer is not the
-    reference's is measured without one instead of being refused.
-    """
-    content = load_text(text)
-    folders = [locate(model) for model in models]
-    recipes = [recipe_of(manifest.verify(folder)) for folder in folders]
-    results = []
-    with progress if progress is not None else console.Progress() as bars:
-        origin = None if reference is None else resolve(reference, progress=bars).path
-        for folder, recipe in zip(folders, recipes, strict=True):
-            against = origin
-            try:
-                blocks = tokens_of(folder, content, tokens, block_tokens, against)
-            except OtherTokenizer:
-                if not peers:
-                    raise
-                against = None
-                blocks = tokens_of(folder, content, tokens, block_tokens)
-            known = None if against is None else prepare_reference(against, blocks, bars)
-            scores, runtime = score(folder, blocks, known, bars, runtime_defaults=runtime_defaults)
-            figures = summarize(scores)
-            results.append(
-                Fidelity(
-                    folder.resolve().name,
-                    recipe.name if recipe else None,
-                    known.name if known else None,
-                    (folder / "openvino_model.bin").stat().st_size,
-                    _parameters(folder),
-                    blocks.text,
-                    blocks.scored,
-                    len(blocks.ids),
-                    math.log2(figures.perplexity.value) / blocks.bytes_per_token,
-                    runtime,
-                    figures,
-                )
-            )
-    return results
-
-
 def kl(
     model_dir: str | Path,
     reference: str | Path,
@@ -187,28 +78,6 @@ def kl(
 ) -> Fidelity:
     """`evaluate` with a reference, at f32: what a search of recipes asks for each of them; see `Fidelity.kl_mean`."""
     return evaluate(model_dir, reference, text=text, tokens=tokens, block_tokens=block_tokens, progress=progress)
-
-
-def uncompressed(models: Sequence[str | Path]) -> Path:
-    """The model directory among these that others can be compared with: the one with the widest weights.
-
-    Raises:
-        ConfigError: All are compressed, or have no manifest to tell.
-    """
-    found = {}
-    for model in map(locate, models):
-        recipe = recipe_of(manifest.verify(model))
-        if recipe is not None and recipe.bits > 8:
-            found[recipe.bits] = model
-    if not found:
-        msg = "none of these models is uncompressed; add --reference SOURCE (an fp16 or fp32 model, or the checkpoint)"
-        raise ConfigError(msg)
-    return found[max(found)]
-
-
-def _parameters(folder: Path) -> int:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return sum(manifest.parameters(manifest.geometry_of(config), tied=bool(config.get("tie_word_embeddings", False))))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -244,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     more.add_argument("--long", action="store_true", help="needles and perplexity along the context")
     add(more, "--long-tokens", "longest prompt of --long; the model's context if not given", type=int, metavar="N")
     add(more, "--tasks", "code, math, or .jsonl files of the same form", nargs="+", metavar="NAME")
+    add(more, "--server", "ask the tasks of an OpenAI-compatible server instead of a model directory", metavar="URL")
     add(more, "--harness", "tasks of lm-evaluation-harness (extra: eval)", nargs="+", metavar="TASK")
     add(more, "--task-dir", "folder with the harness's task files, for work offline", metavar="DIR")
     add(more, "--suite", "card: quality, code, math, speed and energy of all models as one table", choices=["card"])
@@ -257,6 +127,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     given = vars(arguments)
     models = [*arguments.models, *given.get("compare", [])]
+    if "server" in given:
+        if models or set(given) & {"reference", "harness", "suite", "plot"} or arguments.long:
+            parser.error("--server takes --tasks and --json alone: a server shows no distributions")
+        return _ask_server(given["server"], given.get("tasks", PACKAGED), as_json=arguments.json)
     if not models:
         parser.error("at least one model directory is needed")
     for flag, needed in (("long_tokens", arguments.long), ("task_dir", "harness" in given)):
@@ -272,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text=given.get("text"),
         long=arguments.long,
         long_tokens=given.get("long_tokens"),
-        tasks=tuple(given.get("tasks", ("code", "math") if "suite" in given else ())),
+        tasks=tuple(given.get("tasks", PACKAGED if "suite" in given else ())),
         harness=tuple(given.get("harness", ())),
         task_dir=given.get("task_dir"),
         speed="suite" in given,
@@ -295,6 +169,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if drawn is not None:
         eval_table.plot(results, Path(drawn))
         console.note(f"plot: {drawn}")
+    return 0
+
+
+def _ask_server(url: str, sets: Sequence[str], *, as_json: bool) -> int:
+    loaded = [load_tasks(name) for name in sets]
+    server = Server(url)
+    with console.Progress() as progress:
+        results = [ask(name, tasks, server, progress) for name, tasks in loaded]
+    if as_json:
+        print(json.dumps({"model": server.model, "tasks": [each.to_dict() for each in results]}))
+    else:
+        print("\n".join(f"{server.model}, {each.tasks}: {eval_card.share(each)}" for each in results))
     return 0
 
 
