@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("ov_afm.export", "checkpoint → verified OpenVINO model directory"),
     "compress": ("ov_afm.compress", "uncompressed model directory → INT8 or INT4"),
     "bench": ("ov_afm.bench", "compare devices, precisions and engine options here"),
+    "chat": ("ov_afm.chat", "talk with a model, in the terminal or in a browser"),
     "devices": ("ov_afm.devices", "devices of this machine, what they can run, and whether they tell the truth"),
     "evaluate": ("ov_afm.evaluate", "what compression costs: KL divergence, agreement, perplexity"),
     "generate": ("ov_afm.generate", "answer one prompt, streaming"),

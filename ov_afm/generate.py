@@ -20,7 +20,7 @@ from .load_display import LoadDisplay
 from .params import Params
 from .pipeline import Completion, Message, Pipeline, Use
 
-__all__ = ["add_load_options", "add_sampling_options", "figures", "load", "main", "sampling"]
+__all__ = ["add_load_options", "add_sampling_options", "figures", "load", "main", "pipeline_options", "sampling"]
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +54,13 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where and how a model is loaded."""
     group = parser.add_argument_group("loading")
     group.add_argument("--device", default="CPU", help="CPU, GPU, GPU.1, NPU, AUTO, or NPU-EMULATED")
+    group.add_argument(
+        "--adapter",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="FILE[:WEIGHT]",
+        help="LoRA adapter in PEFT's form, file or folder; may be given again",
+    )
     group.add_argument(
         "--prompt-lookup", action="store_true", help="draft tokens from the prompt: faster where answers quote it"
     )
@@ -91,8 +98,8 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load(model: str, arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Pipeline:
-    """The pipeline that the loading options ask for, with its notes said on standard error."""
+def pipeline_options(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The keyword arguments of `Pipeline` that the loading options ask for, the device left out."""
     properties: dict[str, Any] = {}
     for entry in getattr(arguments, "ov_config", []):
         key, equals, value = entry.partition("=")
@@ -103,18 +110,20 @@ def load(model: str, arguments: argparse.Namespace, parser: argparse.ArgumentPar
         except ValueError:
             properties[key] = value
     given = vars(arguments)
-    use = Use(**{field.name: given[field.name] for field in fields(Use) if field.name in given})
+    return {
+        "prompt_lookup": arguments.prompt_lookup,
+        "draft_model": given.get("draft_model"),
+        "num_assistant_tokens": arguments.num_assistant_tokens,
+        "use": Use(**{field.name: given[field.name] for field in fields(Use) if field.name in given}),
+        **properties,
+    }
+
+
+def load(model: str, arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Pipeline:
+    """The pipeline that the loading options ask for, with its notes said on standard error."""
+    options = pipeline_options(arguments, parser)
     with LoadDisplay() as on_phase:
-        pipeline = Pipeline(
-            model,
-            arguments.device,
-            prompt_lookup=arguments.prompt_lookup,
-            draft_model=given.get("draft_model"),
-            num_assistant_tokens=arguments.num_assistant_tokens,
-            use=use,
-            on_phase=on_phase,
-            **properties,
-        )
+        pipeline = Pipeline(model, arguments.device, on_phase=on_phase, **options)
     if pipeline.manifest is None:
         console.note(f"note: {model} has no ov_afm.json, so its files were not checked")
     if pipeline.emulated:

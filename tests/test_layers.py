@@ -23,14 +23,14 @@ LAYERS = {
         "engine_errors"
     ),
     "sources, devices, metrics": (
-        "sources checkpoint embedded gguf gguf_* hub hub_* devices device_* driver_faults selftest loading metrics "
-        "stream energy bandwidth resources_used load_display"
+        "sources adapters checkpoint embedded gguf gguf_* hub hub_* devices device_* driver_faults selftest loading "
+        "metrics stream energy bandwidth resources_used load_display"
     ),
     "making and running models": (
         "export convert verify compress calibration quantize recipe_options bundle info synth prune prune_* sparsity "
         "sparsity.* pipeline generate upload"
     ),
-    "programs": "bench bench_* recommend evaluate evaluate_* eval_* report report_* serve serve.* chat",
+    "programs": "bench bench_* recommend evaluate evaluate_* eval_* report report_* serve serve.* chat chat.*",
     "doors": "cli __main__ __init__",
 }
 # Imported only when work needs them.
@@ -62,7 +62,10 @@ HEAVY = {
     "uvicorn",
 }
 # What an optional module is about may be imported at its top; nothing in the core imports that module at its own.
-OPTIONAL = {"serve.*": {"fastapi", "prometheus_client", "pydantic", "ray", "starlette", "uvicorn"}}
+OPTIONAL = {
+    "serve.*": {"fastapi", "prometheus_client", "pydantic", "ray", "starlette", "uvicorn"},
+    "chat.page*": {"gradio"},
+}
 
 
 def modules() -> dict[str, ast.Module]:

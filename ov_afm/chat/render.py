@@ -1,0 +1,118 @@
+"""The page's pieces of HTML and its style; every text of a model or a user that goes in is escaped here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .guard import escape, plain
+from .host import DeviceRow, Host
+from .talk import View
+from .texts import TEXTS, context_line, figures_line
+
+__all__ = ["CSS", "DOWNLOAD", "PICK", "bubbles", "gauge", "refused_devices", "status"]
+
+CSS = """
+.gradio-container > main { max-width: 76rem; margin: 0 auto; padding: 1rem !important; }
+#title h1 { font-size: 1.25rem; font-weight: 650; margin: 0; letter-spacing: -0.01em; }
+#head { align-items: center; gap: .75rem; }
+#status { min-height: 0; }
+.state { display: flex; gap: .5rem; align-items: center; font-size: .9rem; overflow-wrap: anywhere; }
+.state::before { content: ""; flex: none; width: .6rem; height: .6rem; border-radius: 50%; background: #1a7f37; }
+.state.loading::before, .state.busy::before { background: #bf8700; animation: pulse 1.2s ease-in-out infinite; }
+.state.dead::before { background: #cf222e; }
+@keyframes pulse { 50% { opacity: .35; } }
+@media (prefers-reduced-motion: reduce) { .state::before { animation: none !important; } }
+.gauge { font-size: .8rem; color: var(--body-text-color-subdued); }
+.gauge .bar { height: 4px; border-radius: 2px; background: var(--border-color-primary); margin-bottom: .3rem; }
+.gauge .bar div { height: 100%; border-radius: 2px; background: #0969da; min-width: 2px; }
+.absent { font-size: .8rem; color: var(--body-text-color-subdued); margin: 0; }
+.absent li { margin-left: 1rem; list-style: disc; }
+.note { font-size: .85rem; color: var(--body-text-color-subdued); }
+#chat .message em:only-child { font-size: .8rem; font-style: normal; color: var(--body-text-color-subdued); }
+#send { max-width: 9rem; }
+table.figures { width: 100%; border-collapse: collapse; font-size: .9rem; }
+table.figures th, table.figures td { text-align: left; padding: .3rem .5rem;
+  border-bottom: 1px solid var(--border-color-primary); }
+table.figures td { font-variant-numeric: tabular-nums; }
+iframe.report { width: 100%; height: 75vh; border: 1px solid var(--border-color-primary); border-radius: 6px; }
+footer { display: none !important; }
+@media (max-width: 480px) { .gradio-container { padding: .5rem !important; } #chat { min-height: 55vh; } }
+"""
+# Exported text becomes a file in the browser: nothing is written here, and no file route is needed.
+DOWNLOAD = """(text, name) => {
+  if (!text) return;
+  const link = document.createElement('a');
+  link.href = URL.createObjectURL(new Blob([text], {type: 'text/plain;charset=utf-8'}));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}"""
+PICK = """() => new Promise(resolve => {
+  const input = document.createElement('input');
+  input.type = 'file';
+  input.accept = '.json,application/json';
+  input.id = 'import-file';
+  input.hidden = true;
+  document.body.appendChild(input);
+  const finish = text => { input.remove(); resolve([text]); };
+  input.addEventListener('cancel', () => finish(''));
+  input.addEventListener('change', async () => finish(input.files.length ? await input.files[0].text() : ''));
+  input.click();
+})"""
+
+
+def bubbles(view: View) -> list[dict[str, Any]]:
+    """A conversation as Gradio's chat shows it: text of people and models made inert, figures below."""
+    shown: list[dict[str, Any]] = []
+    for turn in view.conversation.turns:
+        content = [plain(turn.content)]
+        if turn.figures and turn.role == "assistant":
+            content.append(f"*{plain(figures_line(turn.figures))}*")
+        shown.append({"role": turn.role, "content": content})
+    if view.problem:
+        shown.append({"role": "assistant", "content": [f"**{_one_line(view.problem)}**"]})
+    elif view.working and (not shown or shown[-1]["role"] == "user"):
+        waiting = "…" if view.place is None else TEXTS.waiting.format(place=view.place)
+        shown.append({"role": "assistant", "content": [waiting]})
+    return shown
+
+
+def _one_line(text: str) -> str:
+    return plain(" ".join(text.split())).replace("*", "\\*")
+
+
+def gauge(view: View, context_length: int | None) -> str:
+    """How full the context is after the last answer."""
+    figures = next((turn.figures for turn in reversed(view.conversation.turns) if turn.figures), {})
+    used = int(figures.get("prompt_tokens") or 0) + int(figures.get("new_tokens") or 0)
+    total = context_length or figures.get("context_length")
+    share = min(100.0, 100 * used / total) if total else 0.0
+    line = escape(context_line(used, total))
+    return f'<div class="gauge"><div class="bar"><div style="width:{share:.1f}%"></div></div>{line}</div>'
+
+
+def status(host: Host) -> str:
+    """What the machine is doing."""
+    kind, line = _state(host)
+    return f'<div class="state {kind}" role="status">{escape(line)}</div>'
+
+
+def _state(host: Host) -> tuple[str, str]:
+    if host.reserved:
+        return "busy", TEXTS.busy.format(purpose=host.reserved)
+    if problem := host.problem():
+        return "dead", TEXTS.dead.format(problem=problem)
+    if loading := host.loading():
+        step, elapsed, last = loading
+        form = TEXTS.loading if last is None else TEXTS.loading_last
+        return "loading", form.format(step=step, elapsed=elapsed, last=last)
+    info = host.info
+    form = TEXTS.ready_remote if host.remote else TEXTS.ready
+    return "ready", form.format(model=info.model, device=info.device, precision=info.precision)
+
+
+def refused_devices(rows: Sequence[DeviceRow]) -> str:
+    """The devices that cannot run a model, with the reasons."""
+    items = "".join(f"<li>{escape(row.label)}: {escape(row.refused)}</li>" for row in rows if row.refused)
+    return f'<ul class="absent" aria-disabled="true">{items}</ul>' if items else ""

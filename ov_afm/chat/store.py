@@ -1,0 +1,187 @@
+"""Conversations between runs: one small SQLite file for each user of the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import OVAFMError
+from .conversation import Conversation, Turn
+
+__all__ = ["Entry", "Store", "data_dir"]
+
+LAYOUT = 1
+TABLES = """
+CREATE TABLE IF NOT EXISTS conversation (
+    id INTEGER PRIMARY KEY, owner TEXT NOT NULL, title TEXT NOT NULL, system TEXT NOT NULL, changed REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS turn (
+    conversation INTEGER NOT NULL REFERENCES conversation(id) ON DELETE CASCADE,
+    place INTEGER NOT NULL, role TEXT NOT NULL, content TEXT NOT NULL, figures TEXT,
+    PRIMARY KEY (conversation, place)
+);
+"""
+
+
+def data_dir() -> Path:
+    r"""The folder of what a user would miss, made if it is not there: `$OV_AFM_DATA`, else the platform's.
+
+    Returns:
+        `%LOCALAPPDATA%\ov_afm` on Windows, `~/Library/Application Support/ov_afm` on macOS, and
+        `$XDG_DATA_HOME/ov_afm` or `~/.local/share/ov_afm` elsewhere. Only this user may read it.
+
+    Raises:
+        OVAFMError: It cannot be made.
+    """
+    chosen = os.environ.get("OV_AFM_DATA")
+    if chosen:
+        folder = Path(chosen).expanduser()
+    elif sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        folder = (Path(local) if local else Path.home() / "AppData" / "Local") / "ov_afm"
+    elif sys.platform == "darwin":
+        folder = Path.home() / "Library" / "Application Support" / "ov_afm"
+    else:
+        xdg = os.environ.get("XDG_DATA_HOME")
+        folder = (Path(xdg) if xdg else Path.home() / ".local" / "share") / "ov_afm"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        msg = f"{folder} cannot be made: {error.strerror}; name another folder with OV_AFM_DATA"
+        raise OVAFMError(msg) from error
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A conversation in a list.
+
+    Attributes:
+        id: Its number.
+        name: Its title, or the beginning of its first question.
+        changed: When it was last changed, in seconds since 1970.
+    """
+
+    id: int
+    name: str
+    changed: float
+
+
+class Store:
+    """Conversations on disk; usable from every thread.
+
+    Args:
+        path: The file; made if it is not there.
+
+    Raises:
+        OVAFMError: It cannot be read or written, or a newer ov_afm made it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        if not path.exists():
+            with contextlib.suppress(OSError):
+                path.touch(mode=0o600)
+        try:
+            self._base = sqlite3.connect(path, check_same_thread=False, timeout=10)
+            self._base.execute("PRAGMA foreign_keys = ON")
+            layout = self._base.execute("PRAGMA user_version").fetchone()[0]
+            if layout <= LAYOUT:
+                self._base.executescript(TABLES)
+                self._base.execute(f"PRAGMA user_version = {LAYOUT}")
+        except sqlite3.Error as error:
+            msg = f"the conversations in {path} cannot be read: {error}; move that file away, or set OV_AFM_DATA"
+            raise OVAFMError(msg) from error
+        if layout > LAYOUT:
+            msg = f"{path} has layout {layout}, this ov_afm reads up to {LAYOUT}; upgrade it"
+            raise OVAFMError(msg)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._base.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                with self._base:
+                    yield self._base
+            except sqlite3.Error as error:
+                msg = f"{self._path} cannot be written: {error}"
+                raise OVAFMError(msg) from error
+
+    def add(self, owner: str, conversation: Conversation) -> int:
+        """Keep a new conversation; returns its number."""
+        with self._writing() as base:
+            row = base.execute(
+                "INSERT INTO conversation (owner, title, system, changed) VALUES (?, ?, ?, ?)",
+                (owner, conversation.title, conversation.system, time.time()),
+            )
+            assert row.lastrowid is not None
+            self._write_turns(base, row.lastrowid, conversation)
+            return row.lastrowid
+
+    def save(self, owner: str, number: int, conversation: Conversation) -> None:
+        """Replace what is kept of a conversation; nothing where it was deleted meanwhile."""
+        with self._writing() as base:
+            changed = base.execute(
+                "UPDATE conversation SET title = ?, system = ?, changed = ? WHERE id = ? AND owner = ?",
+                (conversation.title, conversation.system, time.time(), number, owner),
+            )
+            if changed.rowcount:
+                base.execute("DELETE FROM turn WHERE conversation = ?", (number,))
+                self._write_turns(base, number, conversation)
+
+    @staticmethod
+    def _write_turns(base: sqlite3.Connection, number: int, conversation: Conversation) -> None:
+        base.executemany(
+            "INSERT INTO turn VALUES (?, ?, ?, ?, ?)",
+            [
+                (number, place, turn.role, turn.content, json.dumps(turn.figures) if turn.figures else None)
+                for place, turn in enumerate(conversation.turns)
+            ],
+        )
+
+    def delete(self, owner: str, number: int) -> None:
+        """Forget a conversation."""
+        with self._writing() as base:
+            base.execute("DELETE FROM conversation WHERE id = ? AND owner = ?", (number, owner))
+
+    def get(self, owner: str, number: int) -> Conversation | None:
+        """A conversation; None if this owner has none of that number."""
+        with self._writing() as base:
+            row = base.execute(
+                "SELECT title, system FROM conversation WHERE id = ? AND owner = ?", (number, owner)
+            ).fetchone()
+            if row is None:
+                return None
+            turns = base.execute(
+                "SELECT role, content, figures FROM turn WHERE conversation = ? ORDER BY place", (number,)
+            )
+            return Conversation(
+                row[0],
+                row[1],
+                [Turn(role, content, json.loads(figures) if figures else None) for role, content, figures in turns],
+            )
+
+    def entries(self, owner: str) -> list[Entry]:
+        """The conversations of an owner, the last changed first."""
+        query = (
+            "SELECT id, title, (SELECT content FROM turn WHERE conversation = id AND place = 0), changed "
+            "FROM conversation WHERE owner = ? ORDER BY changed DESC, id DESC"
+        )
+        with self._writing() as base:
+            rows = base.execute(query, (owner,)).fetchall()
+        return [
+            Entry(number, Conversation(title, turns=[Turn("user", first or "")]).name, changed)
+            for number, title, first, changed in rows
+        ]

@@ -1,0 +1,270 @@
+"""The chat on a terminal: line editing, Markdown, commands that begin with a slash.
+
+Where input or output is no terminal it behaves as a filter: one question in, the answer alone out.
+"""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .. import console, devices
+from ..errors import ConfigError, GenerationError, OVAFMError
+from ..interrupt import leave_at_once
+from ..params import Params
+from .backend import Backend, Step, figures_of
+from .conversation import Conversation, Turn, from_json, to_json, to_markdown
+from .screen import Answer, inert
+from .store import data_dir
+from .texts import TEXTS, context_line, figures_line
+
+__all__ = ["Terminal", "answer_pipe"]
+
+
+class Terminal:
+    """A chat in a terminal window.
+
+    Args:
+        open_backend: Loads what answers on a device; None is the device of the command line.
+        params: Sampling.
+        system: System prompt.
+    """
+
+    def __init__(self, open_backend: Callable[[str | None], Backend], params: Params, system: str = "") -> None:
+        from rich.console import Console
+
+        self._open, self._params = open_backend, params
+        self._conversation = Conversation(system=system)
+        self._screen = Console(highlight=False)
+        self._device: str | None = None
+        self._leave = False
+        with leave_at_once():
+            self._backend = open_backend(None)
+
+    def run(self) -> None:
+        """Talk until the user leaves."""
+        session = _prompt_session()
+        info = self._backend.info
+        self._say(TEXTS.terminal_hello.format(model=info.model, device=info.device))
+        try:
+            while not self._leave:
+                try:
+                    line = session.prompt("› ")
+                except KeyboardInterrupt:
+                    self._say(TEXTS.terminal_leave)
+                    continue
+                except EOFError:
+                    break
+                self._take(line)
+        finally:
+            self._backend.close()
+
+    def _take(self, line: str) -> None:
+        text = line.strip()
+        if not text:
+            return
+        try:
+            if text.startswith("/"):
+                self._command(text)
+            else:
+                self._conversation.question(text)
+                self._answer()
+        except OVAFMError as error:
+            self._screen.print(f"[red]{_escape(str(error))}[/]")
+
+    def _command(self, text: str) -> None:
+        name, _, rest = text.partition(" ")
+        command = COMMANDS.get(name)
+        if command is None:
+            msg = f"no command {name}; /help shows the commands"
+            raise ConfigError(msg)
+        command(self, rest.strip())
+
+    def _answer(self) -> None:
+        """Answer the conversation's last question; what came is kept when it is stopped."""
+        last = Step()
+        try:
+            with _interrupt_sets() as cancel, Answer(self._screen) as shown:
+                for last in self._backend.answer(self._conversation.messages(), self._params, cancel):
+                    shown.add(last.text)
+        except OVAFMError:
+            self._conversation.drop_question()
+            raise
+        figures = figures_of(last, self._backend.info)
+        self._conversation.turns.append(Turn("assistant", shown.text, figures))
+        self._screen.print(f"[dim]{_escape(figures_line(figures))}[/]")
+
+    def _say(self, text: str) -> None:
+        self._screen.print(_escape(text), style="dim")
+
+    def _help(self, rest: str) -> None:
+        self._screen.print(_escape(TEXTS.terminal_help))
+
+    def _system(self, rest: str) -> None:
+        if rest:
+            self._conversation.system = "" if rest == "-" else rest
+        self._say(f"system prompt: {self._conversation.system or 'none'}")
+
+    def _switch(self, rest: str) -> None:
+        info = self._backend.info
+        if not rest:
+            self._say(f"running on {info.device}{f': {info.note}' if info.note else ''}")
+            for found in devices.available():
+                self._say(f"  {found.name}: {found.full_name}")
+            self._say(f"  {devices.EMULATED_NPU}: the NPU's path on CPU, to try its limits")
+            return
+        self._backend.close()
+        try:
+            with leave_at_once():
+                self._backend = self._open(rest)
+            self._device = rest
+        except OVAFMError as error:
+            self._screen.print(f"[red]{_escape(str(error))}[/]")
+            with leave_at_once():
+                self._backend = self._open(self._device)
+        self._say(f"running on {self._backend.info.device}")
+
+    def _save(self, rest: str) -> None:
+        path = _file(rest, "/save")
+        text = (to_markdown if path.suffix.lower() == ".md" else to_json)(self._conversation)
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            msg = f"{path} cannot be written: {error.strerror}"
+            raise ConfigError(msg) from error
+        self._say(f"saved {len(self._conversation.turns)} messages to {path}")
+
+    def _load(self, rest: str) -> None:
+        path = _file(rest, "/load")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            msg = f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}"
+            raise ConfigError(msg) from error
+        self._conversation = from_json(text)
+        self._say(f"loaded {len(self._conversation.turns)} messages from {path}")
+
+    def _again(self, rest: str) -> None:
+        if not self._conversation.retry():
+            msg = "there is no question to answer again"
+            raise ConfigError(msg)
+        self._answer()
+
+    def _new(self, rest: str) -> None:
+        self._conversation = Conversation(system=self._conversation.system)
+        self._say("a new conversation")
+
+    def _stats(self, rest: str) -> None:
+        figures = next((turn.figures for turn in reversed(self._conversation.turns) if turn.figures), None)
+        if figures is None:
+            self._say("no answer yet")
+            return
+        self._say(figures_line(figures))
+        used = figures.get("prompt_tokens", 0) + figures.get("new_tokens", 0)
+        self._say(context_line(used, self._backend.info.context_length))
+
+    def _exit(self, rest: str) -> None:
+        self._leave = True
+
+
+COMMANDS: dict[str, Callable[[Terminal, str], None]] = {
+    "/help": Terminal._help,
+    "/system": Terminal._system,
+    "/device": Terminal._switch,
+    "/save": Terminal._save,
+    "/load": Terminal._load,
+    "/regen": Terminal._again,
+    "/new": Terminal._new,
+    "/stats": Terminal._stats,
+    "/exit": Terminal._exit,
+    "/quit": Terminal._exit,
+}
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(inert(text))
+
+
+def _file(rest: str, command: str) -> Path:
+    if not rest:
+        msg = f"{command} needs a file name, e.g. {command} talk.json"
+        raise ConfigError(msg)
+    return Path(rest).expanduser()
+
+
+@contextmanager
+def _interrupt_sets() -> Iterator[threading.Event]:
+    """While the block runs, Ctrl-C sets the event instead of raising."""
+    event = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _prompt_session() -> Any:
+    """Line editing with history; Enter sends and Alt-Enter begins a new line. Pasted lines stay together."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.output import create_output
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def send(event: Any) -> None:
+        event.current_buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def new_line(event: Any) -> None:
+        event.current_buffer.insert_text("\n")
+
+    path = data_dir() / "history"
+    if not path.exists():
+        path.touch(mode=0o600)
+    commands = WordCompleter([*COMMANDS], sentence=True)
+    output = None if sys.stdout.isatty() else create_output(stdout=sys.stderr)
+    return PromptSession(
+        multiline=True,
+        key_bindings=keys,
+        history=FileHistory(str(path)),
+        completer=commands,
+        complete_while_typing=False,
+        output=output,
+    )
+
+
+def answer_pipe(backend: Backend, params: Params, system: str = "") -> None:
+    """Answer what standard input holds, streaming the answer alone to standard output.
+
+    Raises:
+        GenerationError: The input is empty or no text.
+    """
+    data = sys.stdin.buffer.read()
+    try:
+        question = data.decode().strip("\r\n")
+    except UnicodeDecodeError as error:
+        msg = f"the question on standard input is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}"
+        raise GenerationError(msg) from error
+    if not question.strip():
+        msg = "the question on standard input is empty; pipe some text in, or run in a terminal to chat"
+        raise GenerationError(msg)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    conversation = Conversation(system=system)
+    conversation.question(question)
+    for step in backend.answer(conversation.messages(), params, threading.Event()):
+        print(step.text, end="", flush=True)
+        if step.dropped and step.finish_reason:
+            console.note(f"note: {TEXTS.dropped.format(count=step.dropped)}")
+    print(flush=True)

@@ -1,0 +1,123 @@
+"""The browser chat as a program: what it listens on, whom it lets in, and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from .. import console
+from ..errors import ConfigError
+from ..params import Params
+from ..resources import require
+from .guard import Guard
+from .host import Host, find_models
+from .remote import Remote
+from .store import Store, data_dir
+from .talk import Talk
+
+__all__ = ["serve"]
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+FILE_NAME = "chat.sqlite"
+LARGEST_BODY = "1mb"
+
+
+def serve(
+    arguments: argparse.Namespace, params: Params, options: Mapping[str, Any], remote: Remote | None = None
+) -> int:
+    """Serve the page until Ctrl-C; returns the exit status.
+
+    Args:
+        arguments: The command line of `ov-afm chat --ui`.
+        params: Sampling.
+        options: How models are loaded: arguments of `Pipeline`.
+        remote: A server to talk to instead of a model.
+
+    Raises:
+        OVAFMError: The page cannot be served so.
+    """
+    require("chat", "gradio")
+    host = vars(arguments).get("host", "127.0.0.1")
+    auth = _auth(arguments, open_=arguments.share or host not in LOOPBACK)
+    port = _free_port(host, arguments.port)
+    models = [] if remote else find_models(arguments.models)
+    store = Store(data_dir() / FILE_NAME)
+    runner = Host(models, arguments.device, options, remote)
+    try:
+        _launch(Talk(runner, store), params, arguments, host, port, auth)
+    finally:
+        runner.close()
+        store.close()
+    return 0
+
+
+def _auth(arguments: argparse.Namespace, *, open_: bool) -> tuple[str, str] | None:
+    given = vars(arguments).get("auth")
+    if given is None:
+        if open_:
+            msg = "--share and --host open the chat to others; give --auth USER:PASSWORD too"
+            raise ConfigError(msg)
+        return None
+    user, colon, password = given.partition(":")
+    if not (user and colon and password):
+        msg = "--auth takes USER:PASSWORD"
+        raise ConfigError(msg)
+    return user, password
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port, or a free one for 0; refused here because Gradio would try the next hundred."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+            return int(listener.getsockname()[1])
+    except (OSError, OverflowError) as error:
+        msg = f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}; choose another --port"
+        raise ConfigError(msg) from error
+
+
+def _launch(
+    talk: Talk, params: Params, arguments: argparse.Namespace, host: str, port: int, auth: tuple[str, str] | None
+) -> None:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    import gradio as gr
+    from starlette.middleware import Middleware
+
+    from . import page, render
+
+    blocks = page.build(talk, params, arguments.system)
+    # Sans-serif of the system: Gradio's themes fetch their fonts from elsewhere.
+    font = ("system-ui", "Segoe UI", "DejaVu Sans", "sans-serif")
+    mono = ("ui-monospace", "Consolas", "DejaVu Sans Mono", "monospace")
+    theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=font, font_mono=mono)
+    blocks.queue(max_size=None, default_concurrency_limit=None)
+    closed = not arguments.share and host in LOOPBACK
+    blocks.launch(
+        server_name=host,
+        server_port=port,
+        share=arguments.share,
+        auth=auth,
+        inbrowser=not arguments.no_browser,
+        quiet=True,
+        prevent_thread_lock=True,
+        ssr_mode=False,
+        max_file_size=LARGEST_BODY,
+        footer_links=[],
+        app_kwargs={"middleware": [Middleware(Guard, loopback=closed)], "docs_url": None, "redoc_url": None},
+        theme=theme,
+        css=render.CSS,
+        show_error=True,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+    )
+    shown = f"[{host}]" if ":" in host else host
+    console.note(f"chat on http://{shown}:{port} (Ctrl-C ends it)")
+    if blocks.share_url:
+        console.note(f"shared at {blocks.share_url}")
+    try:
+        blocks.block_thread()
+    finally:
+        blocks.close(verbose=False)

@@ -1,0 +1,131 @@
+"""The chat's page without a browser: who may reach it, what it gives away, and how it refuses to start."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from chatting import Chat, chat, server_that_says
+
+from ov_afm.chat import main
+from ov_afm.chat.guard import plain
+from ov_afm.chat.host import find_models, recommended
+from ov_afm.errors import OVAFMError
+
+pytest.importorskip("gradio")
+
+
+@pytest.fixture(scope="module")
+def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chat]:
+    with server_that_says("Hello.") as url, chat("--url", url, data=tmp_path_factory.mktemp("data")) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/file=..%2f..%2fetc%2fpasswd",
+        "/gradio_api/file%3D/etc/passwd",
+        "/gradio_api/file/etc/passwd",
+        "/file=/etc/passwd",
+        "/gradio_api/proxy=http://127.0.0.1:1/",
+        "/gradio_api/stream/a/b/1/playlist.m3u8",
+    ],
+)
+def test_no_file_can_be_read(remote: Chat, route: str) -> None:
+    answer = httpx.get(remote.url + route)
+    assert answer.status_code == 403
+    assert answer.text == "this chat gives no files away"
+
+
+def test_nothing_can_be_uploaded(remote: Chat) -> None:
+    assert httpx.post(f"{remote.url}/gradio_api/upload", files={"files": b"x"}).status_code == 403
+
+
+def test_the_page_loads_nothing_from_elsewhere(remote: Chat) -> None:
+    answer = httpx.get(remote.url)
+    assert answer.status_code == 200
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert "http" not in policy
+    assert not re.findall(r"(?:src|href)=\"https?:", answer.text)
+
+
+def test_another_sites_name_for_this_machine_is_refused(remote: Chat) -> None:
+    assert httpx.get(remote.url, headers={"Host": "evil.example"}).status_code == 421
+
+
+def test_it_listens_on_this_machine_only(remote: Chat) -> None:
+    assert remote.url.startswith("http://127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--share"], "--share and --host open the chat to others; give --auth USER:PASSWORD too"),
+        (["--host", "0.0.0.0"], "--share and --host open the chat to others; give --auth USER:PASSWORD too"),
+        (["--auth", "ann"], "--auth takes USER:PASSWORD"),
+        (["--port", "70000"], "cannot listen on 127.0.0.1 port 70000: "),
+    ],
+    ids=["share", "host", "auth", "port"],
+)
+def test_an_open_page_is_refused(
+    options: list[str], expected: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--ui", str(tiny_model), *options]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"ov-afm: error: {expected}")
+    assert shown.count("\n") == 1
+
+
+def test_a_taken_port_is_refused(remote: Chat, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    port = remote.url.rpartition(":")[2]
+    assert main(["--ui", str(tiny_model), "--port", port]) == 1
+    assert "choose another --port" in capsys.readouterr().err
+
+
+def test_a_name_and_password_are_asked_for(tmp_path: Path) -> None:
+    with server_that_says("Hello.") as url, chat("--url", url, "--auth", "ann:secret", data=tmp_path) as running:
+        assert httpx.get(f"{running.url}/config").status_code == 401
+        wrong = httpx.post(f"{running.url}/login", data={"username": "ann", "password": "wrong"})
+        assert wrong.status_code == 400
+        right = httpx.post(f"{running.url}/login", data={"username": "ann", "password": "secret"})
+        assert right.status_code == 200
+        assert httpx.get(f"{running.url}/config", cookies=right.cookies).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a <b> c", "a &lt;b> c"),
+        ("![x](http://y)", "!\\[x](http://y)"),
+        ("`<b>` <b>", "`<b>` &lt;b>"),
+        ("```\n<b>\n```\n<b>", "```\n<b>\n```\n&lt;b>"),
+        ("```\n<b>", "```\n<b>"),
+        ("> quote", "> quote"),
+    ],
+    ids=["tag", "image", "code-span", "code-block", "open-block", "quote"],
+)
+def test_html_becomes_text_and_code_stays(text: str, shown: str) -> None:
+    assert plain(text) == shown
+
+
+def test_models_are_found_in_a_folder(tiny_model: Path, tmp_path: Path) -> None:
+    assert [each.path for each in find_models([str(tiny_model.parent)])] == [tiny_model.resolve()]
+    (found,) = find_models([str(tiny_model), str(tiny_model)])
+    assert re.fullmatch(r"tiny-int8 · int8 · [\d.]+ [kM]B", found.label)
+    with pytest.raises(OVAFMError, match="is not a whole model directory"):
+        find_models([str(tmp_path)])
+    with pytest.raises(OVAFMError, match="no such model directory"):
+        find_models([str(tmp_path / "absent")])
+
+
+def test_sampling_begins_with_what_the_model_recommends(tmp_path: Path) -> None:
+    assert recommended(tmp_path)["temperature"] == 1.0
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.5, "top_k": 0, "top_p": "x"}')
+    values = recommended(tmp_path)
+    assert (values["temperature"], values["top_k"], values["top_p"]) == (0.5, 0, 1.0)
