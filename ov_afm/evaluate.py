@@ -18,6 +18,7 @@ from .eval_fidelity import Fidelity, compare, uncompressed
 from .eval_server import Server
 from .eval_tasks import PACKAGED, ask, load_tasks
 from .eval_text import BLOCK_TOKENS
+from .interrupt import leave_at_once
 
 __all__ = ["Fidelity", "compare", "evaluate", "kl", "main", "uncompressed"]
 
@@ -153,18 +154,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         runtime_defaults=arguments.runtime_defaults,
     )
     wanted.check()
-    with console.Progress() as progress:
-        results = compare(
-            models,
-            reference,
-            text=wanted.text,
-            tokens=given.get("tokens"),
-            block_tokens=arguments.block,
-            runtime_defaults=arguments.runtime_defaults,
-            peers=wanted.speed,
-            progress=progress,
-        )
-    extras = [eval_extras.measure(model, wanted) for model in models]
+    with leave_at_once():
+        with console.Progress() as progress:
+            results = compare(
+                models,
+                reference,
+                text=wanted.text,
+                tokens=given.get("tokens"),
+                block_tokens=arguments.block,
+                runtime_defaults=arguments.runtime_defaults,
+                peers=wanted.speed,
+                progress=progress,
+            )
+        extras = [eval_extras.measure(model, wanted) for model in models]
     _print(results, extras, card=wanted.speed, as_json=arguments.json)
     if drawn is not None:
         eval_table.plot(results, Path(drawn))
