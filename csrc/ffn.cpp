@@ -4,61 +4,12 @@
 #include <intrin.h>
 #endif
 
-#include <algorithm>
-#include <atomic>
 #include <limits>
-#include <memory>
-#include <new>
-#include <vector>
 
-#include "parallel.h"
+#include "activations.h"
 
 namespace relu2 {
 namespace {
-
-// Tokens of a long prompt that go together: their outputs (640 KiB at hidden 2560) stay in the second-level cache
-// while the weights pass, and 64 is enough for arithmetic to outweigh reading the weights again.
-constexpr size_t kChunk = 64;
-
-// Memory of one call: kernels share nothing, so that several inferences may run at once.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(size_t n) : data_(static_cast<T*>(::operator new(n * sizeof(T), kAlign))) {}
-  ~Buffer() { ::operator delete(data_, kAlign); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  T* data() const { return data_; }
-
- private:
-  static constexpr std::align_val_t kAlign{64};
-  T* data_;
-};
-
-class OwnedActivations : public Activations {
- public:
-  OwnedActivations(size_t inputs_, size_t group_, size_t tokens_, int bits_)
-      : units_(tokens_ * inputs_ * bits_ / 32),
-        scales_(tokens_ * ((inputs_ + group_ - 1) / group_)),
-        sums_(tokens_ * ((inputs_ + group_ - 1) / group_)) {
-    units = units_.data(), scales = scales_.data(), sums = sums_.data();
-    inputs = inputs_, group = group_, tokens = tokens_, bits = bits_;
-  }
-
- private:
-  Buffer<int32_t> units_;
-  Buffer<float> scales_;
-  Buffer<int32_t> sums_;
-};
-
-template <class F>
-void for_each_tile(size_t tokens, size_t max_width, F&& f) {
-  for (size_t first = 0; first < tokens;) {
-    const size_t width = next_tile(tokens - first, max_width);
-    f(first, width);
-    first += width;
-  }
-}
 
 void prefetch(const uint8_t* p, size_t bytes) {
   for (size_t i = 0; i < bytes; i += 64)
@@ -87,7 +38,7 @@ class Chunk {
     const size_t threads = thread_count();
     // More tasks than threads, because neither cores nor activity are equal; but each brings an output to add up.
     const size_t tasks = threads == 1 ? 1 : std::min(ffn_.down.groups(), threads * (tokens_ == 1 ? 4 : 2));
-    quantize();
+    quantize_tokens(kernels_, x_, ffn_.up.inputs, quantized_, poisoned_);
     Buffer<float> partial(tasks * tokens_ * stride_);
     parallel_for(tasks, [&](size_t i) {
       const size_t begin = ffn_.down.groups() * i / tasks, end = ffn_.down.groups() * (i + 1) / tasks;
@@ -99,25 +50,7 @@ class Chunk {
   }
 
  private:
-  void quantize() {
-    const size_t width = kernels_.tile;
-    const auto one = [&](size_t first, size_t n) {
-      const size_t inputs = ffn_.up.inputs;
-      if (kernels_.quantize(x_ + first * inputs, inputs, inputs, quantized_, first, n)) return;
-      for (size_t t = first; t < first + n; t++) {
-        const float* row = x_ + t * inputs;
-        // 0 * x is 0 for every finite x.
-        if (std::any_of(row, row + inputs, [](float v) { return v * 0 != 0; })) poisoned_[t] = true;
-      }
-    };
-    if (tokens_ < width) return for_each_tile(tokens_, width, one);
-    const size_t full = tokens_ / width;
-    parallel_for(full, [&](size_t i) { one(i * width, width); });
-    for_each_tile(tokens_ - full * width, width, [&](size_t first, size_t n) { one(full * width + first, n); });
-  }
-
-  // Inputs that are quantized together. int8 needs small groups, as stock OpenVINO's default of 32.
-  size_t step(size_t weight_group) const { return bits_ == 8 ? 32 : std::min(weight_group, kMaxGroup); }
+  size_t step(size_t weight_group) const { return activation_group(bits_, weight_group); }
 
   size_t neurons(size_t g) const { return std::min(ffn_.down.group, ffn_.down.inputs - g * ffn_.down.group); }
 
@@ -126,7 +59,7 @@ class Chunk {
     for (size_t b = 0; b < count; b++) kernels_.up(ffn_.up, first + b, quantized_, z + b * kBlock, stride);
   }
 
-  // The rows of a group are fetched while the next group's neurons are computed.
+  // The first rows of a group are fetched while the next group's neurons are computed; those fetch the others.
   void one_token(size_t begin, size_t end, float* out) {
     Active active[2];
     alignas(64) float z[kMaxGroup];
@@ -134,7 +67,7 @@ class Chunk {
       Active& now = active[g % 2];
       up(g, z, kMaxGroup);
       if (!kernels_.select(z, neurons(g), ffn_.threshold, now)) poisoned_[0] = true;
-      for (size_t i = 0; i < now.count; i++)
+      for (size_t i = 0; i < std::min<size_t>(now.count, 8); i++)
         prefetch(ffn_.down.record(g) + now.rows[i] * ffn_.down.row_bytes(), ffn_.down.row_bytes());
       if (g > begin) kernels_.down_sparse(ffn_.down, g - 1, active[(g - 1) % 2], out);
     }
@@ -172,8 +105,7 @@ class Chunk {
     for_each_tile(tokens_, kernels_.tile, [&](size_t first, size_t n) {
       if (kernels_.quantize(z + first * kMaxGroup, kMaxGroup, neurons(g), h, first, n)) return;
       for (size_t t = first; t < first + n; t++)
-        if (std::any_of(z + t * kMaxGroup, z + t * kMaxGroup + neurons(g), [](float v) { return v * 0 != 0; }))
-          poisoned_[t] = true;
+        if (!all_finite(z + t * kMaxGroup, neurons(g))) poisoned_[t] = true;
     });
     kernels_.down_dense(ffn_.down, g, h, out, stride_);
   }

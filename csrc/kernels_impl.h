@@ -114,6 +114,10 @@ void all_tiles(const typename V::I* w, size_t units, const Columns<V>& columns, 
   }
 }
 
+// Bytes between what is computed and what is fetched: a few microseconds of memory at full speed. The hardware's own
+// prefetching stops at every page of 4 KiB and leaves half of the bandwidth unused.
+constexpr size_t kAhead = 2048;
+
 // One token: weights go from memory through registers once.
 template <class V, int kBits, int kActBits>
 void up_stream(const UpMatrix& m, size_t block, const Activations& x, float* z) {
@@ -131,6 +135,7 @@ void up_stream(const UpMatrix& m, size_t block, const Activations& x, float* z) 
     const size_t end = input + x.group < x.inputs ? input + x.group : x.inputs;
     for (; input < end; input += kInputs, p += kPiece) {
       using Codes = Decoded<V, kBits, kActBits>;
+      V::prefetch(p + kAhead);
       RELU2_UNROLL for (int n = 0; n < kParts; n++) {
         const Codes codes(V::load(p + n * V::kLanes * 4));
         RELU2_UNROLL for (int u = 0; u < Codes::kUnits; u++) acc[n] =
@@ -181,10 +186,18 @@ void up(const UpMatrix& m, size_t block, const Activations& x, float* z, size_t 
   m.bits == 4 ? up_bits<V, 4>(m, block, x, z, stride) : up_bits<V, 8>(m, block, x, z, stride);
 }
 
+// Outputs whose sums are held while rows pass: 16 KiB, half of a first-level cache.
+constexpr size_t kTileOutputs = 4096;
+
 // The same bytes of the rows of four neurons, interleaved: every 32-bit lane is one output with four neurons.
 template <class V>
 struct Quad {
   typename V::I z[4];
+
+  RELU2_INLINE Quad() {}
+
+  RELU2_INLINE Quad(const uint8_t* const* rows, size_t at)
+      : Quad(rows[0] + at, rows[1] + at, rows[2] + at, rows[3] + at) {}
 
   RELU2_INLINE Quad(const uint8_t* r0, const uint8_t* r1, const uint8_t* r2, const uint8_t* r3) {
     const typename V::I a = V::load(r0), b = V::load(r1), c = V::load(r2), d = V::load(r3);
@@ -197,35 +210,58 @@ struct Quad {
   }
 };
 
-template <class V, int kBits>
-void down_sparse_bits(const DownMatrix& m, size_t g, const Active& active, float* y) {
+// Where the outputs of byte `at` of a row begin, for vectors of V.
+template <int kBits>
+RELU2_INLINE size_t column_of(size_t at) {
+  return at / kPiece * (kPiece * 8 / kBits) + at % kPiece / 4;
+}
+
+// sums += rows[0 .. 4 * kRowQuads) from byte `from` to `to`, times their neurons. Rows are read from front to back, so
+// that memory delivers them at full speed; the rows after them are fetched meanwhile.
+template <class V, int kBits, int kRowQuads>
+RELU2_INLINE void add_rows(const uint8_t* const* rows, const int32_t* h, size_t from, size_t to, int32_t* sums) {
   using Codes = Decoded<V, kBits, 16>;
-  constexpr int kVectors = 4 * Codes::kQuads;
-  constexpr int kUnitsPerQuad = 2;
-  const uint8_t* rows[kMaxGroup + 4];
-  const size_t padded = (active.count + 3) / 4 * 4, row_bytes = m.row_bytes();
-  for (size_t i = 0; i < padded; i++) rows[i] = m.record(g) + active.rows[i] * row_bytes;
-  for (size_t at = 0; at < row_bytes; at += V::kLanes * 4) {
-    typename V::I acc[kVectors];
-    RELU2_UNROLL for (int v = 0; v < kVectors; v++) acc[v] = V::set1(0);
-    const int32_t* h = active.values;
-    for (size_t i = 0; i < padded; i += 4, h += kUnitsPerQuad) {
-      const Quad<V> quad(rows[i] + at, rows[i + 1] + at, rows[i + 2] + at, rows[i + 3] + at);
+  for (size_t piece = from; piece < to; piece += kPiece) {
+    RELU2_UNROLL for (int i = 0; i < 4 * kRowQuads; i++) V::prefetch(rows[4 * kRowQuads + i] + piece);
+    RELU2_UNROLL for (size_t at = piece; at < piece + kPiece; at += V::kLanes * 4) {
+      int32_t* out = sums + column_of<kBits>(at) - column_of<kBits>(from);
+      Quad<V> quads[kRowQuads];
+      RELU2_UNROLL for (int r = 0; r < kRowQuads; r++) quads[r] = Quad<V>(rows + 4 * r, at);
       RELU2_UNROLL for (int z = 0; z < 4; z++) {
-        const Codes codes(quad.z[z]);
-        RELU2_UNROLL for (int u = 0; u < Codes::kUnits; u++) {
-          const int v = z * Codes::kQuads + u / kUnitsPerQuad;
-          acc[v] = V::dot16(acc[v], codes.unit[u], V::set1(h[u % kUnitsPerQuad]));
+        typename V::I sum[Codes::kQuads];
+        RELU2_UNROLL for (int q = 0; q < Codes::kQuads; q++) sum[q] = V::load(out + (z * Codes::kQuads + q) * 16);
+        RELU2_UNROLL for (int r = 0; r < kRowQuads; r++) {
+          const Codes codes(quads[r].z[z]);
+          RELU2_UNROLL for (int u = 0; u < Codes::kUnits; u++) sum[u / 2] =
+              V::dot16(sum[u / 2], codes.unit[u], V::set1(h[2 * r + u % 2]));
         }
+        RELU2_UNROLL for (int q = 0; q < Codes::kQuads; q++) V::store(out + (z * Codes::kQuads + q) * 16, sum[q]);
       }
     }
-    const size_t column = at / kPiece * (kPiece * 8 / kBits) + at % kPiece / 4;
+  }
+}
+
+template <class V, int kBits>
+void down_sparse_bits(const DownMatrix& m, size_t g, const Active& active, float* y) {
+  constexpr size_t kTileBytes = kTileOutputs * kBits / 8;
+  const uint8_t* rows[kMaxGroup + 12];
+  const size_t padded = (active.count + 3) / 4 * 4, row_bytes = m.row_bytes();
+  for (size_t i = 0; i < padded; i++) rows[i] = m.record(g) + active.rows[i] * row_bytes;
+  for (size_t i = padded; i < padded + 8; i++) rows[i] = rows[padded - 1];
+  alignas(64) int32_t sums[kTileOutputs];
+  for (size_t from = 0; from < row_bytes; from += kTileBytes) {
+    const size_t to = from + kTileBytes < row_bytes ? from + kTileBytes : row_bytes;
+    const size_t first = column_of<kBits>(from), outputs = column_of<kBits>(to) - first;
+    for (size_t o = 0; o < outputs; o++) sums[o] = 0;
+    size_t i = 0;
+    for (; i + 8 <= padded; i += 8) add_rows<V, kBits, 2>(rows + i, active.values + i / 2, from, to, sums);
+    if (i < padded) add_rows<V, kBits, 1>(rows + i, active.values + i / 2, from, to, sums);
     const typename V::F scale = V::set1_float(active.scale);
-    RELU2_UNROLL for (int v = 0; v < kVectors; v++) {
-      const size_t o = column + v * 16;
-      const typename V::I zero = m.asymmetric ? V::load_u8(m.zeros(g) + o) : V::set1(m.zero());
-      const typename V::F sum = V::to_float(V::sub32(acc[v], V::mul32(zero, V::set1(active.sum))));
-      V::store_float(y + o, V::mul_add(sum, V::mul(scale, V::load_half(m.scales(g) + o)), V::load_float(y + o)));
+    for (size_t o = 0; o < outputs; o += V::kLanes) {
+      const size_t at = first + o;
+      const typename V::I zero = m.asymmetric ? V::load_u8(m.zeros(g) + at) : V::set1(m.zero());
+      const typename V::F sum = V::to_float(V::sub32(V::load(sums + o), V::mul32(zero, V::set1(active.sum))));
+      V::store_float(y + at, V::mul_add(sum, V::mul(scale, V::load_half(m.scales(g) + at)), V::load_float(y + at)));
     }
   }
 }

@@ -1,10 +1,51 @@
-// The OpenVINO side: operation "ov_afm::ReLU2FFN", one MLP for any number of tokens.
+// The OpenVINO side: operations "ov_afm::ReLU2FFN" and "ov_afm::PackedLinear", for any number of tokens.
 #include "op.h"
 
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
 
 namespace ov_afm {
+namespace {
+
+void check(const ov::Node* node, const MatrixAttributes& m, const char* name) {
+  NODE_VALIDATION_CHECK(node, m.bits == 4 || m.bits == 8, name, " weights have 4 or 8 bits, found ", m.bits);
+  NODE_VALIDATION_CHECK(node, m.group == 32 || m.group == 64 || m.group == 128 || m.group == -1, name,
+                        " group size must be 32, 64, 128 or -1, found ", m.group);
+}
+
+// The activations' shape, whose last dimension must be `features`.
+ov::PartialShape activations(const ov::Node* node, int64_t activation_bits, int64_t features) {
+  NODE_VALIDATION_CHECK(node, activation_bits == 0 || activation_bits == 8 || activation_bits == 16,
+                        "activation_bits must be 0 (automatic), 8 or 16, found ", activation_bits);
+  NODE_VALIDATION_CHECK(node, node->get_input_element_type(0) == ov::element::f32, "activations must be f32, found ",
+                        node->get_input_element_type(0));
+  const ov::PartialShape shape = node->get_input_partial_shape(0);
+  NODE_VALIDATION_CHECK(node, shape.rank().is_static() && shape.size() > 0, "activations need a rank");
+  ov::Dimension last;
+  NODE_VALIDATION_CHECK(node, ov::Dimension::merge(last, shape[shape.size() - 1], features), "activations have ",
+                        shape[shape.size() - 1], " features where the weights have ", features);
+  return shape;
+}
+
+void check_bytes(const ov::Node* node, size_t input, size_t expected) {
+  NODE_VALIDATION_CHECK(node, node->get_input_partial_shape(input) == ov::PartialShape({int64_t(expected)}),
+                        "packed weights are damaged: ", node->get_input_partial_shape(input), " bytes where ", expected,
+                        " are expected");
+}
+
+const relu2::Kernels* kernels_for(const ov::Node* node, const std::string& isa) {
+  const relu2::Kernels* kernels = relu2::kernels_by_name(isa.empty() ? nullptr : isa.c_str());
+  NODE_VALIDATION_CHECK(node, kernels, "this CPU or this build has no kernels named ", isa);
+  return kernels;
+}
+
+void fill(relu2::Matrix& m, const MatrixAttributes& a, int64_t inputs, int64_t outputs, const void* data) {
+  m.data = static_cast<const uint8_t*>(data);
+  m.inputs = static_cast<size_t>(inputs), m.outputs = static_cast<size_t>(outputs);
+  m.bits = static_cast<int>(a.bits), m.asymmetric = a.asymmetric;
+}
+
+}  // namespace
 
 ReLU2FFN::ReLU2FFN(const ov::OutputVector& inputs) : Op(inputs) {
   constructor_validate_and_infer_types();
@@ -12,31 +53,14 @@ ReLU2FFN::ReLU2FFN(const ov::OutputVector& inputs) : Op(inputs) {
 
 void ReLU2FFN::validate_and_infer_types() {
   NODE_VALIDATION_CHECK(this, get_input_size() == 3, "ReLU2FFN takes activations, UP and DOWN weights");
-  const auto check = [&](const MatrixAttributes& m, const char* name) {
-    NODE_VALIDATION_CHECK(this, m.bits == 4 || m.bits == 8, name, " weights have 4 or 8 bits, found ", m.bits);
-    NODE_VALIDATION_CHECK(this, m.group == 32 || m.group == 64 || m.group == 128 || m.group == -1, name,
-                          " group size must be 32, 64, 128 or -1, found ", m.group);
-  };
-  check(up_, "UP");
-  check(down_, "DOWN");
+  check(this, up_, "UP");
+  check(this, down_, "DOWN");
   NODE_VALIDATION_CHECK(this, hidden_ > 0 && neurons_ > 0, "sizes must be positive");
-  NODE_VALIDATION_CHECK(this, activation_bits_ == 0 || activation_bits_ == 8 || activation_bits_ == 16,
-                        "activation_bits must be 0 (automatic), 8 or 16, found ", activation_bits_);
-  kernels_ = relu2::kernels_by_name(isa_.empty() ? nullptr : isa_.c_str());
-  NODE_VALIDATION_CHECK(this, kernels_, "this CPU or this build has no kernels named ", isa_);
-  NODE_VALIDATION_CHECK(this, get_input_element_type(0) == ov::element::f32, "activations must be f32, found ",
-                        get_input_element_type(0));
-  ov::PartialShape shape = get_input_partial_shape(0);
-  NODE_VALIDATION_CHECK(this, shape.rank().is_static() && shape.size() > 0, "activations need a rank");
-  ov::Dimension last;
-  NODE_VALIDATION_CHECK(this, ov::Dimension::merge(last, shape[shape.size() - 1], hidden_), "activations have ",
-                        shape[shape.size() - 1], " features where the weights have ", hidden_);
+  ov::PartialShape shape = activations(this, activation_bits_, hidden_);
+  kernels_ = kernels_for(this, isa_);
   const relu2::Ffn ffn = view(nullptr, nullptr);
-  const size_t expected[] = {ffn.up.bytes(), ffn.down.bytes()};
-  for (size_t i = 0; i < 2; i++)
-    NODE_VALIDATION_CHECK(this, get_input_partial_shape(i + 1) == ov::PartialShape({int64_t(expected[i])}),
-                          "packed weights are damaged: ", get_input_partial_shape(i + 1), " bytes where ", expected[i],
-                          " are expected");
+  check_bytes(this, 1, ffn.up.bytes());
+  check_bytes(this, 2, ffn.down.bytes());
   shape[shape.size() - 1] = hidden_;
   set_output_type(0, ov::element::f32, shape);
 }
@@ -66,16 +90,10 @@ bool ReLU2FFN::visit_attributes(ov::AttributeVisitor& visitor) {
 
 relu2::Ffn ReLU2FFN::view(const void* up, const void* down) const {
   relu2::Ffn ffn;
-  const auto fill = [](relu2::Matrix& m, const MatrixAttributes& a, int64_t inputs, int64_t outputs) {
-    m.inputs = static_cast<size_t>(inputs), m.outputs = static_cast<size_t>(outputs);
-    m.bits = static_cast<int>(a.bits), m.asymmetric = a.asymmetric;
-  };
-  fill(ffn.up, up_, hidden_, neurons_);
-  fill(ffn.down, down_, neurons_, hidden_);
+  fill(ffn.up, up_, hidden_, neurons_, up);
+  fill(ffn.down, down_, neurons_, hidden_, down);
   ffn.up.group = up_.group > 0 ? static_cast<size_t>(up_.group) : ffn.up.padded_inputs();
   ffn.down.group = down_.group > 0 ? static_cast<size_t>(down_.group) : relu2::kMaxGroup;
-  ffn.up.data = static_cast<const uint8_t*>(up);
-  ffn.down.data = static_cast<const uint8_t*>(down);
   ffn.threshold = threshold_;
   ffn.activation_bits = static_cast<int>(activation_bits_);
   return ffn;
@@ -93,9 +111,77 @@ bool ReLU2FFN::evaluate(ov::TensorVector& outputs, const ov::TensorVector& input
   return true;
 }
 
+PackedLinear::PackedLinear(const ov::OutputVector& inputs) : Op(inputs) {
+  constructor_validate_and_infer_types();
+}
+
+void PackedLinear::validate_and_infer_types() {
+  NODE_VALIDATION_CHECK(this, !outputs_.empty() && get_input_size() == outputs_.size() + 1,
+                        "PackedLinear takes activations and the weights of ", outputs_.size(), " matrices, found ",
+                        get_input_size(), " inputs");
+  check(this, weights_, "packed");
+  NODE_VALIDATION_CHECK(this, inputs_ > 0, "sizes must be positive");
+  ov::PartialShape shape = activations(this, activation_bits_, inputs_);
+  kernels_ = kernels_for(this, isa_);
+  set_output_size(outputs_.size());
+  for (size_t i = 0; i < outputs_.size(); i++) {
+    NODE_VALIDATION_CHECK(this, outputs_[i] > 0, "sizes must be positive");
+    check_bytes(this, i + 1, matrix(i).bytes());
+    shape[shape.size() - 1] = outputs_[i];
+    set_output_type(i, ov::element::f32, shape);
+  }
+}
+
+std::shared_ptr<ov::Node> PackedLinear::clone_with_new_inputs(const ov::OutputVector& inputs) const {
+  check_new_args_count(this, inputs);
+  auto copy = std::make_shared<PackedLinear>(*this);
+  copy->set_arguments(inputs);
+  copy->validate_and_infer_types();
+  return copy;
+}
+
+bool PackedLinear::visit_attributes(ov::AttributeVisitor& visitor) {
+  visitor.on_attribute("inputs", inputs_);
+  visitor.on_attribute("outputs", outputs_);
+  visitor.on_attribute("bits", weights_.bits);
+  visitor.on_attribute("group", weights_.group);
+  visitor.on_attribute("asymmetric", weights_.asymmetric);
+  visitor.on_attribute("activation_bits", activation_bits_);
+  visitor.on_attribute("isa", isa_);
+  return true;
+}
+
+relu2::UpMatrix PackedLinear::matrix(size_t i) const {
+  relu2::UpMatrix m;
+  fill(m, weights_, inputs_, outputs_[i], nullptr);
+  m.group = weights_.group > 0 ? static_cast<size_t>(weights_.group) : m.padded_inputs();
+  return m;
+}
+
+bool PackedLinear::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
+  ov::Shape shape = inputs[0].get_shape();
+  OPENVINO_ASSERT(shape.back() == static_cast<size_t>(inputs_), get_friendly_name(), ": wrong number of features");
+  const size_t tokens = ov::shape_size(shape) / shape.back();
+  relu2::Linear linear;
+  linear.activation_bits = static_cast<int>(activation_bits_);
+  std::vector<float*> to;
+  for (size_t i = 0; i < outputs_.size(); i++) {
+    linear.matrices.push_back(matrix(i));
+    OPENVINO_ASSERT(inputs[i + 1].get_byte_size() == linear.matrices[i].bytes(), "packed weights of ",
+                    get_friendly_name(), " are damaged");
+    linear.matrices[i].data = static_cast<const uint8_t*>(inputs[i + 1].data());
+    shape.back() = static_cast<size_t>(outputs_[i]);
+    outputs[i].set_shape(shape);
+    to.push_back(outputs[i].data<float>());
+  }
+  relu2::run(*kernels_, linear, inputs[0].data<const float>(), tokens, to);
+  return true;
+}
+
 }  // namespace ov_afm
 
-OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({std::make_shared<ov::OpExtension<ov_afm::ReLU2FFN>>()}));
+OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({std::make_shared<ov::OpExtension<ov_afm::ReLU2FFN>>(),
+                                                            std::make_shared<ov::OpExtension<ov_afm::PackedLinear>>()}));
 
 #if defined(_MSC_VER)
 #define RELU2_EXPORT __declspec(dllexport)

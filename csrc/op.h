@@ -1,10 +1,12 @@
-// An MLP down(relu(up(x))²) as one OpenVINO operation.
+// What the kernels do as OpenVINO operations: an MLP down(relu(up(x))²), and matrices that share an input.
 #pragma once
 
 #include <openvino/op/op.hpp>
 #include <string>
+#include <vector>
 
 #include "ffn.h"
+#include "linear.h"
 
 namespace ov_afm {
 
@@ -35,6 +37,32 @@ class ReLU2FFN : public ov::op::Op {
   int64_t hidden_ = 0, neurons_ = 0;
   MatrixAttributes up_, down_;
   float threshold_ = 0;
+  int64_t activation_bits_ = 0;
+  std::string isa_;  // empty: the fastest
+  const relu2::Kernels* kernels_ = nullptr;
+};
+
+// Inputs: activations f32 [..., inputs]; the packed weights of each matrix (UP layout), u8 [bytes].
+// Outputs: f32 [..., outputs] of each matrix.
+class PackedLinear : public ov::op::Op {
+ public:
+  OPENVINO_OP("PackedLinear", "ov_afm");
+
+  PackedLinear() = default;
+  explicit PackedLinear(const ov::OutputVector& inputs);
+
+  void validate_and_infer_types() override;
+  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override;
+  bool visit_attributes(ov::AttributeVisitor& visitor) override;
+  bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
+  bool has_evaluate() const override { return true; }
+
+ private:
+  relu2::UpMatrix matrix(size_t i) const;
+
+  int64_t inputs_ = 0;
+  std::vector<int64_t> outputs_;
+  MatrixAttributes weights_;
   int64_t activation_bits_ = 0;
   std::string isa_;  // empty: the fastest
   const relu2::Kernels* kernels_ = nullptr;

@@ -1,12 +1,14 @@
-"""Find ReLU² MLPs and their compressed weights in an OpenVINO model, by structure.
+"""Find ReLU² MLPs, projections and their compressed weights in an OpenVINO model, by structure.
 
-The pattern is `MatMul → Relu → square → MatMul`; the weights are what NNCF leaves behind:
+An MLP is `MatMul → Relu → square → MatMul`, a projection any other MatMul with weights; the weights are what NNCF
+leaves behind:
 `Constant → Convert [→ Subtract zero point] → Multiply scale [→ Reshape] [→ Convert] → MatMul`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import numpy.typing as npt
 from ..errors import ExtensionError
 from .reference import CHANNEL_WISE, Quantized
 
-__all__ = ["Mlp", "Unsupported", "find_mlps", "read_model", "read_weights"]
+__all__ = ["Mlp", "Unsupported", "find_mlps", "find_projections", "name_of", "read_model", "read_weights"]
 
 CODES = {"i4": (4, True), "u4": (4, False), "i8": (8, True), "u8": (8, False)}
 
@@ -64,7 +66,7 @@ def find_mlps(model: Any) -> tuple[list[Mlp], dict[str, str]]:
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Relu":
             continue
-        name = _name(node)
+        name = name_of(node)
         try:
             found.append(_match(node, name))
         except Unsupported as error:
@@ -72,7 +74,27 @@ def find_mlps(model: Any) -> tuple[list[Mlp], dict[str, str]]:
     return found, refused
 
 
-def _name(node: Any) -> str:
+def find_projections(model: Any, mlps: Sequence[Mlp]) -> list[list[Any]]:
+    """The MatMuls with compressed weights outside the MLPs; those that share their input are together.
+
+    The head is left out: engines look for it, to compute logits only where they are needed.
+    """
+    inside = {matmul.get_friendly_name() for mlp in mlps for matmul in (mlp.up, mlp.down)}
+    groups: dict[tuple[str, int], list[Any]] = {}
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "MatMul" or node.get_friendly_name() in inside:
+            continue
+        attributes, source = node.get_attributes(), node.input_value(0)
+        weights = _skip(node.input_value(1).get_node(), ("Convert", "Reshape"))
+        consumers = {target.get_node().get_type_name() for target in node.output(0).get_target_inputs()}
+        fits = attributes["transpose_b"] and not attributes["transpose_a"] and weights.get_type_name() == "Multiply"
+        if fits and "Result" not in consumers:
+            groups.setdefault((source.get_node().get_friendly_name(), source.get_index()), []).append(node)
+    return list(groups.values())
+
+
+def name_of(node: Any) -> str:
+    """What people see of a node: its layer, or its own name if that has none."""
     layer = re.search(r"layers\.(\d+)\.", node.get_friendly_name())
     return f"layer {layer[1]}" if layer else str(node.get_friendly_name())
 

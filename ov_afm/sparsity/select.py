@@ -11,7 +11,7 @@ from ..errors import ExtensionError
 from . import extension
 from .aligned import missing_bytes
 
-__all__ = ["DISABLE", "FOLDER", "engine_model", "is_packed"]
+__all__ = ["DISABLE", "FOLDER", "engine_model", "is_packed", "plain_model"]
 
 FOLDER = "relu2"
 DISABLE = "OV_AFM_NO_KERNELS"
@@ -23,6 +23,20 @@ logger = logging.getLogger(__name__)
 def is_packed(model_dir: Path) -> bool:
     """Whether a folder holds a model that needs the native kernels, and lies in the model directory it came from."""
     return model_dir.name == FOLDER and (model_dir / MODEL).exists() and (model_dir.parent / MODEL).exists()
+
+
+def plain_model(model_dir: Path, device: str) -> tuple[Path, dict[str, Any]]:
+    """The folder and the extra properties for an engine that changes the graph, and so cannot use the packed model.
+
+    Raises:
+        ExtensionError: `model_dir` is a `relu2/` folder itself.
+    """
+    if is_packed(model_dir):
+        msg = f"{model_dir} is packed for the kernels, which know no adapters; use {model_dir.parent}"
+        raise ExtensionError(msg)
+    if (model_dir / FOLDER / MODEL).exists() and device == "CPU":
+        logger.warning("running without the ReLU² kernels: they know no adapters; merged, both work")
+    return model_dir, {}
 
 
 def engine_model(model_dir: Path, device: str) -> tuple[Path, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Rewrite a model's ReLU² MLPs into one operation each, for the native kernels.
+"""Rewrite a model's ReLU² MLPs into one operation each, and its projections too, for the native kernels.
 
 What was quantized stays quantized the same way: after saving, every code, scale and zero point is read back and
 compared with the plain model's. The rewritten model lies in `relu2/` inside the model directory and is a model
@@ -8,6 +8,7 @@ library.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import shutil
 import sys
@@ -23,7 +24,7 @@ from ..errors import ConfigError, ExtensionError
 from ..staging import staging
 from . import extension, reference
 from .aligned import align_constants
-from .graph import Mlp, Unsupported, find_mlps, read_model, read_weights
+from .graph import Mlp, Unsupported, find_mlps, find_projections, name_of, read_model, read_weights
 from .reference import Quantized
 from .select import FOLDER, MODEL
 
@@ -31,6 +32,9 @@ __all__ = ["FOLDER", "Result", "transform"]
 
 WEIGHTS = "openvino_model.bin"
 OPERATION = "ReLU2FFN"
+LINEAR = "PackedLinear"
+# Between the names of the projections that became one operation.
+SEPARATOR = ";"
 BITS = {"auto": 0, "int8": 8, "int16": 16}
 
 logger = logging.getLogger(__name__)
@@ -43,15 +47,24 @@ class Result:
     Attributes:
         path: Folder of the rewritten model.
         replaced: Names of the MLPs that became one operation.
+        projections: How many other matrices are packed.
         refused: Name of an MLP that did not → why.
     """
 
     path: Path
     replaced: list[str]
     refused: dict[str, str]
+    projections: int = 0
 
 
-def transform(model_dir: Path, *, activations: str = "auto", threshold: float = 0.0, on_layer: Any = None) -> Result:
+def transform(
+    model_dir: Path,
+    *,
+    activations: str = "auto",
+    threshold: float = 0.0,
+    projections: bool = True,
+    on_layer: Any = None,
+) -> Result:
     """Write the model for the kernels into `MODEL_DIR/relu2`, verify it, and note it in the manifest.
 
     Args:
@@ -60,6 +73,7 @@ def transform(model_dir: Path, *, activations: str = "auto", threshold: float = 
             for 8 tokens and more on CPUs with VNNI (as stock OpenVINO does there) and int16 otherwise. Squares of
             few active neurons are int16 always.
         threshold: Skip neurons whose activation is at or below it; 0 is exact.
+        projections: Pack the projections of attention too.
         on_layer: Called with 1 after each MLP.
 
     Raises:
@@ -82,10 +96,12 @@ def transform(model_dir: Path, *, activations: str = "auto", threshold: float = 
         msg = f"{model_dir} has no ReLU² MLP, so the kernels cannot help it{reasons}"
         raise ExtensionError(msg)
     replaced = []
-    create = _factory(library, {"threshold": threshold, "activation_bits": BITS[activations]})
+    create = _factory(library)
+    options = {"activation_bits": BITS[activations]}
+    packed = sum(_pack_projections(group, create, options) for group in find_projections(model, mlps) if projections)
     for mlp in mlps:
         try:
-            _replace(mlp, read_weights(mlp.up), read_weights(mlp.down), create)
+            _replace(mlp, read_weights(mlp.up), read_weights(mlp.down), create, {"threshold": threshold, **options})
             replaced.append(mlp.name)
         except Unsupported as error:
             refused[mlp.name] = str(error)
@@ -99,39 +115,67 @@ def transform(model_dir: Path, *, activations: str = "auto", threshold: float = 
         _save(model, model_dir, work)
         del model
         verify(model_dir, work, library)
-    _note(model_dir, record, Result(path, replaced, refused), activations, threshold)
-    return Result(path, replaced, refused)
+    result = Result(path, replaced, refused, packed)
+    _note(model_dir, record, result, activations, threshold)
+    return result
 
 
-def _factory(library: Path, options: dict[str, Any]) -> Any:
+def _factory(library: Path) -> Any:
+    """A function that makes one of our operations: `create(name, x, packed weights, attributes)`."""
     from openvino.utils.node_factory import NodeFactory
 
     factory = NodeFactory()
     factory.add_extension(str(library))
 
-    def create(x: Any, up: Quantized, down: Quantized) -> Any:
+    def create(name: str, x: Any, packed: Sequence[Any], fields: dict[str, Any]) -> Any:
         import openvino
 
-        fields = {"hidden": up.codes.shape[1], "neurons": up.codes.shape[0], **options}
-        for side, weights in (("up", up), ("down", down)):
-            fields[f"{side}_bits"] = weights.bits
-            fields[f"{side}_group"] = weights.group
-            fields[f"{side}_asymmetric"] = weights.zeros is not None
-        packed = (reference.pack_up(up), reference.pack_down(down))
         constants = [openvino.op.Constant(array, shared_memory=False).output(0) for array in packed]
-        return factory.create(OPERATION, [x, *constants], fields)
+        return factory.create(name, [x, *constants], fields)
 
     return create
 
 
-def _replace(mlp: Mlp, up: Quantized, down: Quantized, create: Any) -> None:
+def _replace(mlp: Mlp, up: Quantized, down: Quantized, create: Any, options: dict[str, Any]) -> None:
     if up.codes.shape != down.codes.shape[::-1]:
         msg = f"up is {up.codes.shape}, down is {down.codes.shape}"
         raise Unsupported(msg)
-    node = create(mlp.x, up, down)
+    fields = {"hidden": up.codes.shape[1], "neurons": up.codes.shape[0], **options}
+    for side, weights in (("up", up), ("down", down)):
+        fields |= {f"{side}_{name}": value for name, value in _format(weights).items()}
+    node = create(OPERATION, mlp.x, (reference.pack_up(up), reference.pack_down(down)), fields)
     node.set_friendly_name(mlp.down.get_friendly_name())
-    for consumer in list(mlp.down.output(0).get_target_inputs()):
-        consumer.replace_source_output(node.output(0))
+    _take_over(node.output(0), mlp.down)
+
+
+def _format(weights: Quantized) -> dict[str, Any]:
+    return {"bits": weights.bits, "group": weights.group, "asymmetric": weights.zeros is not None}
+
+
+def _take_over(output: Any, old: Any) -> None:
+    for consumer in list(old.output(0).get_target_inputs()):
+        consumer.replace_source_output(output)
+
+
+def _pack_projections(matmuls: Sequence[Any], create: Any, options: dict[str, Any]) -> int:
+    """Replace MatMuls that share their input, those of one format by one operation; returns how many."""
+    formats: dict[str, list[tuple[Any, Quantized]]] = {}
+    for matmul in matmuls:
+        try:
+            weights = read_weights(matmul)
+        except Unsupported as error:
+            logger.info("%s stays as it is: %s", matmul.get_friendly_name(), error)
+            continue
+        formats.setdefault(str(_format(weights)), []).append((matmul, weights))
+    for members in formats.values():
+        first = members[0][1]
+        fields = {"inputs": first.codes.shape[1], "outputs": [weights.codes.shape[0] for _, weights in members]}
+        packed = [reference.pack_up(weights) for _, weights in members]
+        node = create(LINEAR, members[0][0].input_value(0), packed, {**fields, **_format(first), **options})
+        node.set_friendly_name(SEPARATOR.join(matmul.get_friendly_name() for matmul, _ in members))
+        for index, (matmul, _) in enumerate(members):
+            _take_over(node.output(index), matmul)
+    return sum(map(len, formats.values()))
 
 
 def _save(model: Any, model_dir: Path, work: Path) -> None:
@@ -152,19 +196,26 @@ def verify(plain: Path, packed: Path, library: Path) -> None:
     Raises:
         ExtensionError: An MLP differs (named), or there are more or fewer than the rewritten model says.
     """
-    plain_mlps = {mlp.down.get_friendly_name(): mlp for mlp in find_mlps(read_model(plain / MODEL))[0]}
+    model = read_model(plain / MODEL)
+    matmuls = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "MatMul"}
+    ups = {mlp.down.get_friendly_name(): mlp.up.get_friendly_name() for mlp in find_mlps(model)[0]}
     for node in read_model(packed / MODEL, library).get_ordered_ops():
-        if node.get_type_name() != OPERATION:
+        if node.get_type_name() == OPERATION:
+            name = node.get_friendly_name()
+            names, unpack = [ups.get(name, name), name], [reference.unpack_up, reference.unpack_down]
+        elif node.get_type_name() == LINEAR:
+            names = node.get_friendly_name().split(SEPARATOR)
+            unpack = [reference.unpack_up] * len(names)
+        else:
             continue
-        mlp = plain_mlps.get(node.get_friendly_name())
-        if mlp is None:
-            msg = f"{packed} has {node.get_friendly_name()}, {plain} has not; run ov-afm kernels again"
-            raise ExtensionError(msg)
-        data = [np.asarray(node.input_value(i).get_node().data) for i in (1, 2)]
-        up, down = read_weights(mlp.up), read_weights(mlp.down)
-        if not (up.same(reference.unpack_up(data[0], up)) and down.same(reference.unpack_down(data[1], down))):
-            msg = f"packed weights of {mlp.name} are not those of {plain}; run ov-afm kernels again"
-            raise ExtensionError(msg)
+        for index, (name, inverse) in enumerate(zip(names, unpack, strict=True), 1):
+            if name not in matmuls:
+                msg = f"{packed} has {name}, {plain} has not; run ov-afm kernels again"
+                raise ExtensionError(msg)
+            weights = read_weights(matmuls[name])
+            if not weights.same(inverse(np.asarray(node.input_value(index).get_node().data), weights)):
+                msg = f"packed weights of {name_of(matmuls[name])} are not those of {plain}; run ov-afm kernels again"
+                raise ExtensionError(msg)
 
 
 def _note(
@@ -178,6 +229,7 @@ def _note(
         "openvino": extension.runtime_version(),
         "replaced": result.replaced,
         "refused": result.refused,
+        "projections": result.projections,
         "activations": activations,
         "threshold": threshold,
     }
@@ -194,16 +246,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model_dir", type=Path, help="model directory with int4 or int8 weights")
     parser.add_argument("--activations", choices=sorted(BITS), default="auto", help="width of quantized activations")
     parser.add_argument("--threshold", type=float, default=0.0, help="skip neurons at or below it; 0 is exact")
+    parser.add_argument(
+        "--projections", action=argparse.BooleanOptionalAction, default=True, help="pack attention's matrices too"
+    )
     parser.add_argument("--portable", action="store_true", help=f"remove {FOLDER}/: only the plain model remains")
     args = parser.parse_args(argv)
     if args.portable:
         remove(args.model_dir)
         return 0
-    with console.Progress() as progress, progress.step("packing MLPs") as advance:
-        result = transform(args.model_dir, activations=args.activations, threshold=args.threshold, on_layer=advance)
+    options = {name: getattr(args, name) for name in ("activations", "threshold", "projections")}
+    with console.Progress() as progress, progress.step("packing weights") as advance:
+        result = transform(args.model_dir, **options, on_layer=advance)
     for name, reason in result.refused.items():
         console.note(f"{name} stays as it is: {reason}")
-    print(f"{result.path}: {len(result.replaced)} MLPs for the kernels, weights verified bit for bit")
+    print(
+        f"{result.path}: {len(result.replaced)} MLPs and {result.projections} projections for the kernels, "
+        "weights verified bit for bit"
+    )
     return 0
 
 
