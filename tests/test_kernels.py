@@ -106,6 +106,78 @@ def test_every_variant_agrees_with_numpy(isa: str, bits: int, up_weights: Any, d
     assert_close(run(model, x), reference.ffn(x, up, down), bits)
 
 
+def test_outputs_beyond_one_tile_of_sums_agree_with_numpy() -> None:
+    rng = np.random.default_rng(0)
+    up, down = random_weights(rng, 128, 9000, group=CHANNEL_WISE), random_weights(rng, 9000, 128)
+    x = rng.standard_normal((1, 9000)).astype(np.float32)
+    model = build_model(up, down, activation_bits=16)
+    assert_close(run(model, x), reference.ffn(x, up, down), 16)
+
+
+def build_linear(matrices: list[Quantized], **attributes: Any) -> Any:
+    import openvino as ov
+    from openvino import opset13 as op
+    from openvino.utils.node_factory import NodeFactory
+
+    factory = NodeFactory()
+    factory.add_extension(str(extension.load()))
+    first = matrices[0]
+    x = op.parameter(ov.PartialShape([-1, -1, first.codes.shape[1]]), np.float32)
+    constants = [ov.op.Constant(reference.pack_up(matrix)).output(0) for matrix in matrices]
+    fields = {
+        "inputs": first.codes.shape[1],
+        "outputs": [matrix.codes.shape[0] for matrix in matrices],
+        "bits": first.bits,
+        "group": first.group,
+        "asymmetric": first.zeros is not None,
+    }
+    node = factory.create("PackedLinear", [x.output(0), *constants], {**fields, **attributes})
+    core = ov.Core()
+    core.add_extension(str(extension.library()))
+    return core.compile_model(ov.Model(node.outputs(), [x]), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("kind", [(4, 128, False), (8, CHANNEL_WISE, True)], ids=["int4-sym", "int8-asym"])
+@pytest.mark.parametrize("tokens", [1, 3, 70])
+def test_matrices_that_share_an_input_agree_with_numpy(isa: str, bits: int, kind: Any, tokens: int) -> None:
+    rng = np.random.default_rng(tokens)
+    # Sizes with and without a rest of 16.
+    matrices = [random_weights(rng, outputs, 256, *kind) for outputs in (64, 16, 37)]
+    model = build_linear(matrices, isa=isa, activation_bits=bits)
+    x = rng.standard_normal((tokens, 256)).astype(np.float32)
+    results = model.create_infer_request().infer([x[None]])
+    for index, matrix in enumerate(matrices):
+        expected = x.astype(np.float64) @ matrix.dequantize().astype(np.float64).T
+        assert_close(np.array(results[index])[0], expected, bits)
+
+
+def test_a_row_that_is_not_finite_stays_alone_in_projections() -> None:
+    rng = np.random.default_rng(0)
+    model = build_linear([random_weights(rng, 24, 64), random_weights(rng, 16, 64)])
+    x = rng.standard_normal((5, 64)).astype(np.float32)
+    x[1, 3], x[4, 0] = np.nan, np.inf
+    for result in model.create_infer_request().infer([x[None]]).values():
+        assert np.isnan(np.array(result)[0]).all(axis=1).tolist() == [False, True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"outputs": [16]}, "weights of 1 matrices, found 3 inputs"),
+        ({"outputs": [16, 32]}, "packed weights are damaged"),
+        ({"inputs": 32}, "damaged|features"),
+        ({"group": 48}, "group size must be 32, 64, 128 or -1, found 48"),
+        ({"isa": "z80"}, "no kernels named z80"),
+    ],
+)
+def test_projections_that_do_not_fit_are_refused(attributes: dict[str, Any], message: str) -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(RuntimeError, match=message):
+        build_linear([random_weights(rng, 16, 64), random_weights(rng, 16, 64)], **attributes)
+
+
 weights = st.tuples(st.sampled_from([4, 8]), st.sampled_from(reference.GROUPS), st.booleans())
 
 
