@@ -11,11 +11,12 @@ import gc
 import json
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from . import adapters as lora
 from . import verify
 from .compress import compress_ir
 from .errors import ExportError
@@ -55,6 +56,7 @@ def build(
     proof_bytes: int,
     prove: bool,
     trust_remote_code: bool,
+    adapters: Sequence[tuple[str, float]] = (),
 ) -> dict[str, Any]:
     """Fill a model directory from a checkpoint: tokenizer, configuration, weights.
 
@@ -66,6 +68,7 @@ def build(
         proof_bytes: Memory that comparing with transformers may take.
         prove: Compare with the source.
         trust_remote_code: Let transformers run the checkpoint's own code.
+        adapters: File and weight of each LoRA adapter to merge; the source is then the merged model.
 
     Returns:
         `recipe`: what compression did; `checks`: what was proved, empty without `prove`.
@@ -73,13 +76,18 @@ def build(
     Raises:
         ExportError: The tokenizer or the model cannot be converted, or the result differs from its source.
         CompressionError: The recipe does not fit the model.
+        SourceError: An adapter does not fit the model.
     """
     settings = Recipe.from_dict(recipe)
     source, out, scratch = Path(checkpoint), Path(bundle), Path(work)
     with disk_full_as_error(scratch):
-        checks = _convert(
-            source, out, scratch, DTYPES.get(settings.weight_format, "auto"), trust_remote_code, prove, proof_bytes
-        )
+        emit("step", name="tokenizer")
+        _write_tokenizer(source, out, trust_remote_code)
+        emit("step", name="reading")
+        model = _load(source, DTYPES.get(settings.weight_format, "auto"), trust_remote_code)
+        lora.merge(model, [lora.read(path, weight) for path, weight in adapters])
+        checks = _convert(model, source, out, scratch, prove, proof_bytes)
+        del model
     gc.collect()
     ir = scratch / "openvino_model.xml"
     summary: dict[str, Any] = {}
@@ -97,13 +105,7 @@ def build(
     return {"recipe": summary, "checks": checks}
 
 
-def _convert(
-    source: Path, out: Path, work: Path, dtype: str, trust_remote_code: bool, prove: bool, proof_bytes: int
-) -> dict[str, Any]:
-    emit("step", name="tokenizer")
-    _write_tokenizer(source, out, trust_remote_code)
-    emit("step", name="reading")
-    model = _load(source, dtype, trust_remote_code)
+def _convert(model: Any, source: Path, out: Path, work: Path, prove: bool, proof_bytes: int) -> dict[str, Any]:
     expected = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     emit("step", name="converting")
     with _report_growth(work / "openvino_model.bin", expected):

@@ -8,6 +8,7 @@ write the manifest, and only then give the directory its name.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import shutil
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import bundle, calibration, console, manifest, resources, supervise
+from .adapters import Adapter, read_all
 from .bundle import Bundle
 from .compress import add_recipe_arguments, recipe_from_arguments, resolve_recipe
 from .errors import ConfigError, ExportError, OVAFMError, SourceError
@@ -56,6 +58,7 @@ def export(
     work_dir: str | Path | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    adapters: Sequence[str | Path | Adapter] = (),
     progress: console.Progress | None = None,
 ) -> Bundle:
     """Export a model to a verified OpenVINO model directory.
@@ -75,6 +78,7 @@ def export(
         work_dir: Folder for the uncompressed IR (about the checkpoint's size); default beside `output`.
         allow_pickle: Accept weights that are only there as pickles.
         trust_remote_code: Run Python code that comes with the checkpoint.
+        adapters: LoRA adapters in PEFT's form (files, folders, or either with `:WEIGHT`) to merge before the export.
         progress: Where to draw progress.
 
     Returns:
@@ -85,8 +89,13 @@ def export(
     """
     resources.require("export", "torch", "transformers", "optimum.intel", "nncf")
     settings = resolve_recipe(recipe if recipe is not None else "int8", device)
+    to_merge = read_all(adapters)
     with progress if progress is not None else console.Progress() as bars:
         source = resolve(model, revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, progress=bars)
+        source = dataclasses.replace(source, adapters=to_merge)
+        if source.prebuilt and adapters:
+            msg = f"{source.id} is an OpenVINO model already, nothing can be merged into it; export its checkpoint"
+            raise ConfigError(msg)
         if source.prebuilt and recipe is not None:
             msg = f"{source.id} is an OpenVINO model already and is taken as it is; leave the recipe out"
             raise ConfigError(msg)
@@ -246,6 +255,7 @@ def _build(
         "proof_bytes": max(0, int(resources.free_memory() - BASE_BYTES)),
         "prove": verify,
         "trust_remote_code": trust_remote_code,
+        "adapters": [(str(adapter.path.absolute()), adapter.weight) for adapter in source.adapters],
     }
     with _in_background(source.describe) as description:
         with _StepBars(progress) as show:
@@ -386,6 +396,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work-dir", metavar="DIR", help="folder for the uncompressed IR (default: beside the output)")
     parser.add_argument("--allow-pickle", action="store_true", help="accept pickled weights (they can run code)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run Python code of the checkpoint")
+    parser.add_argument(
+        "--merge-adapter",
+        action="append",
+        default=[],
+        metavar="FILE[:WEIGHT]",
+        help="LoRA adapter in PEFT's form to merge before the export; may be given again",
+    )
     parser.add_argument("--json", action="store_true", help="print the manifest")
     args = parser.parse_args(argv)
     result = export(
@@ -401,6 +418,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         work_dir=args.work_dir,
         allow_pickle=args.allow_pickle,
         trust_remote_code=args.trust_remote_code,
+        adapters=args.merge_adapter,
     )
     if result.log is None:
         console.note(f"{result.path} is this export already; nothing was done (replace it with --force)")

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import device_journal, device_properties, devices, manifest, selftest, supervise
+from . import adapters, device_journal, device_properties, devices, manifest, selftest, supervise
+from .adapters import Adapter
 from .device_properties import Use
 from .engine_errors import last_line
 from .errors import ConfigError, DeviceError, OVAFMError, SourceError
@@ -56,6 +57,7 @@ class LoadRequest:
         fallback: Go on to the next device of `AUTO` when the named one fails.
         variant: Folder and extra properties for a model directory and a device: the plain model, or the one that
             is packed for kernels.
+        adapters: LoRA adapters, computed beside the model.
     """
 
     model_dir: Path
@@ -67,6 +69,7 @@ class LoadRequest:
     prompt_lookup: bool = False
     fallback: bool = True
     variant: Callable[[Path, str], tuple[Path, dict[str, Any]]] = lambda folder, _: (folder, {})
+    adapters: tuple[Adapter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +204,8 @@ def properties_for(request: LoadRequest, choice: devices.Choice, model: str) -> 
             raise DeviceError(msg)
         found["prompt_lookup"] = True
     if info and "CACHE_DIR" not in found and request.use.blob is None:
-        key = device_journal.state_key(model, info.full_name, info.driver, found)
+        graph = {"adapters": [each.describe() for each in request.adapters]} if request.adapters else {}
+        key = device_journal.state_key(model, info.full_name, info.driver, found | graph)
         found["CACHE_DIR"] = str(device_journal.compiled_dir(key))
     return found
 
@@ -267,6 +271,8 @@ def _compile(request: LoadRequest, choice: devices.Choice, properties: dict[str,
         if request.draft_model is not None:
             manifest.verify(request.draft_model)
             extra["draft_model"] = openvino_genai.draft_model(request.draft_model, choice.device)
+        if request.adapters:
+            extra["adapters"] = adapters.engine_config(request.adapters, request.model_dir)
         folder, kernels = request.variant(request.model_dir, choice.device)
         return openvino_genai.LLMPipeline(folder, choice.device, **{**properties, **kernels}, **extra)
 

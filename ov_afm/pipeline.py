@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from . import adapters as lora
 from . import device_journal, devices, manifest
 from .detokenize import TextAssembler
 from .device_properties import DEFAULT_USE, Use
@@ -31,7 +32,7 @@ from .errors import ConfigError, GenerationError, SourceError
 from .interrupt import wait_for
 from .loading import LoadRequest, Phases, load, locate
 from .params import Params
-from .sparsity.select import engine_model
+from .sparsity.select import engine_model, plain_model
 from .stream import Completion, Delta, FinishReason, Request, streamer
 
 __all__ = ["Completion", "Delta", "FinishReason", "Message", "Params", "Pipeline", "Prompt", "Use"]
@@ -55,6 +56,7 @@ class Pipeline:
         model_dir: A model directory, ours or made by `optimum-cli export openvino`.
         device: `CPU`, `GPU`, `GPU.1`, `NPU`, `AUTO` (GPU, then NPU, then CPU, by what can run the model), or
             `NPU-EMULATED` (the NPU's path on CPU, to try limits and shapes without an NPU).
+        adapters: LoRA adapters in PEFT's form: files, folders, or either with `:WEIGHT` at the end.
         draft_model: Model directory of a small model of the same tokenizer that drafts tokens.
         prompt_lookup: Draft tokens from the prompt itself: faster where answers quote it.
         num_assistant_tokens: Tokens drafted at a time by either.
@@ -86,6 +88,7 @@ class Pipeline:
         model_dir: str | Path,
         device: str = "CPU",
         *,
+        adapters: Sequence[str | Path | lora.Adapter] = (),
         draft_model: str | Path | None = None,
         prompt_lookup: bool = False,
         num_assistant_tokens: int = 5,
@@ -100,6 +103,9 @@ class Pipeline:
             raise ConfigError(msg)
         if num_assistant_tokens < 1:
             msg = f"num_assistant_tokens must be at least 1, found {num_assistant_tokens}"
+            raise ConfigError(msg)
+        if adapters and draft_model is not None:
+            msg = "adapters and a draft model exclude each other; choose one, or merge: ov-afm export --merge-adapter"
             raise ConfigError(msg)
         self.model_dir = locate(model_dir)
         self.manifest = manifest.verify(self.model_dir)
@@ -119,7 +125,9 @@ class Pipeline:
             draft_model=None if draft_model is None else locate(draft_model),
             prompt_lookup=prompt_lookup,
             fallback=fallback,
-            variant=engine_model,
+            # The kernels take the MLPs' layers out of the graph, where adapters would find them.
+            variant=plain_model if adapters else engine_model,
+            adapters=lora.read_all(adapters),
         )
         loaded = load(request, phases)
         self._engine, self._properties = loaded.engine, loaded.properties

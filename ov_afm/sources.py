@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from . import checkpoint, embedded, manifest
+from .adapters import Adapter
 from .checkpoint import SUPPORTED
 from .console import Progress
 from .errors import SourceError
@@ -42,6 +43,7 @@ class Source:
         config: Contents of `config.json`.
         synthetic: The weights are random, made by `ov-afm synth`.
         digests: sha256 by file name where it was computed and checked already.
+        adapters: LoRA adapters that are to be merged into it.
     """
 
     kind: Kind
@@ -54,6 +56,7 @@ class Source:
     config: Mapping[str, Any]
     synthetic: bool
     digests: Mapping[str, str] = field(default_factory=dict)
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def prebuilt(self) -> bool:
@@ -73,6 +76,8 @@ class Source:
         }
         if self.synthetic:
             fields["synthetic"] = True
+        if self.adapters:
+            fields["adapters"] = [adapter.describe() for adapter in self.adapters]
         return fields
 
 

@@ -1,4 +1,4 @@
-"""LoRA adapters made by PEFT: computed beside the model, merged before export, served; and those that cannot be used."""
+"""LoRA adapters made by PEFT: computed beside the model, merged before export, served; and those that are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ov_afm.params import Params
 PROMPT = "What is the capital of France?"
 NEW_TOKENS = 24
 F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
-GREEDY = Params(max_new_tokens=NEW_TOKENS, greedy=True, ignore_eos=True)
+GREEDY = Params(max_new_tokens=NEW_TOKENS, greedy=True, ignore_eos=True, repetition_penalty=1.0)
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
 
 
@@ -76,7 +76,9 @@ def greedy_text(checkpoint: Path, model: Any) -> str:
     tokenizer = tokenizer_of(checkpoint)
     inputs = tokenizer(PROMPT, return_tensors="pt")
     tokens = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=2)
-    return str(tokenizer.decode(tokens[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))
+    text = str(tokenizer.decode(tokens[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))
+    # A character whose last bytes did not come.
+    return text.rstrip("\ufffd")
 
 
 @pytest.fixture(scope="module")
@@ -168,9 +170,7 @@ def test_merged_export_has_the_logits_of_peft(tiny_checkpoint: Path, make: Calla
 
 def test_adapter_whose_parts_differ_is_only_merged(tiny_fp32: Path, make: Callable[..., Path]) -> None:
     folder = make("uneven", alpha_pattern={"up_proj": 3})
-    with pytest.raises(
-        SourceError, match="scales its modules differently, which works only merged; run: ov-afm export"
-    ):
+    with pytest.raises(SourceError, match="scales its modules differently, which works only merged; run: "):
         Pipeline(tiny_fp32, adapters=[folder])
 
 
@@ -189,9 +189,7 @@ def test_adapter_of_another_size_is_refused(adapter: Path, tmp_path: Path, tiny_
 def test_adapter_of_a_deeper_model_is_refused(make: Callable[..., Path], tiny_fp32: Path, tmp_path: Path) -> None:
     deep = tiny.write_arcee(tmp_path / "deep", num_hidden_layers=3)
     folder = make_adapter(deep, tmp_path / "adapter")
-    with pytest.raises(
-        SourceError, match=r"changes model.layers.2.\S+, which tiny-fp32 lacks; it was made for another"
-    ):
+    with pytest.raises(SourceError, match=r"changes model.layers.2.\S+, which tiny-fp32 lacks; it was made for"):
         Pipeline(tiny_fp32, adapters=[folder])
 
 

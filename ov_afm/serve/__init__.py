@@ -12,12 +12,12 @@ import json
 import os
 import re
 import signal
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import console, loading, manifest
+from .. import adapters, console, loading, manifest
 from ..errors import ConfigError, DeviceError
 from ..resources import require
 
@@ -39,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     absent = argparse.SUPPRESS
     add("--model", action="append", default=[], metavar="NAME=DIR", help="a model and the name clients use; repeatable")
+    add("--adapter", action="append", default=[], metavar="NAME=FILE[:WEIGHT]",
+        help="the first model with a LoRA adapter in PEFT's form, under a name of its own; repeatable")  # fmt: skip
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens the server to the network")
     add("--port", type=int, default=8000, help="port to listen on; 0 takes a free one")
     add("--api-key", action="append", default=[], metavar="KEY", help=f"key to ask for; also from {KEY_VARIABLE}")
@@ -113,11 +115,27 @@ def _folders(arguments: argparse.Namespace) -> dict[str, Path]:
         msg = "which model? give a model directory, or --model NAME=DIR"
         raise ConfigError(msg)
     for name, folder in folders.items():
-        if not MODEL_NAME.fullmatch(name):
-            msg = f"a model's name is letters, digits and . _ : / -, found {name!r}; use --model NAME=DIR"
-            raise ConfigError(msg)
+        _check_name(name, "--model NAME=DIR")
         manifest.verify(loading.locate(str(folder)))
     return folders
+
+
+def _check_name(name: str, flag: str) -> None:
+    if not MODEL_NAME.fullmatch(name):
+        msg = f"a model's name is letters, digits and . _ : / -, found {name!r}; use {flag}"
+        raise ConfigError(msg)
+
+
+def _adapters(arguments: argparse.Namespace, folders: Mapping[str, Path]) -> dict[str, adapters.Adapter]:
+    """The adapters to serve, by name; each checked to fit the first model."""
+    found = {name: adapters.read(file) for name, file in _pairs(arguments.adapter, "--adapter").items()}
+    for name, adapter in found.items():
+        _check_name(name, "--adapter NAME=FILE")
+        if name in folders:
+            msg = f"{name!r} names a model and an adapter; give the adapter another name"
+            raise ConfigError(msg)
+        adapters.check(adapter, next(iter(folders.values())))
+    return found
 
 
 def _given(kind: type, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -147,6 +165,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     specs = {
         name: EngineSpec(str(folder.resolve()), **{**spec_fields, "ov_config": config})
         for name, folder in folders.items()
+    }
+    first = next(iter(specs.values()))
+    specs |= {
+        name: replace(first, adapter=(str(adapter.path.resolve()), adapter.weight))
+        for name, adapter in _adapters(arguments, folders).items()
     }
     keys = tuple(arguments.api_key) or tuple(filter(None, [os.environ.get(KEY_VARIABLE)]))
     settings = Settings(

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import device_journal, devices, loading, manifest
+from .. import adapters, device_journal, devices, loading, manifest
 from ..detokenize import TextAssembler
 from ..device_properties import KV_BYTES, Use
 from ..engine_errors import last_line
 from ..errors import ConfigError, DeviceError
 from ..resources import free_memory
-from ..sparsity.select import engine_model
+from ..sparsity.select import engine_model, plain_model
 
 __all__ = ["Batch", "EngineSpec", "Job"]
 
@@ -43,6 +43,7 @@ class EngineSpec:
         kv_cache: Precision of the KV cache.
         threads: CPU threads.
         ov_config: OpenVINO properties as they are.
+        adapter: File and weight of a LoRA adapter; None serves the model as it is.
     """
 
     model_dir: str
@@ -53,6 +54,7 @@ class EngineSpec:
     kv_cache: str | None = None
     threads: int | None = None
     ov_config: dict[str, Any] = field(default_factory=dict)
+    adapter: tuple[str, float] | None = None
 
 
 @dataclass(slots=True)
@@ -108,7 +110,11 @@ class Batch:
         scheduler.dynamic_split_fuse = True
         scheduler.enable_prefix_caching = True
         cache_tokens = self._bound_cache(scheduler, spec, geometry, choice.kind, model_dir)
-        folder, extra = engine_model(model_dir, choice.device)
+        if spec.adapter is None:
+            folder, extra = engine_model(model_dir, choice.device)
+        else:
+            folder, extra = plain_model(model_dir, choice.device)
+            extra["adapters"] = adapters.engine_config([adapters.read(*spec.adapter)], model_dir)
         try:
             self._engine = openvino_genai.ContinuousBatchingPipeline(
                 folder, scheduler, choice.device, {**properties, **extra}
