@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "ffn.h"
+#include "linear.h"
 
 namespace {
 
@@ -145,6 +146,27 @@ void test(const Kernels& kernels, const Case& c, size_t tokens, int bits, std::m
   check(tokens == 1 || !std::isnan(y[0]), "NaN leaks into another token");
 }
 
+// Matrices that share an input, the last with a rest of outputs.
+void test_linear(const Kernels& kernels, size_t tokens, int bits, std::mt19937& rng) {
+  const Random<UpMatrix> first(64, 48, 32, 4, true, rng), last(64, 21, 32, 4, true, rng);
+  const Linear linear{{first, last}, bits};
+  std::vector<float> x(tokens * 64), y0(tokens * 48), y1(tokens * 21);
+  for (auto& v : x) v = static_cast<float>(rng() % 2000) / 1000.f - 1;
+  run(kernels, linear, x.data(), tokens, {y0.data(), y1.data()});
+  double error = 0, size = 1e-20;
+  const auto compare = [&](const Random<UpMatrix>& m, const std::vector<float>& y) {
+    for (size_t t = 0; t < tokens; t++)
+      for (size_t o = 0; o < m.outputs; o++) {
+        double z = 0;
+        for (size_t i = 0; i < 64; i++) z += double(x[t * 64 + i]) * m.weights[o * 64 + i];
+        error += std::pow(y[t * m.outputs + o] - z, 2), size += z * z;
+      }
+  };
+  compare(first, y0);
+  compare(last, y1);
+  check(std::sqrt(error / size) < (bits == 8 ? 0.04 : 4e-4), "projections and reference disagree");
+}
+
 // Several inferences at once on the same weights.
 void test_concurrency(const Kernels& kernels, std::mt19937& rng) {
   const Random<UpMatrix> up(128, 512, 32, 4, false, rng);
@@ -179,6 +201,8 @@ int main() {
     for (const Case& c : cases)
       for (size_t tokens : {0, 1, 5, &c == cases ? 67 : 7})
         for (int bits : {8, 16}) test(*kernels, c, tokens, bits, rng);
+    for (size_t tokens : {0, 1, 67})
+      for (int bits : {8, 16}) test_linear(*kernels, tokens, bits, rng);
     test_concurrency(*kernels, rng);
   }
   std::puts("all good");
