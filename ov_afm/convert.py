@@ -92,7 +92,7 @@ def build(
     ir = scratch / "openvino_model.xml"
     summary: dict[str, Any] = {}
     with disk_full_as_error(out):
-        if settings.bits <= 8:
+        if settings.bits <= 8 or settings.equalise != "none":
             emit("step", name="compressing")
             summary = compress_ir(ir, out, settings, out)
         else:

@@ -21,6 +21,7 @@ EMBEDDED_MODEL = "smollm2-135m-instruct"
 
 WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
 BackupPrecision = Literal["none", "int8_sym", "int8_asym"]
+Equalise = Literal["none", "fp16", "full"]
 CHANNEL_WISE = -1
 
 
@@ -41,7 +42,10 @@ class Recipe:
         awq: Activation-aware scaling of weights (needs calibration data, and a pattern NNCF knows).
         scale_estimation: Fit scales to activations (needs calibration data).
         gptq: GPTQ rounding (needs calibration data).
-        dataset: Calibration data: a `.txt` or `.jsonl` file, or a name NNCF/Optimum knows; None for none.
+        equalise: Exact rescaling of weights before they are quantized (needs calibration data): `fp16` only keeps
+            relu² within fp16's range, `full` also moves range to where rounding costs least; see `equalise`.
+        dataset: Calibration data: files, `packaged`, `self`, or names that NNCF/Optimum know, with weights; see
+            `calibration`. None where no algorithm reads any.
         num_samples: Calibration samples taken from the dataset.
     """
 
@@ -56,6 +60,7 @@ class Recipe:
     awq: bool = False
     scale_estimation: bool = False
     gptq: bool = False
+    equalise: Equalise = "none"
     dataset: str | None = None
     num_samples: int = 128
 
@@ -71,6 +76,12 @@ class Recipe:
         if self.backup_precision not in get_args(BackupPrecision):
             known = ", ".join(get_args(BackupPrecision))
             msg = f"backup precision {self.backup_precision!r} is unknown; choose one of {known}"
+            raise ConfigError(msg)
+        if self.equalise not in get_args(Equalise):
+            msg = f"equalisation {self.equalise!r} is unknown; choose one of {', '.join(get_args(Equalise))}"
+            raise ConfigError(msg)
+        if self.equalise == "full" and self.bits > 8:
+            msg = f"equalisation 'full' prepares for int8 and int4, found {self.weight_format}; choose fp16 or none"
             raise ConfigError(msg)
         if not 0.0 <= self.ratio <= 1.0:
             msg = f"ratio must lie between 0 and 1, found {self.ratio}"
@@ -98,7 +109,7 @@ class Recipe:
     @property
     def needs_data(self) -> bool:
         """Whether an algorithm in the recipe reads calibration data."""
-        return self.awq or self.scale_estimation or self.gptq
+        return self.awq or self.scale_estimation or self.gptq or self.equalise != "none"
 
     @property
     def bits(self) -> int:

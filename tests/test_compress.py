@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from ov_afm import calibration, manifest, supervise
-from ov_afm.compress import add_recipe_arguments, compress, compress_ir, main, recipe_from_arguments
+from ov_afm.compress import add_recipe_arguments, compress, compress_ir, main, recipe_from_arguments, resolve_recipe
 from ov_afm.errors import CompressionError, ConfigError, DeviceError, OVAFMError
 from ov_afm.presets import RECIPES, Recipe
 
@@ -34,7 +34,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
-    path.write_text(tiny.CORPUS * 24, encoding="utf-8")
+    path.write_text(calibration.PACKAGED_TEXT.read_text(encoding="utf-8")[:8000], encoding="utf-8")
     return path
 
 
@@ -190,78 +190,45 @@ def test_device_that_cannot_run_the_recipe_is_refused_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_recipe_that_needs_data_says_so(tiny_fp32: Path, tmp_path: Path, no_work: None) -> None:
-    assert error_of(tiny_fp32, tmp_path / "out", recipe="int4-quality") == (
-        "recipe int4-quality uses scale estimation, which needs calibration data: add --dataset FILE.txt (or .jsonl)"
-    )
+def test_recipe_that_needs_data_and_was_given_none_takes_the_packaged_text() -> None:
+    assert resolve_recipe("int4-quality").dataset == calibration.PACKAGED
+    assert resolve_recipe("int4").dataset is None
+    assert resolve_recipe(Recipe(equalise="fp16")).dataset == calibration.PACKAGED
+
+
+def test_equalisation_is_done_before_rounding_and_recorded(tiny_fp32: Path, tmp_path: Path, text: Path) -> None:
+    data = {"dataset": str(text), "num_samples": 2, "group_size": 64}
+    plain = quantize(tiny_fp32, tmp_path / "plain", **data)
+    found = quantize(tiny_fp32, tmp_path / "out", equalise="full", **data)
+    assert found["layers"] == plain["layers"]
+    assert "calibration" not in plain
+    assert found["calibration"]["samples"] == 2
+    assert found["equalisation"]["layers"] == 2
+    assert set(found["equalisation"]["error_ratio"]) == {"qkv", "o", "up", "down"}
+    weights = [(tmp_path / name / "openvino_model.bin").read_bytes() for name in ("plain", "out")]
+    assert weights[0] != weights[1]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"equalise": "some"}, "equalisation 'some' is unknown; choose one of none, fp16, full"),
+        (
+            {"weight_format": "fp16", "equalise": "full"},
+            "equalisation 'full' prepares for int8 and int4, found fp16; choose fp16 or none",
+        ),
+    ],
+)
+def test_equalisation_that_makes_no_sense_is_refused(recipe: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Recipe(**recipe)
+    assert str(caught.value) == message
 
 
 def test_checkpoint_in_place_of_a_model_gets_the_export_command(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert error_of(tiny_checkpoint, tmp_path / "out") == (
         f"{tiny_checkpoint} is a checkpoint, not an OpenVINO model; run: ov-afm export {tiny_checkpoint} --output DIR"
     )
-
-
-# -- Calibration data
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("none.txt", "no such calibration file: none.txt"),
-        ("data.csv", "dataset 'data.csv' is unknown; give a .txt or .jsonl file, or one of wikitext2, c4, gsm8k"),
-    ],
-)
-def test_dataset_that_cannot_be_read_is_refused_before_any_work(
-    tiny_fp32: Path, tmp_path: Path, no_work: None, name: str, message: str
-) -> None:
-    recipe = Recipe(weight_format="int4", group_size=64, gptq=True, dataset=name)
-    assert error_of(tiny_fp32, tmp_path / "out", recipe=recipe) == message
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.txt", b"", "calibration data a.txt holds 0 tokens; at least 32 are needed"),
-        ("a.txt", b"hi \xff\xfe", "calibration file a.txt is not UTF-8 text (byte 3)"),
-        ("a.jsonl", b'\n{"text": "x"}\n{"txt": 1}', "a.jsonl line 3 is neither "),
-        ("a.jsonl", b"[1, 2]", "a.jsonl line 1 is neither "),
-        ("a.jsonl", b"3", "a.jsonl line 1 is neither "),
-        ("a.jsonl", b"{", "a.jsonl line 1 is neither "),
-        ("a.jsonl", b'{"messages": "hello"}', "a.jsonl line 1 is neither "),
-        ("a.jsonl", b'{"messages": [{"role": "user"}]}', "a.jsonl line 1 is neither "),
-    ],
-    ids=["empty", "binary", "no-key", "list", "number", "no-json", "messages-text", "message-without-content"],
-)
-def test_bad_calibration_data_are_named(
-    tiny_checkpoint: Path, tmp_path: Path, name: str, content: bytes, message: str
-) -> None:
-    from transformers import AutoTokenizer
-
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(CompressionError) as caught:
-        calibration.token_samples(str(tmp_path / name), AutoTokenizer.from_pretrained(tiny_checkpoint), 4)
-    assert str(caught.value).startswith(message)
-
-
-def test_chat_is_templated_once_and_with_the_models_own_template(tiny_checkpoint: Path, chat: Path) -> None:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
-    first = calibration.token_samples(str(chat), tokenizer, 3)[0]
-    assert tokenizer.decode(first) == (
-        "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\nParis.<|im_end|>\n"
-    )
-
-
-def test_long_text_is_cut_and_shreds_are_dropped(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
-
-    (tmp_path / "long.txt").write_text("a b " * 400)
-    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
-    samples = calibration.token_samples(str(tmp_path / "long.txt"), tokenizer, 128)
-    assert all(calibration.MINIMUM_TOKENS <= len(sample) <= calibration.SAMPLE_TOKENS for sample in samples)
-    assert len(calibration.token_samples(str(tmp_path / "long.txt"), tokenizer, 2)) == 2
 
 
 # -- Flags

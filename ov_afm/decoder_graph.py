@@ -1,0 +1,197 @@
+"""The weights of a decoder's layers in an uncompressed IR, to be read, rescaled and put back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import CompressionError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float32]
+
+__all__ = ["Layer", "Weight", "find_layers"]
+
+MATRIX = re.compile(r"layers\.(\d+)\.(?:self_attn|mlp)\.(q|k|v|o|up|gate|down)_proj/")
+
+
+class Weight:
+    """One constant of the graph, as f32 once it is looked at.
+
+    Attributes:
+        name: Name in the checkpoint.
+    """
+
+    def __init__(self, reader: Any) -> None:
+        """Take the input of a node that a Constant feeds, directly or through a Convert."""
+        self.reader = reader
+        node = reader.get_source_output().get_node()
+        self.constant = node if node.get_type_name() == "Constant" else node.input_value(0).get_node()
+        self.name = str(self.constant.get_friendly_name()).removeprefix("self.").removesuffix("._openvino_orig_weight")
+        self._value: Array | None = None
+
+    @property
+    def value(self) -> Array:
+        """The values, to be changed in place or replaced."""
+        if self._value is None:
+            self._value = _as_f32(self.constant)
+        return self._value
+
+    @value.setter
+    def value(self, value: Array) -> None:
+        self._value = value
+
+    def scale_rows(self, scales: Array) -> None:
+        """Multiply each row by its own scale."""
+        self.value = self.value * scales[:, None].astype(np.float32)
+
+    def scale_columns(self, scales: Array) -> None:
+        """Multiply each column by its own scale."""
+        self.value = self.value * scales.astype(np.float32)
+
+    def write(self) -> None:
+        """Put changed values into the graph, as f32, and forget them."""
+        if self._value is not None:
+            from openvino import opset13 as ops
+
+            value = np.ascontiguousarray(self._value, dtype=np.float32)
+            # Only this reader: equal constants may be shared by several nodes.
+            self.reader.replace_source_output(ops.constant(value, name=self.constant.get_friendly_name()).output(0))
+            self._value = None
+
+
+@dataclass(slots=True)
+class Layer:
+    """Weights of one decoder layer, and the outputs that feed them."""
+
+    index: int
+    head_dim: int
+    attention_norm: Weight
+    mlp_norm: Weight
+    q: Weight
+    k: Weight
+    v: Weight
+    o: Weight
+    up: Weight
+    gate: Weight | None
+    down: Weight
+    attention_input: Any
+    heads_input: Any
+    mlp_input: Any
+    up_output: Any
+
+    @property
+    def relu2(self) -> bool:
+        """Whether the MLP is relu(up)² without a gate."""
+        return self.gate is None
+
+    @property
+    def mlp_readers(self) -> list[Weight]:
+        """Matrices that read the MLP's input."""
+        return [self.up] if self.gate is None else [self.gate, self.up]
+
+    @property
+    def hidden(self) -> int:
+        """Width of the residual stream."""
+        return int(self.down.constant.get_output_shape(0)[0])
+
+    @property
+    def elements(self) -> int:
+        """Weights of all matrices."""
+        return sum(int(np.prod(matrix.constant.get_output_shape(0))) for matrix in self.matrices())
+
+    def matrices(self) -> Iterator[Weight]:
+        """All matrices."""
+        yield from (self.q, self.k, self.v, self.o, *self.mlp_readers, self.down)
+
+    def write(self) -> None:
+        """Put what was changed into the graph."""
+        for weight in (*self.matrices(), self.attention_norm, self.mlp_norm):
+            weight.write()
+
+
+def find_layers(model: Any) -> list[Layer]:
+    """The decoder layers of an IR that Optimum exported, from the first to the last.
+
+    Raises:
+        CompressionError: None was found, or one lacks a part.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    for node in model.get_ordered_ops():
+        match = MATRIX.search(node.get_friendly_name())
+        if match and node.get_type_name() == "MatMul":
+            found.setdefault(int(match[1]), {})[match[2]] = node
+    if not found:
+        msg = "no decoder layers were found in the model; equalisation knows models that `ov-afm export` makes"
+        raise CompressionError(msg)
+    return [_layer(index, found[index]) for index in sorted(found)]
+
+
+def _layer(index: int, matmuls: dict[str, Any]) -> Layer:
+    missing = [name for name in ("q", "k", "v", "o", "up", "down") if name not in matmuls]
+    if missing:
+        msg = f"layer {index} has no {missing[0]}_proj in the model; equalisation knows Arcee and Llama decoders"
+        raise CompressionError(msg)
+    weights = {name: Weight(node.input(1)) for name, node in matmuls.items()}
+    attention_norm = _norm(matmuls["q"].input_value(0), index)
+    mlp_norm = _norm(matmuls["up"].input_value(0), index)
+    return Layer(
+        index=index,
+        head_dim=_head_dim(matmuls["v"]),
+        attention_norm=attention_norm,
+        mlp_norm=mlp_norm,
+        gate=weights.pop("gate", None),
+        attention_input=matmuls["q"].input_value(0),
+        heads_input=matmuls["o"].input_value(0),
+        mlp_input=matmuls["up"].input_value(0),
+        up_output=matmuls["up"].output(0),
+        **weights,
+    )
+
+
+def _norm(output: Any, index: int) -> Weight:
+    """The weight of the RMSNorm that makes an output; put there where all ones were folded away."""
+    from openvino import opset13 as ops
+
+    node = output.get_node()
+    if node.get_type_name() != "Multiply":
+        msg = f"the norm of layer {index} is not where Optimum puts it ({node.get_type_name()} found)"
+        raise CompressionError(msg)
+    for port in range(2):
+        inner = node.input_value(port).get_node()
+        if inner.get_type_name() == "Convert":
+            inner = inner.input_value(0).get_node()
+        if inner.get_type_name() == "Constant":
+            return Weight(node.input(port))
+    width = output.get_partial_shape()[2].get_length()
+    readers = list(output.get_target_inputs())
+    scaled = ops.multiply(output, ops.constant(np.ones((1, 1, width), dtype=np.float32)))
+    for reader in readers:
+        reader.replace_source_output(scaled.output(0))
+    return Weight(scaled.input(1))
+
+
+def _head_dim(v: Any) -> int:
+    """Width of a value head: the last extent of the reshape that follows `v_proj`."""
+    for target in v.output(0).get_target_inputs():
+        shape = target.get_node().get_output_partial_shape(0)
+        if target.get_node().get_type_name() == "Reshape" and shape.rank.get_length() == 4:
+            return int(shape[3].get_length())
+    return 0
+
+
+def _as_f32(constant: Any) -> Array:
+    data = constant.data
+    if constant.get_element_type().get_type_name() == "bf16":
+        # bf16 is the upper half of f32.
+        bits = np.ascontiguousarray(data).view(np.uint16).astype(np.uint32) << 16
+        widened: Array = bits.view(np.float32).reshape(constant.get_output_shape(0))
+        return widened
+    result: Array = np.array(data, dtype=np.float32)
+    return result
