@@ -27,11 +27,12 @@ LAYERS = {
         "metrics stream energy bandwidth resources_used load_display"
     ),
     "making and running models": (
-        "export convert verify compress calibration calibration_text self_sampling quantize recipe_options equalise rounding "
-        "decoder_graph bundle info synth prune_* sparsity "
-        "sparsity.* pipeline generate upload"
+        "export convert verify compress calibration calibration_text self_sampling quantize recipe_options equalise "
+        "rounding decoder_graph bundle info synth prune_* sparsity sparsity.* pipeline generate upload"
     ),
-    "programs": "prune tune tune_* bench bench_* recommend evaluate evaluate_* eval_* report report_* serve serve.* chat chat.*",
+    "programs": (
+        "prune tune bench bench_* recommend evaluate evaluate_* eval_* report report_* serve serve.* chat chat.*"
+    ),
     "doors": "cli __main__ __init__",
 }
 # Imported only when work needs them.
