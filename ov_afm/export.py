@@ -23,7 +23,7 @@ from . import bundle, calibration, console, manifest, resources, supervise
 from .adapters import Adapter, read_all
 from .bundle import Bundle
 from .compress import add_recipe_arguments, recipe_from_arguments, resolve_recipe
-from .errors import ConfigError, ExportError, OVAFMError, SourceError
+from .errors import ConfigError, ExportError, ExtensionError, OVAFMError, SourceError
 from .presets import DEFAULT_MODEL, SAMPLING, Recipe
 from .sources import Source, resolve
 from .staging import disk_full_as_error, staging
@@ -374,7 +374,22 @@ def _notes(result: manifest.Manifest) -> list[str]:
     notes = list(result.recipe.get("notes", []))
     if result.source.get("synthetic"):
         notes.append("the weights are random (synthetic checkpoint): speed is real, words are not")
+    if _kernels_would_help(result):
+        notes.append("this CPU decodes it faster with the ReLU² kernels: ov-afm kernels MODEL_DIR")
     return notes
+
+
+def _kernels_would_help(result: manifest.Manifest) -> bool:
+    from .sparsity import extension
+
+    known = result.geometry.get("activation") == "relu2" and "kernels" not in result.sparsity
+    if not known or not str(result.recipe.get("weight_format", "")).startswith("int"):
+        return False
+    try:
+        extension.library()
+    except ExtensionError:
+        return False
+    return True
 
 
 @console.command
