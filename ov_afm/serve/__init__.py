@@ -73,7 +73,8 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     def add(flag: str, help: str, **kind: Any) -> None:
         group.add_argument(flag, help=help, default=absent, **kind)
 
-    group.add_argument("--device", default="CPU", help="CPU, GPU, GPU.1 or AUTO")
+    group.add_argument("--device", default="CPU",
+                       help="CPU, GPU, GPU.1 or AUTO; NPU and NPU-EMULATED answer one request at a time")  # fmt: skip
     add("--cache-size-gb", "bound of the KV cache (default: by free memory)", type=float, metavar="GB")
     add("--max-running", "sequences generated at once (default: 32)", type=int, metavar="N")
     add("--prefill-tokens", "tokens of a prompt computed in one step (default: 256)", type=int, metavar="N")
@@ -158,14 +159,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .app import Settings, build
     from .batch import EngineSpec
     from .models import Limits, models_for
+    from .single import takes_turns
 
     config = {key: _json_or_text(value) for key, value in _pairs(arguments.ov_config, "--ov-config").items()}
     limits = Limits(**_given(Limits, arguments))
-    spec_fields = {key: value for key, value in _given(EngineSpec, arguments).items() if key != "model_dir"}
+    own = ("model_dir", "adapter")
+    spec_fields = {key: value for key, value in _given(EngineSpec, arguments).items() if key not in own}
     specs = {
         name: EngineSpec(str(folder.resolve()), **{**spec_fields, "ov_config": config})
         for name, folder in folders.items()
     }
+    if takes_turns(arguments.device):
+        specs = {name: replace(spec, max_running=1) for name, spec in specs.items()}
     first = next(iter(specs.values()))
     specs |= {
         name: replace(first, adapter=(str(adapter.path.resolve()), adapter.weight))

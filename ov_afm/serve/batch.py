@@ -91,7 +91,12 @@ class Batch:
         tokenizer: GenAI's tokenizer.
         device: OpenVINO's name of the device.
         context_length: Tokens that prompt and answer may have together.
+        max_prompt_tokens: Tokens that a prompt may have.
+        cache_tokens: Tokens that the KV cache holds.
+        logprobs: Whether log probabilities can be told.
     """
+
+    logprobs = True
 
     def __init__(self, spec: EngineSpec) -> None:
         import openvino_genai
@@ -126,6 +131,7 @@ class Batch:
         self.device = choice.device
         self.vocab = int(geometry["vocab"])
         self.context_length = min(int(geometry["max_positions"]), cache_tokens)
+        self.max_prompt_tokens = self.context_length - 1
         self.cache_tokens = cache_tokens
         self._jobs: dict[int, Job] = {}
         self._pieces = {index: piece for piece, index in self.tokenizer.get_vocab().items()}

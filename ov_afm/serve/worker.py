@@ -22,9 +22,10 @@ from typing import IO, Any, NamedTuple
 from ..engine_errors import last_line
 from ..errors import ConfigError, GenerationError, OVAFMError
 from ..params import Params
-from .batch import Batch, EngineSpec, Job
+from .batch import EngineSpec, Job
 from .grammar import GrammarCheck, structured_output
 from .prompting import Prompter
+from .single import open_engine
 
 __all__ = ["Worker", "main"]
 
@@ -60,7 +61,7 @@ class Worker:
     def __init__(self, spec: EngineSpec, send: Callable[[list[Message]], None]) -> None:
         self._send = send
         self._model_dir = Path(spec.model_dir)
-        self._batch = Batch(spec)
+        self._batch = open_engine(spec)
         self._prompter = Prompter(self._batch.tokenizer, self._model_dir)
         self._grammar = GrammarCheck(self._batch.tokenizer, self._batch.vocab)
         # The first use creates the compiler that the engine's own thread shares.
@@ -166,6 +167,13 @@ class Worker:
         if len(tokens) >= limit:
             msg = f"the prompt has {len(tokens)} tokens and the context is {limit} tokens; shorten it"
             raise Refused(msg, param=param, code="context_length_exceeded")
+        if len(tokens) > self._batch.max_prompt_tokens:
+            longest = self._batch.max_prompt_tokens
+            msg = f"the prompt has {len(tokens)} tokens and {self._batch.device} takes up to {longest}; shorten it"
+            raise Refused(msg, param=param, code="context_length_exceeded")
+        if message.get("logprobs") and not self._batch.logprobs:
+            msg = f"logprobs are not available on {self._batch.device}; leave them out"
+            raise Refused(msg, param="logprobs", code="unsupported_parameter")
         fields = dict(message["params"])
         wanted = fields.get("max_new_tokens")
         if wanted is not None and wanted > limit:
