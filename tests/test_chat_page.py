@@ -126,6 +126,9 @@ def test_models_are_found_in_a_folder(tiny_model: Path, tmp_path: Path) -> None:
 
 def test_sampling_begins_with_what_the_model_recommends(tmp_path: Path) -> None:
     assert recommended(tmp_path)["temperature"] == 1.0
-    (tmp_path / "generation_config.json").write_text('{"temperature": 0.5, "top_k": 0, "top_p": "x"}')
+    config = tmp_path / "generation_config.json"
+    config.write_text('{"temperature": 0.5}')
+    assert recommended(tmp_path)["temperature"] == 0
+    config.write_text('{"do_sample": true, "temperature": 0.5, "top_k": 0, "top_p": "x"}')
     values = recommended(tmp_path)
     assert (values["temperature"], values["top_k"], values["top_p"]) == (0.5, 0, 1.0)

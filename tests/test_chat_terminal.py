@@ -173,6 +173,8 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat() -> None:
         window.expect(r"context: \d+ tokens used")
         window.say("/device GPU")
         window.expect("the server chooses the device")
+        window.expect("running on http://127.0.0.1")
+        window.expect("›")
         window.child.sendintr()
         window.expect("Ctrl-D or /exit leaves")
         window.child.sendeof()

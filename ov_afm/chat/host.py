@@ -21,7 +21,7 @@ from .remote import Remote
 __all__ = ["DeviceRow", "Host", "Model", "find_models", "recommended"]
 
 MODEL_FILE = "openvino_model.xml"
-# What the sliders show where the model says nothing: the engine's own defaults.
+# What the sliders show where the model says nothing; a model that does not ask for sampling is run greedily.
 PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 
 
@@ -92,7 +92,8 @@ def recommended(folder: Path | None) -> dict[str, float]:
     except ValueError:
         return dict(PLAIN)
     values = {name: fields.get(name, plain) for name, plain in PLAIN.items()}
-    return {name: value if isinstance(value, (int, float)) else PLAIN[name] for name, value in values.items()}
+    numbers = {name: value if isinstance(value, (int, float)) else PLAIN[name] for name, value in values.items()}
+    return numbers if fields.get("do_sample") is True else {**numbers, "temperature": 0.0}
 
 
 class Host:

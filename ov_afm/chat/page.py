@@ -134,7 +134,13 @@ class Page:
         self.gauge = gr.HTML(elem_id="gauge")
         with gr.Row(equal_height=True):
             self.question = gr.Textbox(
-                "", label=TEXTS.question, placeholder=TEXTS.question_hint, lines=1, max_lines=8, scale=5, elem_id="question"
+                "",
+                label=TEXTS.question,
+                placeholder=TEXTS.question_hint,
+                lines=1,
+                max_lines=8,
+                scale=5,
+                elem_id="question",
             )
             with gr.Column(scale=1, min_width=90, elem_id="send"):
                 self.send = gr.Button(TEXTS.send, variant="primary", elem_id="send-button")
@@ -171,7 +177,9 @@ class Page:
         models = [(each.label, str(each.path)) for each in self.host.models]
         with gr.Accordion(TEXTS.setup, open=False):
             self.model = gr.Dropdown(models, value=models[0][1], label=TEXTS.model_dir, elem_id="model")
-            self.device = gr.Radio([self.host.first_device], value=self.host.first_device, label=TEXTS.device, elem_id="device")
+            self.device = gr.Radio(
+                [self.host.first_device], value=self.host.first_device, label=TEXTS.device, elem_id="device"
+            )
             self.refused = gr.HTML()
             self.load = gr.Button(TEXTS.load, variant="primary", size="sm", elem_id="load")
 

@@ -30,7 +30,9 @@ CSS = """
 .absent li { margin-left: 1rem; list-style: disc; }
 .note { font-size: .85rem; color: var(--body-text-color-subdued); }
 #chat .message em:only-child { font-size: .8rem; font-style: normal; color: var(--body-text-color-subdued); }
-#send { max-width: 9rem; }
+#send { max-width: 9rem; gap: .5rem; }
+#send button { flex: 1; min-height: 2.2rem; padding: .3rem .8rem; font-size: 1rem; }
+.gradio-container input[role="listbox"] { padding-right: 1.4rem; text-overflow: ellipsis; }
 table.figures { width: 100%; border-collapse: collapse; font-size: .9rem; }
 table.figures th, table.figures td { text-align: left; padding: .3rem .5rem;
   border-bottom: 1px solid var(--border-color-primary); }
