@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ov_afm import eval_card, eval_extras, eval_long, evaluate, verify
+from ov_afm import eval_card, eval_extras, eval_long, verify
 from ov_afm.console import Progress
 from ov_afm.errors import ConfigError, OVAFMError
+from ov_afm.eval_fidelity import compare
 from ov_afm.eval_measure import log_softmax
 from ov_afm.eval_tasks import Result, wilson
 from ov_afm.eval_text import Encoder, load_text
@@ -82,7 +83,7 @@ SPEED = eval_card.Speed(10.0, 500.0, 3e9, None, "not available: no counter here"
 
 
 def test_card_has_a_column_for_each_model_and_says_why_energy_is_missing(tiny_model: Path, tiny_fp32: Path) -> None:
-    fidelity = evaluate.compare([tiny_model, tiny_fp32], tiny_fp32, tokens=600)
+    fidelity = compare([tiny_model, tiny_fp32], tiny_fp32, tokens=600)
     extras = [
         eval_extras.Extras(tasks=[Result("code", 5, 20, wilson(5, 20), {})], speed=SPEED),
         eval_extras.Extras(tasks=[Result("code", 20, 20, wilson(20, 20), {})]),
@@ -124,8 +125,8 @@ def test_peer_of_another_tokenizer_is_measured_without_divergence(
 
     monkeypatch.setattr(eval_run, "Encoder", other)
     with pytest.raises(eval_run.OtherTokenizer):
-        evaluate.compare([tiny_model], tiny_fp32, tokens=300)
-    found = evaluate.compare([tiny_model], tiny_fp32, tokens=300, peers=True)[0]
+        compare([tiny_model], tiny_fp32, tokens=300)
+    found = compare([tiny_model], tiny_fp32, tokens=300, peers=True)[0]
     assert found.reference is None
     assert found.figures.kl_mean is None
     assert found.bits_per_byte > 0
