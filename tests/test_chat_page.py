@@ -11,7 +11,7 @@ import pytest
 from chatting import Chat, chat, server_that_says
 
 from ov_afm.chat import main
-from ov_afm.chat.guard import plain
+from ov_afm.chat.guard import plain, written
 from ov_afm.chat.host import find_models, recommended
 from ov_afm.errors import OVAFMError
 
@@ -102,16 +102,19 @@ def test_a_name_and_password_are_asked_for(tmp_path: Path) -> None:
     ("text", "shown"),
     [
         ("a <b> c", "a &lt;b> c"),
+        ("a < b", "a < b"),
+        ("</b><!-- <?", "&lt;/b>&lt;!-- &lt;?"),
         ("![x](http://y)", "!\\[x](http://y)"),
         ("`<b>` <b>", "`<b>` &lt;b>"),
         ("```\n<b>\n```\n<b>", "```\n<b>\n```\n&lt;b>"),
         ("```\n<b>", "```\n<b>"),
         ("> quote", "> quote"),
     ],
-    ids=["tag", "image", "code-span", "code-block", "open-block", "quote"],
+    ids=["tag", "less-than", "other-tags", "image", "code-span", "code-block", "open-block", "quote"],
 )
 def test_html_becomes_text_and_code_stays(text: str, shown: str) -> None:
     assert plain(text) == shown
+    assert written(plain(text)) == text
 
 
 def test_models_are_found_in_a_folder(tiny_model: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .screen import FENCE
 
-__all__ = ["Guard", "plain"]
+__all__ = ["Guard", "escape", "plain", "written"]
 
 # Nothing from elsewhere: no image, script, font, frame or connection. Gradio's page needs its inline parts.
 POLICY = (
@@ -25,6 +25,8 @@ HEADERS = {
 # Gradio's ways to the disk and to other machines. The page needs none of them.
 CLOSED = re.compile(r"/(file[=/]|proxy=|upload|stream/|component_server|deep_link|mcp|dev/)")
 LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?")
+# What opens a tag; "a < b" does not.
+TAG = re.compile(r"<(?=[A-Za-z/!?])")
 CODE_SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
 
 Scope = MutableMapping[str, Any]
@@ -61,8 +63,12 @@ def _escape(prose: str) -> str:
 
 
 def _inert(text: str) -> str:
-    # A quotation mark at a line's beginning is Markdown's; only what opens a tag is touched.
-    return text.replace("<", "&lt;").replace("![", "!\\[")
+    return TAG.sub("&lt;", text).replace("![", "!\\[")
+
+
+def written(text: str) -> str:
+    """What `plain` made of a text, as it was written; for a question that is edited."""
+    return text.replace("&lt;", "<").replace("!\\[", "![")
 
 
 def escape(value: object) -> str:
