@@ -20,8 +20,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("ov_afm.info", "recipe, sizes, checks and provenance of a model directory"),
     "kernels": ("ov_afm.sparsity.transform", "pack a ReLU² model for the native CPU kernels"),
     "profile": ("ov_afm.sparsity.profile", "how many neurons a text leaves at zero, and what skipping them gains"),
+    "prune": ("ov_afm.prune", "checkpoint → smaller checkpoint, with what that cost"),
     "serve": ("ov_afm.serve", "OpenAI-compatible server"),
     "synth": ("ov_afm.synth", "write a synthetic checkpoint of a given geometry"),
+    "tune": ("ov_afm.tune", "search the recipe for a size or a fidelity"),
     "upload": ("ov_afm.upload", "model directory → Hub"),
 }
 
