@@ -13,17 +13,18 @@ import json
 import shutil
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from . import bundle, calibration, console, manifest, resources, supervise
 from .adapters import Adapter, read_all
+from .background import StepBars, in_background
 from .bundle import Bundle
 from .compress import add_recipe_arguments, recipe_from_arguments, resolve_recipe
-from .errors import ConfigError, ExportError, ExtensionError, OVAFMError, SourceError
+from .errors import ConfigError, ExportError, ExtensionError, SourceError
+from .export_fit import BASE_BYTES, check_fit, parameters
+from .export_prebuilt import adopt
 from .presets import DEFAULT_MODEL, SAMPLING, Recipe
 from .sources import Source, resolve
 from .staging import disk_full_as_error, staging
@@ -38,8 +39,6 @@ STEPS = {
     "compressing": "compressing weights",
     "verifying": "verifying the result",
 }
-# What Python, torch, Optimum and NNCF take before the first weight is read.
-BASE_BYTES = 2e9
 # Above it, recording answers to a prompt of 2,112 tokens at f32 would take longer than the export.
 GOLDEN_PARAMETERS = 1e9
 
@@ -107,14 +106,14 @@ def export(
             partial = stack.enter_context(staging(target, replace=force))
             stack.enter_context(disk_full_as_error(target.parent))
             if source.prebuilt:
-                result = _adopt(source, partial, bars, log, verify)
+                result = adopt(source, partial, bars, log, verify)
             else:
                 work = stack.enter_context(_work_folder(partial, work_dir))
-                _check_fit(source, settings, partial, work)
+                check_fit(source, settings, partial, work)
                 result = _build(source, settings, partial, work, bars, log, verify, trust_remote_code)
                 shutil.rmtree(work)
             if golden is None:
-                golden = sum(_parameters(source)) <= GOLDEN_PARAMETERS or (device or "CPU").upper()[:3] in (
+                golden = sum(parameters(source)) <= GOLDEN_PARAMETERS or (device or "CPU").upper()[:3] in (
                     "GPU",
                     "NPU",
                 )
@@ -207,36 +206,6 @@ def _pack(partial: Path, progress: console.Progress) -> manifest.Manifest:
     return packed
 
 
-def _parameters(source: Source) -> tuple[int, int]:
-    tied = bool(source.config.get("tie_word_embeddings"))
-    return manifest.parameters(manifest.geometry_of(source.config), tied=tied)
-
-
-def _check_fit(source: Source, settings: Recipe, partial: Path, work: Path) -> None:
-    """Refuse with figures before starting what disk or memory cannot hold.
-
-    Raises:
-        OVAFMError: It does not fit.
-    """
-    shape = manifest.geometry_of(source.config)
-    tables, layers = _parameters(source)
-    stored = (layers + tables) * {"fp32": 4, "fp16": 2}.get(settings.weight_format, 2)
-    if settings.bits <= 8:
-        scales = 2.0 / settings.group_size if settings.group_size > 0 else 0.0
-        final = tables * 1.01 + layers * (settings.bits / 8 + scales)
-    else:
-        final = stored
-    if work.parent == partial and settings.bits <= 8:
-        resources.check_disk(partial, {"the uncompressed IR": stored, "the model": final})
-    else:
-        resources.check_disk(work, {"the uncompressed IR": stored})
-        resources.check_disk(partial, {"the model": final})
-    # Weights are mapped from their file and can be dropped from memory; new types are made in memory.
-    largest = 4.0 * shape["hidden"] * max(shape["vocab"], shape["intermediate"])
-    in_memory = 2 * largest + (final if settings.bits <= 8 else stored)
-    resources.check_memory(BASE_BYTES + in_memory, "this export")
-
-
 def _build(
     source: Source,
     settings: Recipe,
@@ -257,8 +226,8 @@ def _build(
         "trust_remote_code": trust_remote_code,
         "adapters": [(str(adapter.path.absolute()), adapter.weight) for adapter in source.adapters],
     }
-    with _in_background(source.describe) as description:
-        with _StepBars(progress) as show:
+    with in_background(source.describe) as description:
+        with StepBars(progress, STEPS) as show:
             built = supervise.run("ov_afm.convert:build", arguments, log=log, on_event=show, died=ExportError)
         _write_generation_config(partial, source)
         for path in source.license_files:
@@ -274,62 +243,6 @@ def _build(
     )
 
 
-class _StepBars:
-    """Draws a bar for each step that a child reports, with bytes where it reports them."""
-
-    def __init__(self, progress: console.Progress) -> None:
-        self.progress, self.stack = progress, ExitStack()
-        self.advance: Any = None
-
-    def __enter__(self) -> _StepBars:
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self.stack.close()
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        if event["event"] == "step":
-            self.stack.close()
-            unit = "B" if event["name"] == "converting" else ""
-            self.advance = self.stack.enter_context(self.progress.step(STEPS[event["name"]], unit=unit))
-        elif event.get("total"):
-            self.advance(to=event["done"], total=event["total"])
-
-
-@contextmanager
-def _in_background(work: Any) -> Iterator[Any]:
-    """Run `work(on_bytes)` in a thread; yields a function that waits for its result.
-
-    Leaving the block early stops the work at its next block of bytes.
-    """
-    stop = threading.Event()
-    outcome: dict[str, Any] = {}
-
-    def check(_: int) -> None:
-        if stop.is_set():
-            raise InterruptedError
-
-    def run() -> None:
-        try:
-            outcome["result"] = work(check)
-        except BaseException as error:
-            outcome["error"] = error
-
-    def wait() -> Any:
-        thread.join()
-        if "error" in outcome:
-            raise outcome["error"]
-        return outcome["result"]
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield wait
-    finally:
-        stop.set()
-        thread.join()
-
-
 def _write_generation_config(folder: Path, source: Source) -> None:
     """Add the recommended sampling of the architecture, where the source does not say its own."""
     path = folder / "generation_config.json"
@@ -339,35 +252,6 @@ def _write_generation_config(folder: Path, source: Source) -> None:
         recommended = {"do_sample": True, **{name: getattr(sampling, name) for name in sampling.__slots__}}
         fields = {**recommended, **{key: value for key, value in fields.items() if value is not None}}
     path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-
-
-def _adopt(source: Source, partial: Path, progress: console.Progress, log: Path, verify: bool) -> manifest.Manifest:
-    """Take an OpenVINO model as it is: copy it, check its tokenizer, describe it."""
-    files = [path for path in sorted(source.path.rglob("*")) if path.is_file() and ".cache" not in path.parts]
-    resources.check_disk(partial, {"the model": sum(path.stat().st_size for path in files)})
-    with progress.step("copying", total=len(files)) as advance:
-        for path in files:
-            relative = path.relative_to(source.path)
-            (partial / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, partial / relative)
-            advance(1)
-    missing = [name for name in manifest.REQUIRED if not (partial / name).exists()]
-    if missing:
-        msg = f"{source.id} is not a whole OpenVINO model: {', '.join(missing)} missing; export its source instead"
-        raise OVAFMError(msg)
-    checks: dict[str, Any] = {"skipped": "asked for with --no-verify"}
-    if verify:
-        arguments = {"checkpoint": str(partial), "bundle": str(partial), "reference": None, "trust_remote_code": False}
-        with progress.step("verifying the result"):
-            checks = supervise.run("ov_afm.verify:measure", arguments, log=log, died=ExportError)
-        checks["export_parity"] = {"skipped": "made elsewhere; the checkpoint is not at hand"}
-    return manifest.Manifest(
-        source=source.describe(),
-        geometry=manifest.geometry_of(source.config),
-        recipe={"name": "prebuilt", **supervise.run("ov_afm.compress:describe_weights", {"folder": str(partial)})},
-        versions=manifest.installed_versions(),
-        checks=checks,
-    )
 
 
 def _notes(result: manifest.Manifest) -> list[str]:

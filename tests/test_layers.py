@@ -19,16 +19,16 @@ ROOT = Path(__file__).parent.parent / "ov_afm"
 # From the lowest. A module imports from its own layer and from those below; a pattern stands for a family.
 LAYERS = {
     "base": (
-        "errors presets manifest console quiet supervise paths staging resources interrupt card detokenize params "
-        "engine_errors"
+        "errors presets manifest console background quiet supervise paths staging resources interrupt card detokenize "
+        "params engine_errors"
     ),
     "sources, devices, metrics": (
         "sources adapters checkpoint embedded gguf gguf_* hub hub_* devices device_* driver_faults selftest loading "
         "metrics stream energy bandwidth resources_used load_display"
     ),
     "making and running models": (
-        "export convert verify compress calibration calibration_text self_sampling quantize recipe_options equalise "
-        "rounding decoder_graph bundle info synth prune_* sparsity sparsity.* pipeline generate upload"
+        "export export_* convert verify compress calibration calibration_text self_sampling quantize recipe_options "
+        "equalise rounding decoder_graph bundle info synth prune_* sparsity sparsity.* pipeline generate upload"
     ),
     "programs": (
         "prune tune bench bench_* recommend evaluate evaluate_* eval_* report report_* serve serve.* chat chat.*"
