@@ -28,8 +28,8 @@ demo: $(VENV)/installed
 	@echo
 	@echo "To go on:"
 	@echo "  $(BIN)/ov-afm export arcee-ai/AFM-4.5B --recipe int4 --output models/afm-4.5b-int4"
-	@echo "  $(BIN)/ov-afm generate models/afm-4.5b-int4 \"Explain a tide table.\""
-	@echo "  $(BIN)/ov-afm info $(DEMO)"
+	@echo "  $(BIN)/ov-afm chat --ui $(DEMO)"
+	@echo "  $(BIN)/ov-afm serve $(DEMO)"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
