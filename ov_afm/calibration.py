@@ -169,7 +169,7 @@ def prepare(
 
 def _make(chosen: list[Part], tokenizer: Any, count: int, ir: Path | None) -> dict[str, Any]:
     samples: list[list[int]] = []
-    records = []
+    records: list[dict[str, Any]] = []
     cleaner = Cleaner()
     whole = sum(part.weight for part in chosen)
     for part in chosen:

@@ -245,7 +245,7 @@ def _fold_neurons(layer: Layer, seen: _Activations, quantizer: Quantizer | None,
     shrink = np.exp2(np.ceil(np.log2(over))).astype(np.float32)
     scales = scales * shrink**2
     layer.down.scale_columns(scales)
-    layer.up.scale_rows(1.0 / np.sqrt(scales))
+    layer.up.scale_rows((1.0 / np.sqrt(scales)).astype(np.float32))
     return int((shrink > 1).sum())
 
 

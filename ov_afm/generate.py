@@ -113,6 +113,7 @@ def pipeline_options(arguments: argparse.Namespace, parser: argparse.ArgumentPar
     return {
         "prompt_lookup": arguments.prompt_lookup,
         "draft_model": given.get("draft_model"),
+        "adapters": given.get("adapter", ()),
         "num_assistant_tokens": arguments.num_assistant_tokens,
         "use": Use(**{field.name: given[field.name] for field in fields(Use) if field.name in given}),
         **properties,

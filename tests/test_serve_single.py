@@ -72,7 +72,7 @@ def test_stop_string_ends_a_stream(server: serving.Server) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"content": "word " * 150}, "tokens and emulated NPU takes up to 128; shorten it"),
+        ({"content": "word " * 30}, "tokens and emulated NPU takes up to 128; shorten it"),
         ({"logprobs": True}, "logprobs are not available on emulated NPU; leave them out"),
     ],
     ids=["long prompt", "logprobs"],
