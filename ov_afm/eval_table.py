@@ -31,6 +31,8 @@ HEADINGS = (
 )
 TEXT_COLUMNS = 2
 ABSENT = "–"
+# Nats below which two models are the same: the rounding of the cache shows 4e-8.
+SAME_KL = 1e-6
 FORMATS = (".svg", ".png", ".pdf")
 
 
@@ -115,7 +117,7 @@ def plot(results: Sequence[Fidelity], path: Path) -> None:
     """Draw size against mean KL divergence; both axes are logarithmic, whiskers are 95% intervals.
 
     Args:
-        results: Those without KL divergence, or with none (the reference itself), are left out.
+        results: Those without KL divergence, or with none to speak of (the reference itself), are left out.
         path: `.svg`, `.png` or `.pdf` file; replaced in one step.
 
     Raises:
@@ -123,11 +125,10 @@ def plot(results: Sequence[Fidelity], path: Path) -> None:
         ModuleNotFoundError: matplotlib is not installed.
     """
     check_format(path)
-    points = [
-        (each, each.figures.kl_mean) for each in results if each.figures.kl_mean and each.figures.kl_mean.value > 0
-    ]
+    found = [(each, each.figures.kl_mean) for each in sorted(results, key=lambda each: each.weights_bytes)]
+    points = [(each, kl) for each, kl in found if kl is not None and kl.value > SAME_KL]
     if not points:
-        msg = "nothing to draw: no model has a KL divergence above 0"
+        msg = "nothing to draw: no model differs from the reference"
         raise ConfigError(msg)
     import matplotlib
     from matplotlib.figure import Figure
@@ -143,6 +144,7 @@ def plot(results: Sequence[Fidelity], path: Path) -> None:
         axes.set_xlabel("size of the weights, MB")
         axes.set_ylabel("mean KL divergence, nats")
         axes.set_title(f"Size against fidelity to {points[0][0].reference}", loc="left", fontweight="bold")
+        axes.legend(frameon=False)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         temporary = path.with_name(f".{os.getpid()}.{path.name}")
@@ -173,8 +175,7 @@ def _point(axes: Any, found: Fidelity, kl: Interval) -> None:
     if kl.low is not None and kl.high is not None:
         whiskers = [[max(0.0, kl.value - kl.low)], [max(0.0, kl.high - kl.value)]]
     size = found.weights_bytes / 1e6
-    axes.errorbar([size], [kl.value], whiskers, marker="o", capsize=3)
-    axes.annotate(found.model, (size, kl.value), xytext=(7, 4), textcoords="offset points", fontsize=9)
+    axes.errorbar([size], [kl.value], whiskers, marker="o", capsize=3, linestyle="none", label=found.model)
 
 
 def _size_ticks(axes: Any, sizes: list[float]) -> None:

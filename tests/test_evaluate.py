@@ -321,15 +321,16 @@ def test_numbers_have_three_digits(value: float, text: str) -> None:
 
 
 def test_plot_names_every_model_but_the_reference(tmp_path: Path) -> None:
-    results = [fidelity("half", 500_000, 0.5), fidelity("full", 900_000, 0.01), fidelity("whole", 4_000_000, 0.0)]
+    results = [fidelity("half", 500_000, 0.5), fidelity("full", 900_000, 0.01), fidelity("itself", 4_000_000, 4e-8)]
     eval_table.plot(results, tmp_path / "p.svg")
     drawn = (tmp_path / "p.svg").read_text()
     assert "half" in drawn
     assert "full" in drawn
+    assert "itself" not in drawn
     eval_table.plot(results, tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.png", "p.svg"]
-    with pytest.raises(ConfigError, match="nothing to draw: no model has a KL divergence above 0"):
+    with pytest.raises(ConfigError, match="nothing to draw: no model differs from the reference"):
         eval_table.plot(results[2:], tmp_path / "p.svg")
 
 
