@@ -2,7 +2,8 @@
 
 Needle: a five-digit number is told once in a long invented ledger, at some depth; at the end the sentence that told
 it is begun again. Found means that every token of the number is then ranked first. Perplexity by position: one long
-passage, scored from an empty cache; where a rope scaling is wrong, it rises with the position instead of falling.
+passage, scored from an empty cache. The passage itself varies along its way, so a column means something beside that
+of another model, not alone; a broken rope scaling shows as a jump by orders of magnitude.
 """
 
 from __future__ import annotations
