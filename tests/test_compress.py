@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
 from ov_afm import calibration, manifest, supervise
 from ov_afm.compress import add_recipe_arguments, compress, compress_ir, main, recipe_from_arguments, resolve_recipe
@@ -41,8 +40,11 @@ def text(tmp_path: Path) -> Path:
 @pytest.fixture
 def chat(tmp_path: Path) -> Path:
     path = tmp_path / "chat.jsonl"
-    lines = [json.dumps({"messages": CHAT}), "", json.dumps({"text": tiny.CORPUS})]
-    path.write_text("\n".join(lines * 4), encoding="utf-8")
+    # Texts that differ: what is there twice counts once.
+    text = calibration.PACKAGED_TEXT.read_text(encoding="utf-8")
+    lines = [json.dumps({"messages": CHAT}), ""]
+    lines += [json.dumps({"text": text[begin : begin + 2000]}) for begin in range(0, 8000, 2000)]
+    path.write_text("\n".join(lines), encoding="utf-8")
     return path
 
 

@@ -28,6 +28,8 @@ __all__ = ["report_tab"]
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 POLL_S = 0.5
+# Exit statuses of a bench that was interrupted: by its own hand, or before it could listen.
+STOPPED = (130, -signal.SIGINT)
 PROMPT_TOKENS, NEW_TOKENS = 128, 32
 
 
@@ -107,7 +109,7 @@ def _measure(model_dir: Path, runs: int, running: list[subprocess.Popen[bytes]])
         said = process.stderr.read().decode("utf-8", "replace").strip().splitlines()
     if process.returncode == 0:
         yield _progress(_done(folder), total, time.monotonic() - begun)
-    elif process.returncode == 130:
+    elif process.returncode in STOPPED:
         yield f'<p class="note" role="status">{TEXTS.report_cancelled}</p>'
     else:
         yield f'<p class="note" role="alert">{escape(said[-1] if said else process.returncode)}</p>'

@@ -29,7 +29,8 @@ CSS = """
 .absent { font-size: .8rem; color: var(--body-text-color-subdued); margin: 0; }
 .absent li { margin-left: 1rem; list-style: disc; }
 .note { font-size: .85rem; color: var(--body-text-color-subdued); }
-#chat .message em:only-child { font-size: .8rem; font-style: normal; color: var(--body-text-color-subdued); }
+#chat .message em:only-child { font-size: .8rem; font-style: normal; opacity: 1;
+  color: var(--body-text-color); }
 #send { max-width: 9rem; gap: .5rem; }
 #send button { flex: 1; min-height: 2.2rem; padding: .3rem .8rem; font-size: 1rem; }
 .gradio-container input[role="listbox"] { padding-right: 1.4rem; text-overflow: ellipsis; }
