@@ -87,7 +87,7 @@ def test_interrupt_leaves_nothing(
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert (out, err) == ("", "ov-afm: interrupted\n")
-    assert list(output.parent.iterdir()) == []
+    assert not output.parent.exists()
     assert list(work.iterdir()) == []
     if phase != "hashing":
         wait_until_gone(int(ready.read_text()))
