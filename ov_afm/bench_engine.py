@@ -105,6 +105,7 @@ def open_engine(model_dir: Path, wanted: Combination, settings: Settings) -> Eng
         draft_model=Path(settings.draft_model) if wanted.option == "draft" and settings.draft_model else None,
         prompt_lookup=wanted.option == "prompt-lookup",
         fallback=False,
+        variant=engine_model,
     )
     key = device_journal.model_key(model_dir, contents)
     if wanted.concurrency > 1:
