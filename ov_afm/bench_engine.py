@@ -105,7 +105,6 @@ def open_engine(model_dir: Path, wanted: Combination, settings: Settings) -> Eng
         draft_model=Path(settings.draft_model) if wanted.option == "draft" and settings.draft_model else None,
         prompt_lookup=wanted.option == "prompt-lookup",
         fallback=False,
-        variant=engine_model,
     )
     key = device_journal.model_key(model_dir, contents)
     if wanted.concurrency > 1:
@@ -127,7 +126,7 @@ class _Single:
     """One request at a time, on the engine that `Pipeline` would load."""
 
     def __init__(self, request: LoadRequest, key: str, wanted: Combination, settings: Settings) -> None:
-        loaded = load(request, Phases(key, None))
+        loaded = load(request, Phases(key, None), engine_model)
         self._engine = loaded.engine
         self.device, self.emulated = loaded.choice.device, loaded.choice.emulated
         self.kernels = _kernels_loaded()

@@ -40,6 +40,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 OnPhase = Callable[[str, "float | None"], None]
+# Folder and extra properties for a model directory and a device.
+Variant = Callable[[Path, str], "tuple[Path, dict[str, Any]]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,6 @@ class LoadRequest:
         draft_model: Model directory of a drafting model.
         prompt_lookup: Draft from the prompt.
         fallback: Go on to the next device of `AUTO` when the named one fails.
-        variant: Folder and extra properties for a model directory and a device: the plain model, or the one that
-            is packed for kernels.
         adapters: LoRA adapters, computed beside the model.
     """
 
@@ -68,7 +68,6 @@ class LoadRequest:
     draft_model: Path | None = None
     prompt_lookup: bool = False
     fallback: bool = True
-    variant: Callable[[Path, str], tuple[Path, dict[str, Any]]] = lambda folder, _: (folder, {})
     adapters: tuple[Adapter, ...] = ()
 
 
@@ -141,8 +140,14 @@ def recipe_of(contents: manifest.Manifest | None) -> Recipe | None:
         return None
 
 
-def load(request: LoadRequest, phases: Phases) -> Loaded:
+def load(request: LoadRequest, phases: Phases, variant: Variant) -> Loaded:
     """Load a model on the first device that can run it.
+
+    Args:
+        request: What is to be loaded.
+        phases: Names and times the steps.
+        variant: Chooses the plain model or the one that is packed for kernels; `sparsity.select` has both. There is no
+            default, because a caller that forgets it would measure another model than the one that answers.
 
     Raises:
         DeviceError: No device that was asked for can run it, with each one's reason.
@@ -154,7 +159,7 @@ def load(request: LoadRequest, phases: Phases) -> Loaded:
         try:
             properties = properties_for(request, choice, phases.model)
             _check_trust(request, choice, properties, phases)
-            engine = _compile(request, choice, properties, phases)
+            engine = _compile(request, choice, properties, phases, variant)
         except (RuntimeError, DeviceError) as error:
             failures.append(f"{choice.label}: {last_line(error)}")
             continue
@@ -258,7 +263,9 @@ def reference_answers(model_dir: Path, contents: manifest.Manifest | None, phase
     return known
 
 
-def _compile(request: LoadRequest, choice: devices.Choice, properties: dict[str, Any], phases: Phases) -> Any:
+def _compile(
+    request: LoadRequest, choice: devices.Choice, properties: dict[str, Any], phases: Phases, variant: Variant
+) -> Any:
     import openvino_genai
 
     cache = properties.get("CACHE_DIR")
@@ -273,7 +280,7 @@ def _compile(request: LoadRequest, choice: devices.Choice, properties: dict[str,
             extra["draft_model"] = openvino_genai.draft_model(request.draft_model, choice.device)
         if request.adapters:
             extra["adapters"] = adapters.engine_config(request.adapters, request.model_dir)
-        folder, kernels = request.variant(request.model_dir, choice.device)
+        folder, kernels = variant(request.model_dir, choice.device)
         return openvino_genai.LLMPipeline(folder, choice.device, **{**properties, **kernels}, **extra)
 
     with phases(name):

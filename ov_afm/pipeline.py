@@ -125,11 +125,10 @@ class Pipeline:
             draft_model=None if draft_model is None else locate(draft_model),
             prompt_lookup=prompt_lookup,
             fallback=fallback,
-            # The kernels take the MLPs' layers out of the graph, where adapters would find them.
-            variant=plain_model if adapters else engine_model,
             adapters=lora.read_all(adapters),
         )
-        loaded = load(request, phases)
+        # The kernels take the MLPs' layers out of the graph, where adapters would find them.
+        loaded = load(request, phases, plain_model if adapters else engine_model)
         self._engine, self._properties = loaded.engine, loaded.properties
         self.device, self.emulated, self.device_note = (
             loaded.choice.device,

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tiny
 
-from ov_afm import manifest
+from ov_afm import bench, manifest
+from ov_afm.bench_records import FILE_NAME, read
 from ov_afm.errors import ConfigError, ExtensionError, OVAFMError
 from ov_afm.sparsity import aligned, extension, graph, select, transform
 
@@ -256,6 +257,20 @@ def test_truncated_packed_constants_are_refused(copy: Path, caplog: pytest.LogCa
         select.engine_model(copy / select.FOLDER, "CPU")
     assert select.engine_model(copy, "CPU") == (copy, {})
     assert "1000 bytes of packed weights are missing" in caplog.text
+
+
+@pytest.mark.parametrize("requests", [1, 2])
+def test_bench_measures_the_kernels_where_they_are_packed(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requests: int
+) -> None:
+    monkeypatch.setenv("OV_AFM_CACHE", str(tmp_path / "cache"))
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    transform.transform(model)
+    lengths = ["--prompt-tokens", "16", "--new-tokens", "4", "--runs", "1", "--concurrency", str(requests)]
+    options = ["--device", "CPU", "--option", "no-kernels", "--report", str(tmp_path / "report")]
+    assert bench.main([str(model), *lengths, *options]) == 0
+    records = read(tmp_path / "report" / FILE_NAME)
+    assert {each["option"]: each["kernels"] for each in records} == {"plain": True, "no-kernels": False}
 
 
 def test_a_model_without_relu2_is_refused_politely(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

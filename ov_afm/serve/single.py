@@ -68,11 +68,10 @@ class Single:
             Use(threads=spec.threads),
             spec.ov_config,
             fallback=False,
-            variant=plain_model,
             adapters=() if spec.adapter is None else (adapters.read(*spec.adapter),),
         )
         phases = loading.Phases(device_journal.model_key(model_dir, contents), None)
-        loaded = loading.load(request, phases)
+        loaded = loading.load(request, phases, plain_model)
         self._engine = loaded.engine
         self.device = loaded.choice.label
         self.tokenizer = self._engine.get_tokenizer()
