@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from . import bundle, calibration, console, manifest, resources, supervise
+from . import bundle, calibration, console, manifest, ovms, resources, supervise
 from .adapters import Adapter, read_all
 from .background import StepBars, in_background
 from .bundle import Bundle
@@ -302,6 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="FILE[:WEIGHT]",
         help="LoRA adapter in PEFT's form to merge before the export; may be given again",
     )
+    parser.add_argument("--ovms", metavar="DIR", help="add the model to this repository of OpenVINO Model Server too")
     parser.add_argument("--json", action="store_true", help="print the manifest")
     args = parser.parse_args(argv)
     result = export(
@@ -321,6 +322,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if result.log is None:
         console.note(f"{result.path} is this export already; nothing was done (replace it with --force)")
+    if args.ovms is not None:
+        served = ovms.add(result.path, Path(args.ovms), device=args.device or "CPU", replace=args.force)
+        console.note(f"OpenVINO Model Server: ovms --config_path {served.parent / ovms.CONFIG} --rest_port 8000")
     bundle.report(result, as_json=args.json)
     return 0
 

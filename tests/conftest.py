@@ -10,6 +10,12 @@ from ov_afm.quiet import silence  # noqa: E402
 
 silence()
 
+import signal  # noqa: E402
+
+# Jobs in the background of a script ignore Ctrl-C and hand that on to their children, which the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402

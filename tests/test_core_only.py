@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import shutil
-import subprocess
 import sys
-import venv
 from pathlib import Path
 
+import environments
 import pytest
+from environments import CONSTRAINTS, ROOT, asked_for, call, install
 
-ROOT = Path(__file__).parent.parent
-# In the repository, ignored by git, because making it takes a minute and 300 MB.
-CORE = ROOT / ".venv-core"
-PYTHON = CORE / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 # Parts of the server and the chat's page are about their extras: they may lack these, and only these.
 OPTIONAL = {
     "ov_afm.serve.": ("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "ray"),
@@ -27,40 +21,10 @@ EXTRAS = ("torch", "transformers", "optimum", "nncf", "fastapi", "gradio", "matp
 pytestmark = [pytest.mark.slow, pytest.mark.network]
 
 
-def call(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=400, **options)  # type: ignore[call-overload, no-any-return]
-
-
-def install(*arguments: str | Path) -> None:
-    if uv := shutil.which("uv"):
-        result = call(uv, "pip", "install", "--python", PYTHON, *arguments)
-    else:
-        result = call(PYTHON, "-m", "pip", "install", "--progress-bar", "off", *arguments)
-    if result.returncode:
-        if re.search(r"(?i)network|connection|dns|resolve host|timed out", result.stderr):
-            pytest.skip("the package index is not reached")
-        pytest.fail(result.stderr[-2000:])
-
-
-def make_environment() -> None:
-    """A fresh environment with the core dependencies; kept until what pyproject.toml asks for changes."""
-    lines = (ROOT / "pyproject.toml").read_bytes() + sys.version.encode()
-    stamp, wanted = CORE / "made-for", hashlib.sha256(lines).hexdigest()
-    if stamp.exists() and stamp.read_text() == wanted:
-        return
-    shutil.rmtree(CORE, ignore_errors=True)
-    venv.create(CORE, with_pip=shutil.which("uv") is None)
-    constraints = ROOT / "constraints.txt"
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    needed = re.findall(r'"([^"]+)"', re.search(r"^dependencies = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)[1])  # type: ignore[index]
-    install(*needed, *(["-c", constraints] if constraints.exists() else []))
-    stamp.write_text(wanted)
-
-
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python of an environment with the core dependencies and a wheel of this package: what users get."""
-    make_environment()
+    made = environments.environment("core", *asked_for("dependencies"), "-c", str(CONSTRAINTS))
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         if (ROOT / name).exists():
@@ -70,12 +34,13 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("ov_afm", "csrc"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.so", "build"))
     install(
+        made,
         "--reinstall-package" if shutil.which("uv") else "--force-reinstall",
         *(["ov-afm"] if shutil.which("uv") else []),
         "--no-deps",
         source,
     )
-    return PYTHON
+    return made
 
 
 @pytest.fixture

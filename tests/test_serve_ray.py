@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +15,12 @@ import psutil
 import pytest
 import serving
 
+from ov_afm.errors import ConfigError
+from ov_afm.serve.ray import replica_range
+from ov_afm.serve.ray_front import conversation_of
+
+LONG = {"max_tokens": 400, "ignore_eos": True, "temperature": 2}
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -20,54 +28,147 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.fixture(scope="module")
+def cluster(tiny_model: Path) -> Iterator[serving.Server]:
+    """Two replicas that take two requests each and let one wait."""
+    arguments = ("--model", f"tiny={tiny_model}", "--cache-size-gb", "0.02", "--max-running", "2", "--max-queue", "1")
+    with serving.server(*arguments, "--ray", "--replicas", "2", "--ray-cpus", "0.5", port=free_port()) as running:
+        yield running
+        assert running.terminate() == 0
+
+
 def replicas(server: serving.Server) -> list[psutil.Process]:
-    """The processes of this test's replicas: those that have an engine of ours as a child."""
     family = psutil.Process(server.process.pid).children(recursive=True)
-    return [process for process in family if "ServeReplica" in " ".join(process.cmdline())]
+    return [process for process in family if "ServeReplica:ov_afm:Replica" in " ".join(process.cmdline())]
+
+
+@pytest.fixture
+def server(cluster: serving.Server) -> serving.Server:
+    """The cluster when both replicas answer."""
+    cluster.wait(lambda: len({asked(cluster, str(index)).headers["x-replica"] for index in range(8)}) == 2, 60)
+    return cluster
+
+
+def asked(server: serving.Server, question: str, **fields: object) -> httpx.Response:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": question}]
+    body = {"messages": messages, "max_tokens": 8, **fields}
+    return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+
+
+def together(call: Callable[[int], httpx.Response], count: int, at_once: int) -> list[httpx.Response]:
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(call, range(count)))
+
+
+def kill_one(server: serving.Server) -> Callable[[], bool]:
+    """Kill a replica; says whether it was replaced."""
+    before = replicas(server)
+    os.kill(before[0].pid, 9)
+    return lambda: len(alive := replicas(server)) == 2 and before[0] not in alive
 
 
 @pytest.mark.slow
-def test_replicas_share_the_work_and_replace_each_other(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    arguments = ("--model", f"tiny={tiny_model}", "--cache-size-gb", "0.02", "--ray", "--replicas", "2")
-    with serving.server(*arguments, "--ray-cpus", "0.5", port=free_port()) as server:
-        server.wait(lambda: len(replicas(server)) == 2, 60, "no two replicas")
-        assert Counter(statuses(server, 40)) == {200: 40}
-        victim = replicas(server)[0]
-        with ThreadPoolExecutor(1) as pool:
-            under_way = pool.submit(statuses, server, 60)
-            os.kill(victim.pid, 9)
-            answered = Counter(under_way.result(60))
-        assert set(answered) <= {200, 500, 503}
-        assert answered[200] >= 30
-        server.wait(
-            lambda: len(alive := replicas(server)) == 2 and victim not in alive, 60, "the replica did not come back"
-        )
-        assert Counter(statuses(server, 20)) == {200: 20}
-        assert server.terminate() == 0
+def test_a_conversation_stays_with_its_replica_and_others_spread(server: serving.Server) -> None:
+    homes = {}
+    for conversation in map(str, range(8)):
+        first = asked(server, conversation)
+        answer = first.json()["choices"][0]["message"]
+        # Ray tells its routers a moment later who has what.
+        server.wait(lambda c=conversation, f=first: asked(server, c).headers["x-replica"] == f.headers["x-replica"], 10)
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": conversation}]
+        later = [*messages, answer, {"role": "user", "content": "Go on"}]
+        body = {"messages": later, "max_tokens": 4}
+        followed = [httpx.post(f"{server.url}/v1/chat/completions", json=body).headers["x-replica"] for _ in range(4)]
+        assert len(set(followed)) == 1
+        homes[conversation] = followed[0]
+    assert len(set(homes.values())) == 2
 
 
-def statuses(server: serving.Server, count: int) -> list[int]:
-    def one(index: int) -> int:
-        body = {"messages": [{"role": "user", "content": str(index)}], "max_tokens": 40, "temperature": 2}
-        return client.post("/v1/chat/completions", json=body).status_code
+@pytest.mark.slow
+def test_no_request_is_lost_with_its_replica_before_the_first_token(server: serving.Server) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        under_way = pool.submit(together, lambda index: asked(server, str(index), max_tokens=100), 40, 2)
+        server.wait(lambda: under_way.running(), 10)
+        replaced = kill_one(server)
+        statuses = Counter(answer.status_code for answer in under_way.result(120))
+    assert statuses == {200: 40}
+    server.wait(replaced, 60, "the replica did not come back")
 
-    with httpx.Client(base_url=server.url, timeout=60) as client, ThreadPoolExecutor(8) as pool:
-        return list(pool.map(one, range(count)))
+
+@pytest.mark.slow
+def test_a_stream_that_had_begun_ends_with_an_error_event_when_its_replica_dies(server: serving.Server) -> None:
+    def streamed(index: int) -> list[str]:
+        body = {"messages": [{"role": "user", "content": str(index)}], "stream": True, **LONG}
+        lines = []
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as response:
+            for line in response.iter_lines():
+                lines += [line] if line else []
+                if len(lines) == 3:
+                    begun.append(index)
+        return lines
+
+    begun: list[int] = []
+    with ThreadPoolExecutor(4) as pool:
+        streams = [pool.submit(streamed, index) for index in range(4)]
+        server.wait(lambda: len(begun) == 4, 30, "not all streams began")
+        replaced = kill_one(server)
+        ends = [stream.result(60)[-1] for stream in streams]
+    broken = [json.loads(end.removeprefix("data: ")) for end in ends if end != "data: [DONE]"]
+    assert 0 < len(broken) < 4
+    for end in broken:
+        assert end["error"]["code"] == "engine_unavailable"
+        assert end["error"]["message"] == "the replica that answered is gone; ask again"
+    server.wait(replaced, 60, "the replica did not come back")
+
+
+@pytest.mark.slow
+def test_more_than_all_lines_hold_is_refused_with_a_time_to_come_back(server: serving.Server) -> None:
+    answers = together(lambda index: asked(server, str(index), **LONG), 24, 24)
+    assert set(Counter(answer.status_code for answer in answers)) == {200, 429}
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert refused.headers["retry-after"] == "2"
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+
+
+@pytest.mark.slow
+def test_hanging_up_frees_the_slots_of_a_replica(server: serving.Server) -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "stream": True, **LONG, "max_tokens": 2000}
+    for _ in range(12):
+        server.connection("/v1/chat/completions", **body).close()
+    # Four slots and two places in line: had they been kept, these would wait or be refused.
+    server.wait(lambda: {answer.status_code for answer in together(lambda i: asked(server, str(i)), 4, 4)} == {200}, 10)
+
+
+@pytest.mark.slow
+def test_the_rest_of_the_interface_is_that_of_one_machine(server: serving.Server) -> None:
+    assert [model["id"] for model in server.http.get("/v1/models").json()["data"]] == ["tiny"]
+    assert server.http.get("/nowhere").json()["error"]["code"] == "not_found"
+    assert server.http.post("/v1/chat/completions", content=b"{").json()["error"]["code"] == "unsupported_media_type"
+    long = server.http.post("/tokenize", json={"prompt": "x" * (9 << 20)})
+    assert (long.status_code, long.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_a_conversation_is_known_by_its_beginning() -> None:
+    def key(*contents: str, **more: str) -> str:
+        roles = ("system", "user", "assistant", "user")
+        messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
+        return conversation_of(json.dumps({"messages": messages, **more}).encode())
+
+    assert key("s", "a") == key("s", "a", "b", "c") != ""
+    assert len({key("s", "a"), key("s", "b"), key("t", "a"), key("s", "a", model="other")}) == 4
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"messages": 3}', b'{"messages": [3]}', b"\xff", b"null"])
+def test_what_is_no_conversation_has_no_home(body: bytes) -> None:
+    assert conversation_of(body) == ""
 
 
 @pytest.mark.parametrize(("text", "expected"), [("2", (2, 2)), ("1:4", (1, 4))])
 def test_replicas_are_a_number_or_a_range(text: str, expected: tuple[int, int]) -> None:
-    from ov_afm.serve.ray import replica_range
-
     assert replica_range(text) == expected
 
 
 @pytest.mark.parametrize("text", ["0", "4:1", "two", "1:", ""])
 def test_other_replicas_are_refused(text: str) -> None:
-    from ov_afm.errors import ConfigError
-    from ov_afm.serve.ray import replica_range
-
     with pytest.raises(ConfigError, match="replicas are a number or MIN:MAX, found"):
         replica_range(text)

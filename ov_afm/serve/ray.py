@@ -1,8 +1,8 @@
 """The same service on many machines: each Ray Serve replica holds the HTTP application and its engine.
 
 Ray places replicas by the resources that they ask for, adds and removes them by the requests under
-way, and replaces those that die; within a replica everything is as on one machine, the bounded line
-and its 429 included.
+way, and replaces those that die; `ray_front` chooses among them. Within a replica everything is as on
+one machine, the bounded line and its 429 included.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ import signal
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from .. import console
-from ..errors import ConfigError, DeviceError
-from .app import Settings, build
+from ..errors import ConfigError
+from .app import Settings
 from .batch import EngineSpec
-from .models import Limits, models_for
+from .models import Limits
 
 __all__ = ["Cluster", "replica_range", "run"]
 
 APPLICATION = "ov_afm"
 # Health checks and lists of models do not wait behind generations.
 OTHER_REQUESTS = 16
+# One may die, and the other still takes requests.
+FRONTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,34 +59,6 @@ def replica_range(text: str) -> tuple[int, int]:
     return least, most
 
 
-class Replica:
-    """One replica: started by Ray, ready when its model is.
-
-    Args:
-        specs: What to load, by name.
-        limits: Bounds of the service.
-        settings: How to behave.
-    """
-
-    def __init__(self, specs: Mapping[str, EngineSpec], limits: Limits, settings: Settings) -> None:
-        self._models = models_for(specs, limits)
-        self._settings = settings
-
-    def __serve_build_asgi_app__(self) -> Any:
-        """The application that Ray serves."""
-        return build(self._models, self._settings)
-
-    async def check_health(self) -> None:
-        """Tell Ray to replace this replica.
-
-        Raises:
-            DeviceError: An engine can never be loaded here.
-        """
-        for engine in self._models.engines.values():
-            if engine.problem is not None:
-                raise DeviceError(engine.problem)
-
-
 def run(
     specs: Mapping[str, EngineSpec],
     limits: Limits,
@@ -108,6 +81,9 @@ def run(
     import ray
     from ray import serve
 
+    from .ray_front import Front
+    from .ray_replica import Replica
+
     ray.init(address=cluster.address, log_to_driver=False, configure_logging=False, ignore_reinit_error=True)
     stop = threading.Event()
     # Only now: Ray installs handlers of its own.
@@ -117,15 +93,23 @@ def run(
         serve.start(http_options={"host": host, "port": port})
         running = max(spec.max_running for spec in specs.values())
         least, most = cluster.replicas
-        deployment = serve.deployment(serve.ingress()(Replica)).options(
-            name="Replica",
+        replicas = serve.deployment(Replica).options(
             autoscaling_config={"min_replicas": least, "max_replicas": most, "target_ongoing_requests": running},
             max_ongoing_requests=running + limits.max_queue + OTHER_REQUESTS,
+            # For while no replica is there: each has a line of its own.
+            max_queued_requests=limits.max_queue,
             graceful_shutdown_timeout_s=limits.grace_s,
             health_check_period_s=5,
             ray_actor_options={"num_cpus": cluster.cpus, "resources": dict(cluster.resources or {})},
         )
-        serve.run(deployment.bind(specs, limits, settings), name=APPLICATION, route_prefix="/")
+        front = serve.deployment(serve.ingress()(Front)).options(
+            num_replicas=min(most, FRONTS),
+            max_ongoing_requests=most * (running + limits.max_queue + OTHER_REQUESTS),
+            graceful_shutdown_timeout_s=limits.grace_s,
+            ray_actor_options={"num_cpus": 0},
+        )
+        application = front.bind(replicas.bind(specs, limits, settings), settings.max_body_bytes)
+        serve.run(application, name=APPLICATION, route_prefix="/")
         console.note(f"serving {', '.join(specs)} on {least} to {most} replicas: http://{host}:{port}/v1")
         stop.wait()
         serve.delete(APPLICATION)
