@@ -109,6 +109,11 @@ class Engine:
             return Info(os.path.basename(os.path.realpath(self.choice.model_dir)), self.choice.device, "", None)  # noqa: PTH119
         return self._info
 
+    @property
+    def progress(self) -> tuple[str, float, float | None]:
+        """The step of loading, its seconds so far and those of last time."""
+        return self.phase[0], time.monotonic() - self.phase_began, self.phase[1]
+
     def wait(self, timeout_s: float | None = None) -> None:
         """Wait until the model is loaded.
 

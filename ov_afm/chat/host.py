@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from ..loading import locate, recipe_of
 from .backend import Backend, Info
 from .engine import Choice, Engine
 from .remote import Remote
+from .texts import TEXTS
 
 __all__ = ["DeviceRow", "Host", "Model", "find_models", "recommended"]
 
@@ -214,15 +214,14 @@ class Host:
         rows = []
         for found in self._inventory.devices:
             broken = violations(recipe, found.name) if recipe else []
-            reason = "; ".join(f"cannot run {rule.found(recipe)}, needs {rule.needs}" for rule in broken if recipe)
-            rows.append(DeviceRow(found.name, f"{found.name} – {found.full_name}", reason))
+            reasons = [TEXTS.refused.format(found=rule.found(recipe), needs=rule.needs) for rule in broken if recipe]
+            rows.append(DeviceRow(found.name, f"{found.name} – {found.full_name}", "; ".join(reasons)))
         rows += [
-            DeviceRow(kind, kind, f"could not be asked: {fault}") for kind, fault in self._inventory.faults.items()
+            DeviceRow(kind, kind, TEXTS.not_asked.format(fault=fault)) for kind, fault in self._inventory.faults.items()
         ]
         here = {devices.kind_of(row.name) for row in rows}
-        rows += [DeviceRow(kind, kind, "not in this machine") for kind in devices.KINDS if kind not in here]
-        emulated = "NPU-EMULATED – the NPU's path on the CPU, to try its limits"
-        return [*rows, DeviceRow(devices.EMULATED_NPU, emulated)]
+        rows += [DeviceRow(kind, kind, TEXTS.not_here) for kind in devices.KINDS if kind not in here]
+        return [*rows, DeviceRow(devices.EMULATED_NPU, TEXTS.emulated)]
 
     def problem(self) -> str:
         """Why the engine is dead; empty while it is not."""
@@ -233,7 +232,7 @@ class Host:
         engine = self.engine
         if engine is None or engine.state != "loading":
             return None
-        return engine.phase[0], time.monotonic() - engine.phase_began, engine.phase[1]
+        return engine.progress
 
     def close(self) -> None:
         """End the engine."""

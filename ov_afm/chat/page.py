@@ -46,7 +46,7 @@ def build(talk: Talk, params: Params, system: str) -> Any:
                 page.chat_tab()
             if talk.host.remote is None:
                 with gr.Tab(TEXTS.tab_compare):
-                    compare_tab(talk.host, page.params, page.sliders)
+                    compared = compare_tab(talk.host, page.offer, page.params, page.sliders)
                 with gr.Tab(TEXTS.tab_report):
                     report_tab(talk.host)
 
@@ -66,6 +66,8 @@ def build(talk: Talk, params: Params, system: str) -> Any:
         if talk.host.remote is None:
             # On its own: the first time drivers are asked, which takes seconds.
             blocks.load(page.offer_loaded, None, [page.device, page.refused], **FREE)
+            for model, device, refused in compared:
+                blocks.load(page.offer, [model], [device, refused], **FREE)
 
         def gone(request: gr.Request) -> None:
             talk.stop(str(request.session_hash))
@@ -112,7 +114,7 @@ class Page(Actions):
             allow_tags=False,
         )
         self.gauge = gr.HTML(elem_id="gauge")
-        with gr.Row(equal_height=True):
+        with gr.Row(equal_height=True, elem_id="ask"):
             self.question = gr.Textbox(
                 "",
                 label=TEXTS.question,
@@ -126,7 +128,7 @@ class Page(Actions):
                 self.send = gr.Button(TEXTS.send, variant="primary", elem_id="send-button")
                 self.stop = gr.Button(TEXTS.stop, variant="stop", elem_id="stop-button")
         # The conversation of this tab; the browser's tab remembers it.
-        self.number = gr.Textbox("", visible="hidden", label="Conversation number")
+        self.number = gr.Textbox("", visible="hidden", label=TEXTS.conversation_number)
 
     def _side_column(self) -> None:
         self.list = gr.Dropdown([], label=TEXTS.conversations, elem_id="conversations")
@@ -150,8 +152,8 @@ class Page(Actions):
             self.markdown = gr.Button(TEXTS.export_markdown, size="sm", elem_id="export-markdown")
             self.json = gr.Button(TEXTS.export_json, size="sm", elem_id="export-json")
             self.import_ = gr.Button(TEXTS.import_json, size="sm", elem_id="import")
-            self.text = gr.Textbox(visible="hidden", label="Exported text")
-            self.file = gr.Textbox(visible="hidden", label="Exported file")
+            self.text = gr.Textbox(visible="hidden", label=TEXTS.exported_text)
+            self.file = gr.Textbox(visible="hidden", label=TEXTS.exported_file)
 
     def _setup(self) -> None:
         models = [(each.label, str(each.path)) for each in self.host.models]

@@ -81,6 +81,7 @@ class Actions:
             stop=self._given.stop,
         )
 
+    @_told()
     def open_(self, number: str, request: gr.Request) -> list[Any]:
         """Show a conversation, or an empty one where there is none of that number."""
         owner = owner_of(request)
@@ -110,6 +111,7 @@ class Actions:
         entries = [(entry.name, str(entry.id)) for entry in self.talk.store.entries(owner)]
         return gr.update(choices=entries, value=number or None)
 
+    @_told()
     def offer(self, model_dir: str) -> list[Any]:
         """The devices for a model."""
         rows = self.host.device_rows(model_dir)
@@ -124,10 +126,10 @@ class Actions:
         assert self.host.engine is not None
         return self.offer(self.host.engine.choice.model_dir)
 
+    @_told()
     def switch(self, model_dir: str, device: str) -> None:
         """Load another model, or on another device."""
-        with _told():
-            self.host.start(self.host.choice(model_dir, device))
+        self.host.start(self.host.choice(model_dir, device))
 
     def ask(
         self, request: gr.Request, question: str, number: str, system: str, *sampling: float
@@ -138,7 +140,8 @@ class Actions:
             return
         owner = owner_of(request)
         if not number:
-            number = str(self.talk.store.add(owner, Conversation(title_of(question), system)))
+            with _told():
+                number = str(self.talk.store.add(owner, Conversation(title_of(question), system)))
 
         def change(conversation: Conversation) -> None:
             conversation.question(question.strip())
@@ -190,6 +193,7 @@ class Actions:
         """Stop this tab's answer."""
         self.talk.stop(str(request.session_hash))
 
+    @_told()
     def undo(self, number: str, request: gr.Request) -> list[Any]:
         """Take the last question and its answer away; the question goes back to where it was typed."""
         conversation = self._get(number, request)
@@ -198,6 +202,7 @@ class Actions:
         conversation.drop_question()
         return self._keep(number, conversation, request, question)
 
+    @_told()
     def clear(self, number: str, request: gr.Request) -> list[Any]:
         """Take all turns away."""
         conversation = self._get(number, request)
@@ -215,10 +220,12 @@ class Actions:
         view = View(conversation)
         return [question, number, self._entries(owner, number), render.bubbles(view), self._gauge(view)]
 
+    @_told()
     def begin(self, request: gr.Request) -> list[Any]:
         """A new conversation; it is kept from its first question on."""
         return self._all(owner_of(request), "", Conversation(system=self._system))
 
+    @_told()
     def remove(self, number: str, request: gr.Request) -> list[Any]:
         """Delete the conversation."""
         self.talk.stop(str(request.session_hash))
@@ -226,6 +233,7 @@ class Actions:
             self.talk.store.delete(owner_of(request), int(number))
         return self.begin(request)
 
+    @_told()
     def rename(self, number: str, name: str, request: gr.Request) -> Any:
         """Give the conversation a name."""
         owner = owner_of(request)
@@ -237,6 +245,7 @@ class Actions:
         return self._entries(owner, number)
 
     def _exporter(self, write: Callable[[Conversation], str], suffix: str) -> Callable[..., list[str]]:
+        @_told()
         def export(number: str, request: gr.Request) -> list[str]:
             conversation = self._get_for_reading(number, request)
             name = "".join(each if each.isalnum() else "-" for each in conversation.name).strip("-")
@@ -247,11 +256,11 @@ class Actions:
     def _get_for_reading(self, number: str, request: gr.Request) -> Conversation:
         return (self.talk.store.get(owner_of(request), int(number)) if number else None) or Conversation()
 
+    @_told()
     def take_in(self, text: str, request: gr.Request) -> list[Any]:
         """Keep an imported conversation and show it."""
         owner = owner_of(request)
         if not text:
             return [gr.skip()] * len(self.everything)
-        with _told():
-            conversation = from_json(text)
+        conversation = from_json(text)
         return self._all(owner, str(self.talk.store.add(owner, conversation)), conversation)

@@ -9,8 +9,9 @@ from typing import Any
 
 import gradio as gr
 
-from ..errors import OVAFMError
+from ..errors import DeviceError, OVAFMError
 from ..params import Params
+from . import render
 from .backend import figures_of
 from .engine import Choice, Engine
 from .guard import escape, plain
@@ -19,47 +20,58 @@ from .texts import TEXTS, figures_line
 
 __all__ = ["compare_tab"]
 
-# Label and the figure's form, for the table.
-ROWS: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
-    ("model", lambda each: f"{each['model']}, {each['precision']}"),
-    ("device", lambda each: f"{each['device']}{', prompt lookup' if each['prompt_lookup'] else ''}"),
-    ("first token", lambda each: f"{each['ttft_ms'] / 1000:.2f} s"),
-    ("tokens/s", lambda each: f"{each['tokens_per_s']:.1f}" if each["tokens_per_s"] else "–"),
-    ("tokens", lambda each: str(each["new_tokens"])),
-    ("whole answer", lambda each: f"{each['total_ms'] / 1000:.1f} s"),
-    ("loading", lambda each: f"{each['load_s']:.1f} s"),
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+LOADING_S = 0.5
+# The figures of the table's rows, in the order of `TEXTS.compare_rows`.
+FORMS: tuple[Callable[[dict[str, Any]], str], ...] = (
+    lambda each: f"{each['model']}, {each['precision']}",
+    lambda each: f"{each['device']}{TEXTS.compare_lookup if each['prompt_lookup'] else ''}",
+    lambda each: TEXTS.no_figure if each["ttft_ms"] is None else f"{each['ttft_ms'] / 1000:.2f} s",
+    lambda each: f"{each['tokens_per_s']:.1f}" if each["tokens_per_s"] else TEXTS.no_figure,
+    lambda each: str(each["new_tokens"]),
+    lambda each: f"{each['total_ms'] / 1000:.1f} s",
+    lambda each: f"{each['load_s']:.1f} s",
 )
 
 
-def compare_tab(host: Host, params: Callable[..., Params], sliders: list[Any]) -> None:
+def compare_tab(
+    host: Host, offer: Callable[[str], Any], params: Callable[..., Params], sliders: list[Any]
+) -> list[tuple[Any, Any, Any]]:
     """Make the tab.
 
     Args:
         host: What is on offer.
+        offer: The devices for a model, and those that are refused.
         params: Sampling of the chat's sliders.
         sliders: Those sliders.
+
+    Returns:
+        Of each choice the components for model, device and refused devices, to be filled when a page is opened.
     """
     models = [(each.label, str(each.path)) for each in host.models]
     gr.Markdown(TEXTS.compare_intro, elem_classes="note")
     question = gr.Textbox(label=TEXTS.question, lines=2, elem_id="compare-question")
-    chosen, answers = [], []
+    chosen, answers, offers = [], [], []
+    first = host.first_device
     with gr.Row():
         for name in ("A", "B"):
             with gr.Column(min_width=280), gr.Group():
                 title = TEXTS.choice.format(name=name)
                 model = gr.Dropdown(models, value=models[0][1], label=f"{title}: {TEXTS.model_dir}")
-                device = gr.Dropdown(["CPU"], value="CPU", label=f"{title}: {TEXTS.device}")
+                device = gr.Dropdown([first], value=first, label=f"{title}: {TEXTS.device}")
+                refused = gr.HTML()
                 lookup = gr.Checkbox(name == "B", label=f"{title}: {TEXTS.lookup}")
-                gr.on([model.input], _devices_for(host), [model], [device], **QUIET)
+                model.input(offer, [model], [device, refused], **QUIET)
                 chosen += [model, device, lookup]
+                offers.append((model, device, refused))
     with gr.Row():
         go = gr.Button(TEXTS.compare, variant="primary", elem_id="compare-start")
-        stop = gr.Button(TEXTS.cancel, variant="stop", elem_id="compare-cancel")
+        stop = gr.Button(TEXTS.cancel, elem_id="compare-cancel")
     table = gr.HTML(elem_id="compare-figures")
     with gr.Row():
         for name in ("A", "B"):
             with gr.Column(min_width=280):
-                answers.append(gr.Markdown(elem_id=f"compare-{name}", sanitize_html=True, container=True))
+                answers.append(gr.Markdown(elem_id=f"compare-{name}", sanitize_html=True))
     cancel = threading.Event()
 
     def run(text: str, *fields: Any) -> Iterator[list[Any]]:
@@ -67,10 +79,10 @@ def compare_tab(host: Host, params: Callable[..., Params], sliders: list[Any]) -
             choices = [host.choice(*fields[at : at + 2], prompt_lookup=fields[at + 2]) for at in (0, 3)]
             if not text.strip():
                 return
-            cancel.clear()
             host.reserve(TEXTS.comparison)
         except OVAFMError as error:
             raise gr.Error(str(error), title="", print_exception=False) from error
+        cancel.clear()
         try:
             yield from compare(text.strip(), choices, params(*fields[6:]), cancel)
         finally:
@@ -78,17 +90,7 @@ def compare_tab(host: Host, params: Callable[..., Params], sliders: list[Any]) -
 
     go.click(run, [question, *chosen, *sliders], [table, *answers], **QUIET)
     stop.click(cancel.set, None, None, queue=False, **QUIET)
-
-
-QUIET = {"show_progress": "hidden", "api_visibility": "private"}
-
-
-def _devices_for(host: Host) -> Callable[[str], Any]:
-    def offer(model_dir: str) -> Any:
-        names = [row.name for row in host.device_rows(model_dir) if not row.refused]
-        return gr.update(choices=names, value=names[0])
-
-    return offer
+    return offers
 
 
 def compare(question: str, choices: list[Choice], params: Params, cancel: threading.Event) -> Iterator[list[Any]]:
@@ -97,14 +99,19 @@ def compare(question: str, choices: list[Choice], params: Params, cancel: thread
     found: list[dict[str, Any]] = []
     for index, choice in enumerate(choices, 1):
         if cancel.is_set():
-            return
+            break
         engine = Engine(choice)
         try:
-            shown[0] = _table(found, f"{engine.info.model}: {engine.phase[0]}")
-            yield shown
+            while engine.state == "loading" and not cancel.is_set():
+                shown[0] = _table(found, f"{engine.info.model}: {render.loading(*engine.progress)}")
+                yield shown
+                with contextlib.suppress(DeviceError):
+                    engine.wait(LOADING_S)
+            if cancel.is_set():
+                break
             engine.wait()
             load_s = engine.loaded_s
-            shown[0] = _table(found, f"{engine.info.model} on {engine.info.device}")
+            shown[0] = _table(found, TEXTS.compare_on.format(model=engine.info.model, device=engine.info.device))
             steps = engine.answer([{"role": "user", "content": question}], params, cancel)
             text = ""
             with contextlib.closing(steps):  # type: ignore[type-var]
@@ -131,9 +138,9 @@ def _table(found: list[dict[str, Any]], under_way: str) -> str:
         return state
     head = "".join(f'<th scope="col">{name}</th>' for name in "AB"[: len(found)])
     rows = "".join(
-        f'<tr><th scope="row">{label}</th>'
-        + "".join(f"<td>{escape(form(each)) if each else '–'}</td>" for each in found)
+        f'<tr><th scope="row">{escape(label)}</th>'
+        + "".join(f"<td>{escape(form(each)) if each else TEXTS.no_figure}</td>" for each in found)
         + "</tr>"
-        for label, form in ROWS
+        for label, form in zip(TEXTS.compare_rows, FORMS, strict=True)
     )
     return f'{state}<table class="figures"><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>'

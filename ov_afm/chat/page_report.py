@@ -26,7 +26,7 @@ from .texts import TEXTS
 
 __all__ = ["report_tab"]
 
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 POLL_S = 0.5
 # Exit statuses of a bench that was interrupted: by its own hand, or before it could listen.
 STOPPED = (130, -signal.SIGINT)
@@ -40,9 +40,9 @@ def report_tab(host: Host) -> None:
     gr.Markdown(TEXTS.report_intro, elem_classes="note")
     with gr.Row(equal_height=True):
         model = gr.Dropdown(models, value=models[0][1], label=TEXTS.model_dir, elem_id="report-model")
-        runs = gr.Slider(1, 5, 3, step=1, label="Runs of each", elem_id="report-runs")
+        runs = gr.Slider(1, 5, 3, step=1, label=TEXTS.report_runs, elem_id="report-runs")
         start = gr.Button(TEXTS.report_start, variant="primary", elem_id="report-start")
-        stop = gr.Button(TEXTS.cancel, variant="stop", elem_id="report-cancel")
+        stop = gr.Button(TEXTS.cancel, elem_id="report-cancel")
     bar = gr.HTML(elem_id="report-progress")
     frame = gr.HTML(_frame(Path(models[0][1])), elem_id="report-frame")
 
@@ -135,7 +135,7 @@ def _done(folder: Path) -> int:
 
 
 def _progress(done: int, total: int, elapsed_s: float) -> str:
-    line = f"{done} of {total} runs {TEXTS.report_done}, {elapsed_s:.0f} s"
+    line = TEXTS.report_progress.format(done=done, total=total, elapsed=elapsed_s)
     share = 100 * done / total if total else 100
     return f'<div class="gauge" role="status"><div class="bar"><div style="width:{share:.0f}%"></div></div>{line}</div>'
 

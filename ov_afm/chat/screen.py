@@ -71,13 +71,15 @@ class Answer:
         """Print the rest for good."""
         from rich.text import Text
 
+        from .texts import TEXTS
+
         self._live.transient = True
         self._live.stop()
         rest = self.text[self._printed :]
         if rest.strip():
             self._console.print(self._markdown(rest))
         elif not self.text.strip():
-            self._console.print(Text("(empty)", style="dim"))
+            self._console.print(Text(TEXTS.terminal_empty, style="dim"))
 
     def add(self, text: str) -> None:
         """Show more text."""

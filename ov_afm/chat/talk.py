@@ -117,6 +117,8 @@ class Talk:
             yield View(conversation, problem=str(error))
         finally:
             if answer.content or answer.figures:
+                # Without figures it was broken off: the tab was closed, or the engine died.
+                answer.figures = answer.figures or {"finish_reason": "cancelled"}
                 self.store.save(owner, number, conversation)
 
     @staticmethod

@@ -109,15 +109,15 @@ class Terminal:
     def _system(self, rest: str) -> None:
         if rest:
             self._conversation.system = "" if rest == "-" else rest
-        self._say(f"system prompt: {self._conversation.system or 'none'}")
+        self._say(TEXTS.terminal_system.format(text=self._conversation.system or TEXTS.terminal_no_system))
 
     def _switch(self, rest: str) -> None:
         info = self._backend.info
         if not rest:
-            self._say(f"running on {info.device}{f': {info.note}' if info.note else ''}")
+            self._say(TEXTS.terminal_running.format(device=info.device) + (f": {info.note}" if info.note else ""))
             for found in devices.available():
                 self._say(f"  {found.name}: {found.full_name}")
-            self._say(f"  {devices.EMULATED_NPU}: the NPU's path on CPU, to try its limits")
+            self._say(f"  {TEXTS.emulated}")
             return
         self._backend.close()
         try:
@@ -128,7 +128,7 @@ class Terminal:
             self._screen.print(f"[red]{_escape(str(error))}[/]")
             with leave_at_once():
                 self._backend = self._open(self._device)
-        self._say(f"running on {self._backend.info.device}")
+        self._say(TEXTS.terminal_running.format(device=self._backend.info.device))
 
     def _save(self, rest: str) -> None:
         path = _file(rest, "/save")
@@ -138,7 +138,7 @@ class Terminal:
         except OSError as error:
             msg = f"{path} cannot be written: {error.strerror}"
             raise ConfigError(msg) from error
-        self._say(f"saved {len(self._conversation.turns)} messages to {path}")
+        self._say(TEXTS.terminal_saved.format(count=len(self._conversation.turns), path=path))
 
     def _load(self, rest: str) -> None:
         path = _file(rest, "/load")
@@ -148,7 +148,7 @@ class Terminal:
             msg = f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}"
             raise ConfigError(msg) from error
         self._conversation = from_json(text)
-        self._say(f"loaded {len(self._conversation.turns)} messages from {path}")
+        self._say(TEXTS.terminal_loaded.format(count=len(self._conversation.turns), path=path))
 
     def _again(self, rest: str) -> None:
         if not self._conversation.retry():
@@ -158,12 +158,12 @@ class Terminal:
 
     def _new(self, rest: str) -> None:
         self._conversation = Conversation(system=self._conversation.system)
-        self._say("a new conversation")
+        self._say(TEXTS.terminal_new)
 
     def _stats(self, rest: str) -> None:
         figures = next((turn.figures for turn in reversed(self._conversation.turns) if turn.figures), None)
         if figures is None:
-            self._say("no answer yet")
+            self._say(TEXTS.terminal_no_figures)
             return
         self._say(figures_line(figures))
         used = figures.get("prompt_tokens", 0) + figures.get("new_tokens", 0)

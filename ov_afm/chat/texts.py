@@ -32,6 +32,14 @@ class Texts:
     )
     terminal_hello: str = "{model} on {device}. /help shows the commands."
     terminal_leave: str = "Ctrl-D or /exit leaves"
+    terminal_system: str = "system prompt: {text}"
+    terminal_no_system: str = "none"
+    terminal_running: str = "running on {device}"
+    terminal_saved: str = "saved {count} messages to {path}"
+    terminal_loaded: str = "loaded {count} messages from {path}"
+    terminal_new: str = "a new conversation"
+    terminal_no_figures: str = "no answer yet"
+    terminal_empty: str = "(empty)"
 
     title: str = "ov_afm chat"
     tab_chat: str = "Chat"
@@ -72,7 +80,15 @@ class Texts:
     dead: str = "The engine is down: {problem}"
     busy: str = "The machine is busy with {purpose}"
     waiting: str = "{place} before you"
-    not_here: str = "Not for this model: "
+    thinking: str = "…"
+    emulated: str = "NPU-EMULATED – the NPU's path on the CPU, to try its limits"
+    refused: str = "cannot run {found}, needs {needs}"
+    not_asked: str = "could not be asked: {fault}"
+    not_here: str = "not in this machine"
+    refused_devices: str = "Devices that cannot run this model"
+    conversation_number: str = "Conversation number"
+    exported_text: str = "Exported text"
+    exported_file: str = "Exported file"
     compare_intro: str = (
         "The same question to two choices, one after the other. Each is loaded alone in a fresh process, warmed up and "
         "asked once with these sampling values, so that neither profits from the other. The chat waits meanwhile."
@@ -81,6 +97,12 @@ class Texts:
     lookup: str = "Prompt lookup"
     compare: str = "Compare"
     comparison: str = "a comparison"
+    compare_on: str = "{model} on {device}"
+    compare_lookup: str = ", prompt lookup"
+    compare_rows: tuple[str, ...] = (
+        "model", "device", "first token", "tokens/s", "tokens", "whole answer", "loading"
+    )  # fmt: skip
+    no_figure: str = "–"
     cancel: str = "Cancel"
     report_intro: str = (
         "Measures the model on every device that can run it. It takes minutes; the chat's engine is unloaded meanwhile."
@@ -88,10 +110,20 @@ class Texts:
     report_none: str = "No report yet."
     report_frame: str = "Last report"
     report_start: str = "Measure now"
-    report_done: str = "measured"
+    report_runs: str = "Runs of each"
+    report_progress: str = "{done} of {total} runs measured, {elapsed:.0f} s"
     report_cancelled: str = "Cancelled; the next measurement goes on from here."
     measurement: str = "a measurement"
-    local_only: str = "Needs a model on this machine; this chat talks to a server."
+    address: str = "chat on {url} (Ctrl-C ends it)"
+    shared: str = "shared at {url}"
+    first_token: str = "first token {seconds:.2f} s"
+    speed: str = "{tokens_per_s:.1f} tokens/s"
+    tokens: str = "{count} tokens"
+    cut_off: str = "cut off at the longest answer"
+    context: str = "context: {used:,} tokens used"
+    context_of: str = (
+        "context: {used:,} of {total:,} tokens ({share:.0%}); when it is full the oldest turns are left out"
+    )
 
 
 TEXTS = Texts()
@@ -101,17 +133,16 @@ def figures_line(figures: Mapping[str, Any]) -> str:
     """One line on what an answer cost; figures that are not there are left out."""
     parts = []
     if figures.get("ttft_ms") is not None:
-        parts.append(f"first token {figures['ttft_ms'] / 1000:.2f} s")
+        parts.append(TEXTS.first_token.format(seconds=figures["ttft_ms"] / 1000))
     if figures.get("tokens_per_s"):
-        parts.append(f"{figures['tokens_per_s']:.1f} tokens/s")
+        parts.append(TEXTS.speed.format(tokens_per_s=figures["tokens_per_s"]))
     if figures.get("new_tokens") is not None:
-        parts.append(f"{figures['new_tokens']} tokens")
-    where = [str(figures[name]) for name in ("device", "precision") if figures.get(name)]
-    parts += where
+        parts.append(TEXTS.tokens.format(count=figures["new_tokens"]))
+    parts += [str(figures[name]) for name in ("device", "precision") if figures.get(name)]
     if figures.get("finish_reason") == "cancelled":
         parts.append(TEXTS.stopped)
     elif figures.get("finish_reason") == "length":
-        parts.append("cut off at the longest answer")
+        parts.append(TEXTS.cut_off)
     if figures.get("dropped"):
         parts.append(TEXTS.dropped.format(count=figures["dropped"]))
     return " · ".join(parts)
@@ -120,5 +151,5 @@ def figures_line(figures: Mapping[str, Any]) -> str:
 def context_line(used: int, total: int | None) -> str:
     """How full the context is."""
     if not total:
-        return f"context: {used:,} tokens used"
-    return f"context: {used:,} of {total:,} tokens ({used / total:.0%}); when it is full the oldest turns are left out"
+        return TEXTS.context.format(used=used)
+    return TEXTS.context_of.format(used=used, total=total, share=used / total)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from .. import console
@@ -17,6 +19,7 @@ from .host import Host, find_models
 from .remote import Remote
 from .store import Store, data_dir
 from .talk import Talk
+from .texts import TEXTS
 
 __all__ = ["serve"]
 
@@ -79,11 +82,32 @@ def _free_port(host: str, port: int) -> int:
         raise ConfigError(msg) from error
 
 
+@contextmanager
+def _no_stubs() -> Iterator[None]:
+    """Keep Gradio from writing type stubs into its own folder, which is half the time that importing it takes.
+
+    It leaves out classes that lie in no file.
+    """
+    getfile = inspect.getfile
+
+    def nowhere(found: Any) -> str:
+        if isinstance(found, type) and found.__module__.startswith("gradio."):
+            raise OSError
+        return getfile(found)
+
+    inspect.getfile = nowhere  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        inspect.getfile = getfile
+
+
 def _launch(
     talk: Talk, params: Params, arguments: argparse.Namespace, host: str, port: int, auth: tuple[str, str] | None
 ) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    import gradio as gr
+    with _no_stubs():
+        import gradio as gr
     from starlette.middleware import Middleware
 
     from . import page, render
@@ -100,7 +124,6 @@ def _launch(
         button_cancel_background_fill="#b91c1c",
         button_cancel_background_fill_hover="#991b1b",
     )
-    blocks.queue(max_size=None, default_concurrency_limit=None)
     # Gradio's queue looks for work every millisecond, which costs 9% of a core for nothing (docs/LOG.md).
     blocks._queue.sleep_when_free = QUEUE_POLL_S
     closed = not arguments.share and host in LOOPBACK
@@ -118,15 +141,16 @@ def _launch(
         app_kwargs={"middleware": [Middleware(Guard, loopback=closed)], "docs_url": None, "redoc_url": None},
         theme=theme,
         css=render.CSS,
+        head=render.LEAVE,
         show_error=True,
         pwa=False,
         mcp_server=False,
         enable_monitoring=False,
     )
     shown = f"[{host}]" if ":" in host else host
-    console.note(f"chat on http://{shown}:{port} (Ctrl-C ends it)")
+    console.note(TEXTS.address.format(url=f"http://{shown}:{port}"))
     if blocks.share_url:
-        console.note(f"shared at {blocks.share_url}")
+        console.note(TEXTS.shared.format(url=blocks.share_url))
     try:
         blocks.block_thread()
     finally:
