@@ -13,6 +13,8 @@ import openai
 import pytest
 import serving
 
+from ov_afm.params import Params
+
 
 @pytest.fixture(scope="module")
 def server(tiny_model: Path) -> Iterator[serving.Server]:
@@ -196,6 +198,14 @@ def test_conversation_with_a_tool_answer_is_rendered(server: serving.Server) -> 
 def test_null_means_absent(server: serving.Server) -> None:
     nothing = dict.fromkeys(("top_p", "stop", "seed", "n", "stream", "tools", "tool_choice", "response_format", "user"))
     assert server.chat(**nothing).json()["choices"] == server.chat().json()["choices"]
+
+
+def test_load_generators_can_ask_for_answers_of_a_fixed_length() -> None:
+    from ov_afm.serve.app import sampling
+    from ov_afm.serve.protocol import CompletionRequest
+
+    assert Params(**sampling(CompletionRequest(prompt="x", ignore_eos=True), 8)).ignore_eos
+    assert not Params(**sampling(CompletionRequest(prompt="x"), 8)).ignore_eos
 
 
 def test_max_completion_tokens_wins(server: serving.Server) -> None:

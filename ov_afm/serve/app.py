@@ -209,6 +209,7 @@ def sampling(body: wire.SamplingRequest, limit: int | None) -> dict[str, Any]:
         "frequency_penalty": body.frequency_penalty,
         "seed": secrets.randbits(32) if body.seed is None else body.seed % SEED_RANGE,
         "stop": [stop] if isinstance(stop, str) else stop,
+        "ignore_eos": body.ignore_eos,
     }
     return {key: value for key, value in fields.items() if value is not None}
 

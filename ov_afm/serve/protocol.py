@@ -145,6 +145,8 @@ class SamplingRequest(Wire):
     stream_options: StreamOptions | None = None
     user: StrictStr | None = None
     logit_bias: dict[str, float] | None = None
+    # Not OpenAI's: load generators (guidellm, vLLM's) ask for it, to get answers of a fixed length.
+    ignore_eos: StrictBool | None = None
 
 
 class ChatRequest(SamplingRequest):

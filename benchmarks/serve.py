@@ -1,0 +1,272 @@
+"""The server beside its own engine and beside llama.cpp's server: tokens/s at 1, 8 and 32 streams, and what HTTP adds.
+
+Three ways to the same work, in turns, each loaded in a process of its own: requests over HTTP to `ov-afm serve`; the
+same continuous batching without a server, driven in a loop; and, where `--llama-server` names the program, requests
+over HTTP to llama.cpp's server with a GGUF of the same geometry (random weights, as in peers.py). Every stream has a
+prompt of its own, of random tokens, and generates a fixed number. The client shares the processor with the servers.
+
+    python benchmarks/serve.py MODEL_DIR --streams 1 8 32
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+from peers import write_gguf
+
+from ov_afm import manifest
+from ov_afm.bundle import geometry
+from ov_afm.metrics import percentile, spread
+
+# Seconds at which each stream's tokens came.
+Arrivals = list[list[float]]
+Prompts = list[list[int]]
+START_S = 300.0
+
+
+def loop(model_dir: str, cache_gb: float) -> None:
+    """Runs in a child: answer lines of prompts with the arrivals of their tokens."""
+    import openvino_genai
+
+    from ov_afm.detokenize import TextAssembler
+    from ov_afm.serve.batch import Batch, EngineSpec, Job
+
+    batch = Batch(EngineSpec(model_dir, cache_size_gb=cache_gb))
+    number = 0
+    print("ready", flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        config = openvino_genai.GenerationConfig(
+            max_new_tokens=asked["new_tokens"], ignore_eos=True, do_sample=False, apply_chat_template=False
+        )
+        begin = time.perf_counter()
+        arrivals: dict[int, list[float]] = {}
+        for prompt in asked["prompts"]:
+            number += 1
+            arrivals[number] = []
+            batch.add(Job(number, prompt, config, TextAssembler(lambda _: "", {}, ())))
+        while batch.busy:
+            for event in batch.step():
+                arrivals[event["id"]] += [time.perf_counter() - begin] * event["tokens"]
+        print(json.dumps(list(arrivals.values())), flush=True)
+
+
+class Loop:
+    """The engine without a server."""
+
+    name = "in process"
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        command = [sys.executable, __file__, "--loop", options.model, str(options.cache_size_gb)]
+        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._child.stdout
+        assert self._child.stdout.readline() == "ready\n"
+
+    def run(self, prompts: Prompts, new_tokens: int) -> Arrivals:
+        """Arrivals of every stream's tokens."""
+        assert self._child.stdin
+        assert self._child.stdout
+        self._child.stdin.write(json.dumps({"prompts": prompts, "new_tokens": new_tokens}) + "\n")
+        self._child.stdin.flush()
+        arrivals: Arrivals = json.loads(self._child.stdout.readline())
+        return arrivals
+
+    def close(self) -> None:
+        """End it."""
+        self._child.terminate()
+        self._child.wait()
+
+
+class Http:
+    """A server that is asked for streams.
+
+    Args:
+        command: What starts it.
+        url: Its address, or a pattern that finds it in what it prints.
+        body: Fields of a request for a prompt and a number of tokens.
+    """
+
+    def __init__(self, name: str, command: list[str], url: str, body: Callable[[list[int], int], Any]) -> None:
+        self.name, self._body = name, body
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._child = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT, text=True)
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            self._log.seek(0)
+            found = re.search(url, self._log.read()) if url.startswith("(") else None
+            self._url = found[1] if found else url
+            try:
+                if httpx.get(f"{self._url}/health").status_code == 200:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.1)
+        msg = f"{name} did not start"
+        raise TimeoutError(msg)
+
+    def run(self, prompts: Prompts, new_tokens: int) -> Arrivals:
+        """Arrivals of every stream's tokens."""
+        return asyncio.run(self._all(prompts, new_tokens))
+
+    async def _all(self, prompts: Prompts, new_tokens: int) -> Arrivals:
+        limits = httpx.Limits(max_connections=len(prompts))
+        async with httpx.AsyncClient(base_url=self._url, timeout=None, limits=limits) as client:
+            begin = time.perf_counter()
+
+            async def one(prompt: list[int]) -> list[float]:
+                arrivals = []
+                async with client.stream("POST", "/v1/completions", json=self._body(prompt, new_tokens)) as response:
+                    assert response.status_code == 200, await response.aread()
+                    async for line in response.aiter_lines():
+                        if line.startswith("data: {"):
+                            arrivals.append(time.perf_counter() - begin)
+                # Text may be held back until a character is whole, so a message is not always one token; and the last
+                # ones carry the reason of the end, or nothing.
+                return arrivals
+
+            return await asyncio.gather(*(one(prompt) for prompt in prompts))
+
+    def close(self) -> None:
+        """End it."""
+        self._child.terminate()
+        self._child.wait()
+
+
+def ours(options: argparse.Namespace) -> Http:
+    """`ov-afm serve`."""
+    command = [sys.executable, "-m", "ov_afm.serve", options.model, "--port", "0"]
+    command += ["--cache-size-gb", str(options.cache_size_gb)]
+
+    def body(prompt: list[int], new_tokens: int) -> Any:
+        return {"prompt": prompt, "max_tokens": new_tokens, "temperature": 0, "stream": True, "ignore_eos": True}
+
+    return Http("ov-afm serve", command, r"(http://[\d.]+:\d+)/v1", body)
+
+
+def llama(options: argparse.Namespace, gguf: Path) -> Http:
+    """llama.cpp's server."""
+    most = max(options.streams)
+    context = most * (options.prompt_tokens + options.new_tokens + 8)
+    command = [options.llama_server, "-m", str(gguf), "-np", str(most), "-c", str(context), "--port", "18080"]
+    command += ["-t", str(options.threads), "-tb", str(options.threads), "--no-webui"]
+
+    def body(prompt: list[int], new_tokens: int) -> Any:
+        return {"prompt": prompt, "max_tokens": new_tokens, "temperature": 0, "stream": True, "ignore_eos": True}
+
+    return Http("llama.cpp server", command, "http://127.0.0.1:18080", body)
+
+
+def measure(options: argparse.Namespace, engines: Sequence[Any]) -> list[dict[str, Any]]:
+    """Every engine at every number of streams, in turns; a first turn warms up and is not counted."""
+    vocab = int(geometry(Path(options.model))["vocab"])
+    source = random.Random(options.seed)
+    records = []
+    for streams in options.streams:
+        for run in range(-1, options.runs):
+            prompts = [
+                [source.randrange(100, min(vocab, 40_000)) for _ in range(options.prompt_tokens)]
+                for _ in range(streams)
+            ]
+            for turn in range(len(engines)):
+                engine = engines[(turn + run) % len(engines)]
+                arrivals = engine.run(prompts, options.new_tokens)
+                if run < 0:
+                    continue
+                gaps = [
+                    1000 * (later - sooner)
+                    for times in arrivals
+                    for sooner, later in zip(times, times[1:], strict=False)
+                ]
+                last = max(times[-1] for times in arrivals)
+                records.append(
+                    {
+                        "engine": engine.name,
+                        "streams": streams,
+                        "run": run,
+                        "tokens_per_s": streams * options.new_tokens / last,
+                        "tpot_p50_ms": percentile(gaps, 50),
+                        "tpot_p99_ms": percentile(gaps, 99),
+                        "ttft_ms": 1000 * max(times[0] for times in arrivals),
+                    }
+                )
+                print(json.dumps(records[-1]), file=sys.stderr)
+    return records
+
+
+def table(options: argparse.Namespace, records: Sequence[dict[str, Any]]) -> str:
+    """Medians, and ratios of runs side by side."""
+    engines = list(dict.fromkeys(record["engine"] for record in records))
+    lines = [
+        f"{Path(options.model).name}: prompt {options.prompt_tokens} tokens, {options.new_tokens} new, "
+        f"{options.runs} runs in turns, {options.threads} threads.",
+        "",
+        "| streams | way | tokens/s, all streams | ratio of `ov-afm serve` to it | ms a token p50 / p99 |",
+        "|---:|---|---:|---:|---:|",
+    ]
+    for streams in options.streams:
+        mine = {r["run"]: r for r in records if (r["streams"], r["engine"]) == (streams, "ov-afm serve")}
+        for engine in engines:
+            rows = [r for r in records if (r["streams"], r["engine"]) == (streams, engine)]
+            speed, ratio, p50, p99 = (
+                spread(values)
+                for values in (
+                    [row["tokens_per_s"] for row in rows],
+                    [mine[row["run"]]["tokens_per_s"] / row["tokens_per_s"] for row in rows],
+                    [row["tpot_p50_ms"] for row in rows],
+                    [row["tpot_p99_ms"] for row in rows],
+                )
+            )
+            assert speed and ratio and p50 and p99
+            compared = f"{ratio.median:.2f} ({ratio.least:.2f}–{ratio.most:.2f})"
+            latency = f"{p50.median:.1f} / {p99.median:.1f}"
+            lines.append(f"| {streams} | {engine} | {speed.median:.1f} | {compared} | {latency} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("model", help="model directory")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--prompt-tokens", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2, help="of llama.cpp's server")
+    parser.add_argument("--cache-size-gb", type=float, default=0.5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--llama-server", help="llama.cpp's server program, built for this CPU")
+    options = parser.parse_args()
+    contents = manifest.verify(Path(options.model))
+    with ExitStack() as stack:
+        engines: list[Any] = [Loop(options)]
+        stack.callback(engines[0].close)
+        engines.append(ours(options))
+        stack.callback(engines[1].close)
+        if options.llama_server is not None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            weights = str(contents.recipe.get("weight_format", "fp16")) if contents else "fp16"
+            write_gguf(Path(options.model), folder / "peer.gguf", weights)
+            engines.append(llama(options, folder / "peer.gguf"))
+            stack.callback(engines[2].close)
+        print(table(options, measure(options, engines)))
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--loop"]:
+        loop(sys.argv[2], float(sys.argv[3]))
+    else:
+        sys.exit(main())
