@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes that share the tests; much of a test's time is another process's start.
+WORKERS ?= 2
 DEMO := models/smollm2-135m-instruct-int8
 export DO_NOT_TRACK = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
@@ -50,7 +52,7 @@ tools:
 	fi
 
 test: tools lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -22,6 +22,22 @@ import pytest  # noqa: E402
 import tiny  # noqa: E402
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the suite, each file stays in one, and so do all that need the real model.
+
+    They are the longest together and begin first.
+    """
+
+    def needs_language(item: pytest.Item) -> bool:
+        return "smollm2_model" in getattr(item, "fixturenames", ())
+
+    language = {item.path for item in items if needs_language(item)}
+    items.sort(key=lambda item: item.path not in language)
+    for item in items:
+        group = "language" if item.path in language else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Arcee checkpoint with YaRN. Read-only: copy it before changing it."""

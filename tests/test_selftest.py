@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ov_afm import device_properties, selftest
+from ov_afm import device_properties, manifest, selftest
 
 GOLDEN: dict[str, Any] = {
     "prompts": [
@@ -137,8 +137,9 @@ def test_load_failure_is_one_line(tiny_model: Path) -> None:
 
 @pytest.mark.slow
 def test_real_model_finds_the_needle_and_its_recorded_answers_end_where_it_ends(smollm2_model: Path) -> None:
-    golden = selftest.make_golden(str(smollm2_model))
-    short, long = golden["prompts"]
+    contents = manifest.read(smollm2_model)
+    assert contents
+    short, long = contents.checks["golden"]["prompts"]
     assert "Paris" in short["answer"]
     assert long["needle_found"]
     assert len(short["tokens"]) < 16

@@ -19,7 +19,7 @@ from ov_afm.errors import ConfigError
 from ov_afm.serve.ray import replica_range
 from ov_afm.serve.ray_front import conversation_of
 
-LONG = {"max_tokens": 400, "temperature": 2}
+LONG = {"max_tokens": 400, "ignore_eos": True, "temperature": 2}
 
 
 def free_port() -> int:
