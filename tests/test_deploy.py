@@ -33,4 +33,3 @@ def test_the_pod_of_the_inference_service_follows_kubernetes_schema() -> None:
     kubernetes_validate.validate(whole, kubernetes_validate.latest_version(), strict=True)
     # What KServe takes for the model's server: https://kserve.github.io/website/latest/reference/api/
     assert [container["name"] for container in pod["containers"]] == ["kserve-container"]
-
