@@ -1,50 +1,67 @@
-"""What each way of rounding a model costs: KL divergence, top-1 agreement, perplexity, size, minutes, peak memory.
+"""What each way of rounding a model costs: KL divergence, top-1 agreement, perplexity, size, time, peak memory.
 
-    python benchmarks/recipes.py CHECKPOINT_OR_FP32_MODEL --text EVALUATION.txt --work-dir DIR [--only NAME ...]
+    python benchmarks/recipes.py CHECKPOINT_OR_FP32_MODEL --work-dir DIR [--only NAME ...] [--text FILE] [--plot FILE]
 
-Calibration is the packaged text, evaluation the text given (or the packaged evaluation text). A model that is there
-already in the work folder is not made again.
+Calibration is the packaged text (a book on Rust), evaluation the packaged one, written for this project: different
+texts of different origin. Time is of the processor, all cores together, so that a busy machine does not change it.
+What is in the work folder already is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 
-from ov_afm import compress, console, evaluate, export, presets, supervise
+from ov_afm import compress, console, eval_fidelity, eval_table, export, presets, supervise
 
-INT4 = presets.Recipe("custom", weight_format="int4", sym=True, group_size=64)
+INT4 = presets.Recipe("custom", weight_format="int4", sym=True, group_size=64, num_samples=64)
 INT8 = presets.RECIPES["int8"]
 RECIPES = {
     "int8": INT8,
-    "int8+eq": replace(INT8, name="custom", equalise="full"),
-    "int4": INT4,
-    "int4+se": replace(INT4, scale_estimation=True, num_samples=64),
-    "int4+eq": replace(INT4, equalise="full"),
-    "int4+eq+se": replace(INT4, equalise="full", scale_estimation=True, num_samples=64),
-    "int4+eq+gptq": replace(INT4, equalise="full", gptq=True, num_samples=64),
-    "int4+eq+self": replace(INT4, equalise="full", dataset="self", num_samples=64),
-    "int4-asym+eq+se": replace(INT4, sym=False, equalise="full", scale_estimation=True, num_samples=64),
-    "int4-g32+eq+se": replace(INT4, group_size=32, equalise="full", scale_estimation=True, num_samples=64),
+    "int8-quality": presets.RECIPES["int8-quality"],
+    "int4-g64": INT4,
+    "int4-g64-se": replace(INT4, scale_estimation=True),
+    "int4-quality": presets.RECIPES["int4-quality"],
+    # Which part does what, and what else was tried; not made unless they are named.
+    "int4-g64-asym": replace(INT4, sym=False),
+    "int4-g64-eq": replace(INT4, equalise="full"),
+    "int4-g64-fitted": replace(INT4, rounding="fitted"),
+    "int4-g64-eq-se": replace(INT4, equalise="full", scale_estimation=True),
+    "int4-g64-eq-gptq": replace(INT4, equalise="full", gptq=True),
+    "int4-quality-self": replace(presets.RECIPES["int4-quality"], dataset="self"),
+    "int8-eq": replace(INT8, name="custom", equalise="full"),
 }
+DEFAULT = list(RECIPES)[:5]
 
 
-def make(source: Path, folder: Path, recipe: presets.Recipe) -> tuple[float, float]:
-    """Compress in a child, from the repository's root; returns its seconds and its peak memory in bytes."""
-    started = time.perf_counter()
+def make(source: Path, folder: Path, recipe: presets.Recipe) -> dict[str, float]:
+    """Compress in a child, from the repository's root; returns its processor seconds and its peak memory in bytes."""
     arguments = {"source": str(source), "target": str(folder), "recipe": recipe.to_dict()}
-    peak = supervise.run("benchmarks.recipes:_compress", arguments)
-    return time.perf_counter() - started, float(peak)
+    found: dict[str, float] = supervise.run("benchmarks.recipes:_compress", arguments)
+    return found
 
 
-def _compress(source: str, target: str, recipe: dict[str, object]) -> int:
+def _compress(source: str, target: str, recipe: dict[str, object]) -> dict[str, float]:
     import resource
 
     compress(source, target, recipe=presets.Recipe.from_dict(recipe))
-    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * 1024
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return {"seconds": used.ru_utime + used.ru_stime, "peak_bytes": 1024.0 * used.ru_maxrss}
+
+
+def row(found: eval_fidelity.Fidelity, cost: dict[str, float]) -> str:
+    """One line of the table."""
+    figures = found.figures
+    quantiles = [figures.kl_mean, figures.kl_median, figures.kl_p99]
+    kl = " | ".join(f"{each.value:.4f}" for each in quantiles if each)
+    top1 = f"{figures.top1_agreement.value:.1%}" if figures.top1_agreement else ""
+    spent = f"{cost['seconds'] / 60:.1f} | {console.human_bytes(cost['peak_bytes'])}" if cost else " | "
+    return (
+        f"| {found.model} | {found.bits_per_weight:.2f} | {found.weights_bytes / 1e6:.1f} | {kl} | {top1} | "
+        f"{figures.perplexity.value:.2f} | {spent} |"
+    )
 
 
 def main() -> None:
@@ -53,28 +70,26 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, required=True)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--tokens", type=int)
-    parser.add_argument("--only", nargs="*", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--only", nargs="*", choices=list(RECIPES), default=DEFAULT)
+    parser.add_argument("--plot", type=Path, help="size against KL: .svg, .png, .pdf")
     args = parser.parse_args()
     source = args.model
     if not (source / "openvino_model.xml").exists():
         source = args.work_dir / "fp32"
         if not source.exists():
             export(args.model, source, recipe="fp32")
+    print("| recipe | bits/weight | MB | mean KL | median | 99% | top-1 | perplexity | CPU min | peak memory |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
+    results = []
     for name in args.only:
-        folder = args.work_dir / name
-        costs = args.work_dir / f"{name}.json"
+        folder, costs = args.work_dir / name, args.work_dir / f"{name}.json"
         if not folder.exists():
-            seconds, peak = make(source, folder, RECIPES[name])
-            costs.write_text(json.dumps({"seconds": seconds, "peak_bytes": peak}))
-        cost = json.loads(costs.read_text()) if costs.exists() else {"seconds": 0.0, "peak_bytes": 0.0}
-        found = evaluate(folder, source, text=args.text, tokens=args.tokens)
-        top1, perplexity = found.figures.top1_agreement, found.figures.perplexity
-        print(
-            f"{name:<18} KL {found.kl_mean:.4f}  top-1 {top1.value if top1 else 0:.1%}  "
-            f"perplexity {perplexity.value:.2f}  {found.bits_per_weight:.3f} bits/weight  "
-            f"{cost['seconds']:.0f} s  {console.human_bytes(cost['peak_bytes'])}",
-            flush=True,
-        )
+            costs.write_text(json.dumps(make(source, folder, RECIPES[name])))
+        cost = json.loads(costs.read_text()) if costs.exists() else {}
+        results += eval_fidelity.compare([folder], source, text=args.text, tokens=args.tokens)
+        print(row(results[-1], cost), flush=True)
+    if args.plot is not None:
+        eval_table.plot(results, args.plot)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float32]
 
-__all__ = ["Layer", "Weight", "find_layers"]
+__all__ = ["Layer", "Weight", "constant_as_f32", "find_layers"]
 
 MATRIX = re.compile(r"layers\.(\d+)\.(?:self_attn|mlp)\.(q|k|v|o|up|gate|down)_proj/")
 
@@ -40,7 +40,7 @@ class Weight:
     def value(self) -> Array:
         """The values, to be changed in place or replaced."""
         if self._value is None:
-            self._value = _as_f32(self.constant)
+            self._value = constant_as_f32(self.constant)
         return self._value
 
     @value.setter
@@ -186,7 +186,8 @@ def _head_dim(v: Any) -> int:
     return 0
 
 
-def _as_f32(constant: Any) -> Array:
+def constant_as_f32(constant: Any) -> Array:
+    """The values of a Constant of floating point."""
     data = constant.data
     if constant.get_element_type().get_type_name() == "bf16":
         # bf16 is the upper half of f32.

@@ -22,6 +22,7 @@ EMBEDDED_MODEL = "smollm2-135m-instruct"
 WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
 BackupPrecision = Literal["none", "int8_sym", "int8_asym"]
 Equalise = Literal["none", "fp16", "full"]
+Rounding = Literal["nearest", "fitted"]
 CHANNEL_WISE = -1
 
 
@@ -44,6 +45,7 @@ class Recipe:
         gptq: GPTQ rounding (needs calibration data).
         equalise: Exact rescaling of weights before they are quantized (needs calibration data): `fp16` only keeps
             relu² within fp16's range, `full` also moves range to where rounding costs least; see `equalise`.
+        rounding: `fitted` gives NNCF's matrices codes that are fitted layer by layer to calibration data; see `fitted`.
         dataset: Calibration data: files, `packaged`, `self`, or names that NNCF/Optimum know, with weights; see
             `calibration`. None where no algorithm reads any.
         num_samples: Calibration samples taken from the dataset.
@@ -61,6 +63,7 @@ class Recipe:
     scale_estimation: bool = False
     gptq: bool = False
     equalise: Equalise = "none"
+    rounding: Rounding = "nearest"
     dataset: str | None = None
     num_samples: int = 128
 
@@ -80,6 +83,18 @@ class Recipe:
         if self.equalise not in get_args(Equalise):
             msg = f"equalisation {self.equalise!r} is unknown; choose one of {', '.join(get_args(Equalise))}"
             raise ConfigError(msg)
+        if self.rounding not in get_args(Rounding):
+            msg = f"rounding {self.rounding!r} is unknown; choose one of {', '.join(get_args(Rounding))}"
+            raise ConfigError(msg)
+        if self.rounding == "fitted":
+            others = {"--awq": self.awq, "--scale-estimation": self.scale_estimation, "--gptq": self.gptq}
+            wrong = [flag for flag, used in others.items() if used]
+            if wrong:
+                msg = f"fitted rounding takes the place of {', '.join(wrong)}; choose one"
+                raise ConfigError(msg)
+            if self.bits > 8:
+                msg = f"fitted rounding is for int8 and int4, found {self.weight_format}"
+                raise ConfigError(msg)
         if self.equalise == "full" and self.bits > 8:
             msg = f"equalisation 'full' prepares for int8 and int4, found {self.weight_format}; choose fp16 or none"
             raise ConfigError(msg)
@@ -109,7 +124,8 @@ class Recipe:
     @property
     def needs_data(self) -> bool:
         """Whether an algorithm in the recipe reads calibration data."""
-        return self.awq or self.scale_estimation or self.gptq or self.equalise != "none"
+        searched = self.equalise != "none" or self.rounding == "fitted"
+        return self.awq or self.scale_estimation or self.gptq or searched
 
     @property
     def bits(self) -> int:
@@ -137,7 +153,16 @@ RECIPES: dict[str, Recipe] = {
         Recipe("fp16", weight_format="fp16"),
         Recipe("int8", weight_format="int8"),
         Recipe("int4", weight_format="int4", sym=True, group_size=128),
-        Recipe("int4-quality", weight_format="int4", sym=True, group_size=64, ratio=0.8, scale_estimation=True),
+        Recipe("int8-quality", weight_format="int8", equalise="full", rounding="fitted", num_samples=64),
+        Recipe(
+            "int4-quality",
+            weight_format="int4",
+            sym=True,
+            group_size=64,
+            equalise="full",
+            rounding="fitted",
+            num_samples=64,
+        ),
         Recipe("int4-npu", weight_format="int4", sym=True, backup_precision="int8_sym"),
         Recipe("int4-npu-g128", weight_format="int4", sym=True, group_size=128, backup_precision="int8_sym"),
     )

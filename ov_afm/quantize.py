@@ -56,12 +56,16 @@ def compress_ir(ir: Path, out: Path, settings: Recipe, tokenizer: Path) -> dict[
         openvino.save_model(model, out / "openvino_model.xml", compress_to_fp16=settings.bits == 16)
         return {"notes": notes, **done}
     options = _nncf_options(settings, samples)
+    # NNCF changes the model that it is given.
+    original = model.clone() if settings.rounding == "fitted" else None
     with _relay_progress(), _collect_warnings(settings, notes):
         try:
             model = nncf.compress_weights(model, **options)
         except (nncf.InvalidGroupSizeError, nncf.ValidationError, nncf.ParameterNotSupportedError) as error:
             msg = f"NNCF cannot apply recipe {settings.name}: {' '.join(str(error).split())}"
             raise CompressionError(msg) from error
+    if original is not None:
+        done["fitted_matrices"] = _fit(original, model, samples, tokenizer)
     _drop_cache_precision(model)
     formats = _weight_formats(model)
     notes += _fallback_notes(settings, formats)
@@ -97,6 +101,15 @@ def _equalise(settings: Recipe, model: Any, samples: list[dict[str, Any]], notes
             "so that it does not"
         )
     return found.recorded()
+
+
+def _fit(original: Any, model: Any, samples: list[dict[str, Any]], folder: Path) -> int:
+    from .fitted import fit
+
+    def show(done: int, total: int) -> None:
+        supervise.emit("progress", name="rounding", done=done, total=total)
+
+    return fit(original, model, [sample["input_ids"][0].tolist() for sample in samples], folder, on_layer=show)
 
 
 def _nncf_options(settings: Recipe, samples: list[dict[str, Any]]) -> dict[str, Any]:

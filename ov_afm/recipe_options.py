@@ -72,6 +72,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--scale-estimation", action="store_true", default=None, help="fit scales to activations")
     group.add_argument("--gptq", action="store_true", default=None, help="GPTQ rounding")
     group.add_argument("--equalise", choices=["none", "fp16", "full"], help="exact rescaling before quantization")
+    group.add_argument("--rounding", choices=["nearest", "fitted"], help="fitted: layer by layer, to calibration data")
     group.add_argument(
         "--dataset",
         metavar="DATA",

@@ -17,12 +17,12 @@ __all__ = ["Quantizer", "search_scales"]
 
 # Exponents tried for activations and for weights, as AWQ's grid (https://arxiv.org/abs/2306.00978), which has no
 # second exponent: here rows may be rescaled too, so that the columns' own range is worth equalising.
-ACTIVATION_POWERS = tuple(step / 8 for step in range(11))
+ACTIVATION_POWERS = tuple(step / 8 for step in range(9))
 WEIGHT_POWERS = (0.0, 0.5, 1.0)
 # Columns whose activations are smaller than this share of the median count as this share.
 FLOOR = 1e-3
 # Rows of a matrix on which candidates are compared: enough to tell exponents apart.
-SEARCH_ROWS = 1024
+SEARCH_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +48,40 @@ class Quantizer:
             size //= 2
         return size
 
-    def round_trip(self, weight: Any) -> Any:
-        """Weights (..., group), a torch tensor, rounded and back, each group by its own scale."""
+    def grids(self, weight: Any, share: float = 1.0) -> list[tuple[Any, Any]]:
+        """Scales and zero points (...) for groups (..., size) whose levels reach to a share of their extremes.
+
+        A symmetric group has two: the level that has no opposite may stand at either end; the first is NNCF's choice.
+        """
         import torch
 
-        low, high = weight.amin(-1, keepdim=True), weight.amax(-1, keepdim=True)
+        low, high = weight.amin(-1), weight.amax(-1)
         levels = 1 << self.bits
         if self.sym:
             # As NNCF's `calculate_signed_scale`: the value of largest magnitude becomes the extra negative level.
-            scale = torch.where(-low >= high, -low, -high) / (levels // 2)
-            scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-            return (weight / scale).round_().clamp_(-(levels // 2), levels // 2 - 1).mul_(scale)
-        low, high = low.clamp(max=0), high.clamp(min=0)
-        scale = (high - low) / (levels - 1)
-        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-        zero = (-low / scale).round_()
-        return (weight / scale).round_().add_(zero).clamp_(0, levels - 1).sub_(zero).mul_(scale)
+            scale = _usable(torch.where(-low >= high, -low, -high) * (share / (levels // 2)))
+            return [(scale, torch.zeros_like(scale)), (-scale, torch.zeros_like(scale))]
+        low, high = share * low.clamp(max=0), share * high.clamp(min=0)
+        scale = _usable((high - low) / (levels - 1))
+        return [(scale, (-low / scale).round_().clamp_(0, levels - 1))]
+
+    def code(self, weight: Any, scale: Any, zero: Any) -> Any:
+        """Whole numbers for weights."""
+        levels = 1 << self.bits
+        least = -(levels // 2) if self.sym else 0
+        return (weight / scale).round_().add_(zero).clamp_(least, least + levels - 1)
+
+    def round_trip(self, weight: Any) -> Any:
+        """Weights (..., group), a torch tensor, rounded and back, each group by its own scale, as NNCF does."""
+        scale, zero = (each.unsqueeze(-1) for each in self.grids(weight)[0])
+        return self.code(weight, scale, zero).sub_(zero).mul_(scale)
+
+
+def _usable(scale: Any) -> Any:
+    """1 where a group is all zeros."""
+    import torch
+
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
 def search_scales(
@@ -137,5 +155,5 @@ def _errors(rows: Any, scales: Array, roots: Any, quantizer: Quantizer) -> NDArr
 
     factor = torch.from_numpy(scales)
     difference = quantizer.round_trip(rows * factor).div_(factor).sub_(rows)
-    found: NDArray[np.float64] = torch.bmm(difference, roots).square_().sum((1, 2), dtype=torch.float64).numpy()
-    return found
+    found: NDArray[np.float64] = torch.linalg.vector_norm(torch.bmm(difference, roots), dim=(1, 2)).double().numpy()
+    return np.square(found)

@@ -72,7 +72,7 @@ def test_npu_recipes_run_on_npu(name: str) -> None:
     [
         (RECIPES["int8"], "weight format int8"),
         (INT4_ASYM, "asymmetric int4"),
-        (RECIPES["int4-quality"], "ratio 0.8, group size 64"),
+        (RECIPES["int4-quality"], "group size 64"),
         (RECIPES["int4"], "backup precision int8_asym"),
     ],
     ids=["int8", "asymmetric", "mixed", "backup"],

@@ -28,7 +28,8 @@ LAYERS = {
     ),
     "making and running models": (
         "export export_* convert verify compress calibration calibration_text self_sampling quantize recipe_options "
-        "equalise rounding decoder_graph bundle info ovms synth prune_* sparsity sparsity.* pipeline generate upload"
+        "equalise rounding feedback fitted stored decoder_graph bundle info ovms synth prune_* sparsity sparsity.* "
+        "pipeline generate upload"
     ),
     "programs": (
         "prune tune bench bench_* recommend evaluate evaluate_* eval_* report report_* serve serve.* chat chat.*"

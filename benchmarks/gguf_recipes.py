@@ -1,0 +1,127 @@
+"""What llama.cpp's quantization costs, on the scale of `benchmarks/recipes.py`.
+
+    python benchmarks/gguf_recipes.py CHECKPOINT --work-dir DIR --kinds Q4_0 Q4_K_M [--llama-python PYTHON]
+
+The checkpoint is written as an F32 GGUF, llama.cpp quantizes it (llama-cpp-python, in another environment if need be),
+and what it stored is read back as f32 and evaluated in transformers: weights alone, without llama.cpp's rounding of
+activations. No importance matrix is used. Rows of q and k are not permuted, as llama.cpp's converter would: blocks lie
+along the rows, so that it changes nothing here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ov_afm import console, eval_run, eval_text, manifest
+from ov_afm.eval_measure import summarize
+
+FILE_TYPES = {"Q4_0": 2, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_M": 17, "Q8_0": 7}
+QUANTIZE = """
+import ctypes, sys, llama_cpp
+params = llama_cpp.llama_model_quantize_default_params()
+params.ftype, params.nthread = int(sys.argv[3]), 2
+sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(params)))
+"""
+
+
+def names_of(config: dict[str, Any]) -> Any:
+    """From a tensor's name in transformers to its name in a GGUF."""
+    import gguf
+
+    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.ARCEE, config["num_hidden_layers"])
+    return lambda name: known.get_name(name, try_suffixes=(".weight", ".bias"))
+
+
+def write_gguf(checkpoint: Path, path: Path, config: dict[str, Any]) -> None:
+    """A checkpoint as an F32 GGUF without a tokenizer."""
+    import gguf
+    import torch
+    from safetensors import safe_open
+
+    shape = manifest.geometry_of(config)
+    writer = gguf.GGUFWriter(path, "arcee")
+    writer.add_context_length(shape["max_positions"])
+    writer.add_embedding_length(shape["hidden"])
+    writer.add_block_count(shape["layers"])
+    writer.add_feed_forward_length(shape["intermediate"])
+    writer.add_head_count(shape["heads"])
+    writer.add_head_count_kv(shape["kv_heads"])
+    writer.add_key_length(shape["head_dim"])
+    writer.add_value_length(shape["head_dim"])
+    writer.add_rope_dimension_count(shape["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(shape["vocab"])
+    writer.add_tokenizer_model("no_vocab")
+    name_of = names_of(config)
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (no mapping)
+                writer.add_tensor(name_of(name), tensors.get_tensor(name).to(torch.float32).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def read_back(path: Path, checkpoint: Path, folder: Path, config: dict[str, Any]) -> tuple[float, dict[str, int]]:
+    """What a GGUF holds, as an f32 checkpoint; returns bits for each weight, and matrices by type."""
+    import gguf
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    held = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    name_of = names_of(config)
+    weights, kinds, stored, count = {}, dict[str, int](), 0, 0
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                tensor = held[name_of(name)]
+                values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+                weights[name] = torch.from_numpy(values.reshape(tensors.get_slice(name).get_shape()).copy())
+                if weights[name].ndim > 1:
+                    kinds[tensor.tensor_type.name] = kinds.get(tensor.tensor_type.name, 0) + 1
+                    stored, count = stored + int(tensor.n_bytes), count + weights[name].numel()
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return 8 * stored / count, kinds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--work-dir", type=Path, required=True)
+    parser.add_argument("--kinds", nargs="+", choices=list(FILE_TYPES), default=["Q4_0", "Q4_K_M"])
+    parser.add_argument("--llama-python", default=sys.executable, help="a Python that has llama-cpp-python")
+    parser.add_argument("--reference", type=Path, help="fp32 model directory instead of the checkpoint")
+    parser.add_argument("--text", type=Path)
+    args = parser.parse_args()
+    config = json.loads((args.checkpoint / "config.json").read_text(encoding="utf-8"))
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    whole = args.work_dir / "f32.gguf"
+    if not whole.exists():
+        write_gguf(args.checkpoint, whole, config)
+    reference = args.reference if args.reference is not None else args.checkpoint
+    with console.Progress() as bars:
+        for kind in args.kinds:
+            packed, folder = args.work_dir / f"{kind}.gguf", args.work_dir / kind
+            if not packed.exists():
+                command = [args.llama_python, "-c", QUANTIZE, whole, packed, str(FILE_TYPES[kind])]
+                subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+            bits, kinds = read_back(packed, args.checkpoint, folder, config)
+            blocks = eval_run.tokens_of(folder, eval_text.load_text(args.text), None, eval_text.BLOCK_TOKENS, reference)
+            known = eval_run.prepare_reference(reference, blocks, bars)
+            figures = summarize(eval_run.score(folder, blocks, known, bars)[0])
+            print(json.dumps({"name": kind, "bits_per_weight": bits, "types": kinds} | asdict(figures)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
