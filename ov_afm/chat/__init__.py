@@ -98,13 +98,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return serve(
             arguments, params, pipeline_options(arguments, parser), _remote(arguments) if "url" in given else None
         )
-    from .terminal import Terminal, answer_pipe
+    from .terminal import Terminal, answer_pipe, read_question
 
     if not sys.stdin.isatty():
         with leave_at_once():
+            question = read_question()
             backend = open_backend(None)
             try:
-                answer_pipe(backend, params, arguments.system)
+                answer_pipe(question, backend, params, arguments.system)
             finally:
                 backend.close()
         return 0

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import console, devices, manifest
 from ..device_rules import violations
-from ..errors import ConfigError
+from ..errors import ConfigError, SourceError
 from ..loading import locate, recipe_of
 from .backend import Backend, Info
 from .engine import Choice, Engine
@@ -56,21 +56,29 @@ class DeviceRow:
 
 
 def find_models(paths: Iterable[str]) -> list[Model]:
-    """The model directories among some paths and directly in them.
+    """The model directories among some paths and directly in them; broken ones in a folder of them are left out.
 
     Raises:
-        SourceError: A path is no model directory and holds none.
+        SourceError: A path is no whole model directory and holds none.
     """
     found: dict[Path, Model] = {}
     for each in paths:
         path = locate(each)
-        inside = [path] if (path / MODEL_FILE).exists() else sorted(path.glob(f"*/{MODEL_FILE}"))
-        folders = [entry if entry.is_dir() else entry.parent for entry in inside]
-        if not folders:
-            manifest.verify(path)  # says what is wrong with it
-        for folder in folders:
-            found.setdefault(folder.resolve(), _describe(folder.resolve()))
+        inside = [] if (path / MODEL_FILE).exists() else _inside(path)
+        # A folder without any model says what is wrong with it.
+        for model in inside or [_describe(path.resolve())]:
+            found.setdefault(model.path, model)
     return list(found.values())
+
+
+def _inside(folder: Path) -> list[Model]:
+    models = []
+    for file in sorted(folder.glob(f"*/{MODEL_FILE}")):
+        try:
+            models.append(_describe(file.parent.resolve()))
+        except SourceError as error:
+            console.note(f"note: left out: {error}")
+    return models
 
 
 def _describe(folder: Path) -> Model:

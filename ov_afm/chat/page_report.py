@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +29,6 @@ __all__ = ["report_tab"]
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 POLL_S = 0.5
-# Exit statuses of a bench that was interrupted: by its own hand, or before it could listen.
-STOPPED = (130, -signal.SIGINT)
 PROMPT_TOKENS, NEW_TOKENS = 128, 32
 
 
@@ -37,6 +36,7 @@ def report_tab(host: Host) -> None:
     """Make the tab."""
     models = [(each.label, str(each.path)) for each in host.models]
     running: list[subprocess.Popen[bytes]] = []
+    cancelled = threading.Event()
     gr.Markdown(TEXTS.report_intro, elem_classes="note")
     with gr.Row(equal_height=True):
         model = gr.Dropdown(models, value=models[0][1], label=TEXTS.model_dir, elem_id="report-model")
@@ -53,14 +53,16 @@ def report_tab(host: Host) -> None:
             host.reserve(TEXTS.measurement)
         except OVAFMError as error:
             raise gr.Error(str(error), title="", print_exception=False) from error
+        cancelled.clear()
         try:
-            for line in _measure(Path(model_dir), int(runs), running):
+            for line in _measure(Path(model_dir), int(runs), running, cancelled):
                 yield [line, gr.skip()]
             yield [gr.skip(), _frame(Path(model_dir))]
         finally:
             host.release()
 
     def end() -> None:
+        cancelled.set()
         for process in running:
             _interrupt(process)
 
@@ -83,7 +85,9 @@ def _frame(model_dir: Path) -> str:
     return f'<iframe class="report" sandbox title="{TEXTS.report_frame}" srcdoc="{page}"></iframe>'
 
 
-def _measure(model_dir: Path, runs: int, running: list[subprocess.Popen[bytes]]) -> Iterator[str]:
+def _measure(
+    model_dir: Path, runs: int, running: list[subprocess.Popen[bytes]], cancelled: threading.Event
+) -> Iterator[str]:
     """Run `ov-afm bench` in a process of its own; yields its progress."""
     folder = folder_of(model_dir)
     settings = bench_plan.Settings(prompt_tokens=(PROMPT_TOKENS,), new_tokens=NEW_TOKENS, runs=runs)
@@ -109,7 +113,7 @@ def _measure(model_dir: Path, runs: int, running: list[subprocess.Popen[bytes]])
         said = process.stderr.read().decode("utf-8", "replace").strip().splitlines()
     if process.returncode == 0:
         yield _progress(_done(folder), total, time.monotonic() - begun)
-    elif process.returncode in STOPPED:
+    elif cancelled.is_set():
         yield f'<p class="note" role="status">{TEXTS.report_cancelled}</p>'
     else:
         yield f'<p class="note" role="alert">{escape(said[-1] if said else process.returncode)}</p>'

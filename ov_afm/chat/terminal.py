@@ -24,7 +24,7 @@ from .screen import Answer, inert
 from .store import data_dir
 from .texts import TEXTS, context_line, figures_line
 
-__all__ = ["Terminal", "answer_pipe"]
+__all__ = ["Terminal", "answer_pipe", "read_question"]
 
 
 class Terminal:
@@ -244,8 +244,8 @@ def _prompt_session() -> Any:
     )
 
 
-def answer_pipe(backend: Backend, params: Params, system: str = "") -> None:
-    """Answer what standard input holds, streaming the answer alone to standard output.
+def read_question() -> str:
+    """The question that standard input holds.
 
     Raises:
         GenerationError: The input is empty or no text.
@@ -259,6 +259,11 @@ def answer_pipe(backend: Backend, params: Params, system: str = "") -> None:
     if not question.strip():
         msg = "the question on standard input is empty; pipe some text in, or run in a terminal to chat"
         raise GenerationError(msg)
+    return question
+
+
+def answer_pipe(question: str, backend: Backend, params: Params, system: str = "") -> None:
+    """Answer a question, streaming the answer alone to standard output."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
     conversation = Conversation(system=system)
