@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,8 +45,12 @@ def replicas(server: serving.Server) -> list[psutil.Process]:
 
 @pytest.fixture
 def server(cluster: serving.Server) -> serving.Server:
-    """The cluster when both replicas answer."""
-    cluster.wait(lambda: len({asked(cluster, str(index)).headers["x-replica"] for index in range(8)}) == 2, 60)
+    """The cluster when both replicas answer conversations that neither knows."""
+
+    def answering() -> set[str]:
+        return {asked(cluster, str(uuid.uuid4())).headers["x-replica"] for _ in range(8)}
+
+    cluster.wait(lambda: len(answering()) == 2, 60, "one replica does not answer")
     return cluster
 
 
