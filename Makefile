@@ -8,6 +8,8 @@ WORKERS ?= 2
 DEMO := models/smollm2-135m-instruct-int8
 export DO_NOT_TRACK = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
+# Hundreds of processes start in the suite; none shall compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint tools clean
 
