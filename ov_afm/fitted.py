@@ -16,17 +16,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from . import resources
 from .decoder_graph import Layer, Weight, constant_as_f32, find_layers
 from .errors import CompressionError
 from .feedback import inverse_root, round_with_feedback
 from .stored import Stored, stored_matrices
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.float32]
     # Batches of the exact stream, and of the rounded one.
     Pair = tuple[list[Any], list[Any]]
 
@@ -65,6 +61,9 @@ def fit(
 
     stored = stored_matrices(compressed)
     layers = find_layers(original)
+    tokens, (hidden, widest) = sum(map(len, samples)), layers[0].down.constant.get_output_shape(0)
+    # Gram matrices and what is made of them, both streams and what they give, two layers.
+    resources.check_memory(4.0 * (7 * widest**2 + 2 * tokens * (hidden + widest) + 2 * layers[0].elements), "rounding")
     with torch.inference_mode():
         exact, rounded = (_Decoder(folder) for _ in range(2))
         before = _batches(samples, _embedding(original))
@@ -120,12 +119,10 @@ class _Decoder:
         """Take the weights of a layer of the IR."""
         import torch
 
-        found = {
-            "input_layernorm.weight": layer.attention_norm.value.reshape(-1),
-            "post_attention_layernorm.weight": layer.mlp_norm.value.reshape(-1),
-        }
-        found |= {name: matrix.value for name, matrix in _named(layer)}
-        weights = {name: torch.from_numpy(np.array(value)) for name, value in found.items()}
+        norms = {"input_layernorm.weight": layer.attention_norm, "post_attention_layernorm.weight": layer.mlp_norm}
+        # Read anew each time: kept, they would be the whole model at f32.
+        weights = {name: torch.from_numpy(constant_as_f32(each.constant)).reshape(-1) for name, each in norms.items()}
+        weights |= {name: torch.from_numpy(constant_as_f32(each.constant)) for name, each in _named(layer)}
         try:
             self.layer.load_state_dict(weights, strict=True, assign=True)
         except RuntimeError as error:

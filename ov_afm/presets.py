@@ -153,7 +153,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe("fp16", weight_format="fp16"),
         Recipe("int8", weight_format="int8"),
         Recipe("int4", weight_format="int4", sym=True, group_size=128),
-        Recipe("int8-quality", weight_format="int8", equalise="full", rounding="fitted", num_samples=64),
+        Recipe("int8-quality", weight_format="int8", equalise="full", rounding="fitted", num_samples=32),
         Recipe(
             "int4-quality",
             weight_format="int4",
@@ -161,7 +161,7 @@ RECIPES: dict[str, Recipe] = {
             group_size=64,
             equalise="full",
             rounding="fitted",
-            num_samples=64,
+            num_samples=32,
         ),
         Recipe("int4-npu", weight_format="int4", sym=True, backup_precision="int8_sym"),
         Recipe("int4-npu-g128", weight_format="int4", sym=True, group_size=128, backup_precision="int8_sym"),

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import calibration, console, eval_run, eval_text, resources, supervise
+from . import calibration, console, eval_run, eval_table, eval_text, resources, supervise
 from .errors import CompressionError, ConfigError
 from .eval_measure import summarize
 from .prune_heal import FULL_PARAMETERS
@@ -27,6 +27,8 @@ __all__ = ["Pruned", "prune"]
 
 REPORT = "ov_afm_prune.json"
 SAMPLES = 48
+# Samples of the same text that healing takes, if there are so many: training sees each too often otherwise.
+HEALING_SAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ def prune(
         shape = plan(source.config, target_params if isinstance(target_params, int) else parse_count(target_params))
         if heal_minutes and shape.parameters > FULL_PARAMETERS:
             resources.require("heal", "peft")
-        resources.check_memory(4.0 * shape.before + 4e9, "pruning")
+        # Weights, and with a refit the residual stream after each layer.
+        streams = shape.layers * num_samples * calibration.SAMPLE_TOKENS * source.config["hidden_size"]
+        resources.check_memory(4.0 * (shape.before + (streams if refit else 0)) + 4e9, "pruning")
         log = resources.log_file(f"prune-{target.name}")
         with staging(target, replace=force) as partial, disk_full_as_error(target.absolute().parent):
             resources.check_disk(partial, {"the pruned checkpoint": 2.0 * shape.parameters})
@@ -164,7 +168,7 @@ def _heal(
         "teacher": str(source.path),
         "state": str(state),
         "dataset": dataset,
-        "num_samples": num_samples,
+        "num_samples": max(num_samples, HEALING_SAMPLES),
         "minutes": minutes,
     }
     with bars.step("healing") as advance:
@@ -175,6 +179,19 @@ def _heal(
     return result
 
 
+def _plot(healing: dict[str, Any], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    losses = healing["losses"]
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([(at + 0.5) * healing["steps"] / len(losses) for at in range(len(losses))], losses)
+    axes.set_xlabel("step")
+    axes.set_ylabel("KL to the original, training text, nats")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+
+
 def _print(result: Pruned) -> None:
     shape, report = result.plan, result.report
     console.note(f"  kept: {shape.reason}")
@@ -183,8 +200,9 @@ def _print(result: Pruned) -> None:
     speed = report["prefill_tokens_per_s"]
     console.note(f"  prefill in torch at f32: {speed['before']} → {speed['after']} tokens/s")
     if "healing" in report:
-        losses = " ".join(f"{loss:.2f}" for loss in report["healing"]["losses"])
-        console.note(f"  healing ({report['healing']['method']}, {report['healing']['steps']} steps), KL: {losses}")
+        healing = report["healing"]
+        losses = " ".join(f"{loss:.2f}" for loss in healing["losses"][:: max(1, len(healing["losses"]) // 10)])
+        console.note(f"  healing ({healing['method']}, {healing['steps']} steps), KL on the training text: {losses}")
     for stage in ("pruned", "healed"):
         if stage in report:
             figures = report[stage]
@@ -207,10 +225,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--num-samples", type=int, default=SAMPLES, help="calibration samples of 256 tokens")
     parser.add_argument("--no-refit", action="store_true", help="keep down_proj as it is")
     parser.add_argument("--heal", type=float, default=0.0, metavar="MINUTES", help="distil from the original so long")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the loss curve of --heal: .svg, .png, .pdf")
     parser.add_argument("--text", metavar="FILE", help="evaluation text instead of the packaged one")
     parser.add_argument("--force", action="store_true", help="replace a folder that is not empty")
     parser.add_argument("--json", action="store_true", help="print the report")
     args = parser.parse_args(argv)
+    if args.plot is not None:
+        if not args.heal:
+            parser.error("--plot draws the loss curve of healing; add --heal MINUTES")
+        resources.require("bench", "matplotlib")
+        eval_table.check_format(args.plot)
     result = prune(
         args.model,
         args.output,
@@ -222,6 +246,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         text=args.text,
         force=args.force,
     )
+    if args.plot is not None:
+        _plot(result.report["healing"], args.plot)
     if args.json:
         print(json.dumps({"path": str(result.path), **result.report}))
     else:

@@ -25,6 +25,7 @@ WARMUP_STEPS = 10
 SAVE_S = 60.0
 CLIP = 1.0
 BATCH = 2
+CURVE_PARTS = 40
 
 
 def heal(
@@ -42,7 +43,7 @@ def heal(
         max_steps: Stop after so many steps; None for no bound but time.
 
     Returns:
-        method, steps, minutes, losses: mean KL of every tenth part of the run, first and last.
+        method, steps, minutes, losses: mean KL of each of about 40 parts of the run.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -137,7 +138,7 @@ class _Run:
 
 
 def _curve(losses: list[float]) -> list[float]:
-    """Mean loss of each tenth of the run."""
-    size = max(1, len(losses) // 10)
+    """Mean loss of each part of the run."""
+    size = max(1, len(losses) // CURVE_PARTS)
     parts = [losses[start : start + size] for start in range(0, len(losses), size)]
     return [round(sum(part) / len(part), 4) for part in parts if len(part) == size]

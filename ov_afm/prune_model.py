@@ -3,9 +3,10 @@
 One forward pass over the calibration text prunes all MLPs from the first to the last, each on the inputs that the
 layers pruned before it give, so that a layer sees what it will see later.
 
-`h` (tokens, neurons) is the MLP's hidden activation, `W` its down_proj. Kept are the neurons S of largest
-E[h_j²]·|W_j|². Then W_S takes over what it can of the others by least squares: the correction Δ minimises
-|Δ·h_S − W_D·h_D|² + λ|Δ|², which is Δ = W_D·H_DS·(H_SS + λI)⁻¹ with H = hᵀh.
+`h` (neurons, tokens) is the MLP's hidden activation, `W` its down_proj. Kept are the neurons S of largest
+E[h_j²]·|W_j|². Then W_S takes over by least squares what it can of all that is missing from the residual stream by
+then, its own dropped neurons' output and what earlier layers could not make up for: the correction Δ minimises
+|Δ·h_S − m|² + λ|Δ|², which is Δ = m·h_Sᵀ·(h_S·h_Sᵀ + λI)⁻¹.
 """
 
 from __future__ import annotations
@@ -142,20 +143,29 @@ def prune_mlps(model: Any, ids: list[list[int]], intermediate: int, *, refit: bo
 
     shares: list[float] = []
     layers = model.model.layers
+    inputs = torch.tensor(ids)
+    with torch.no_grad():
+        wanted = _streams(model, inputs) if refit else [None] * len(layers)
 
-    def narrowed(mlp: Any) -> Any:
+    def narrowed(layer: Any, want: Any) -> Any:
+        mlp, norm = layer.mlp, layer.post_attention_layernorm
+        before: list[Any] = []
+        handle = norm.register_forward_pre_hook(lambda _, args: before.append(args[0]))
+
         def forward(x: Any) -> Any:
-            shares.append(_prune_mlp(mlp, x.reshape(-1, x.shape[-1]), intermediate, refit))
+            handle.remove()
+            missing = None if want is None else (want - before[0]).flatten(0, 1)
+            shares.append(_prune_mlp(mlp, x.flatten(0, 1), intermediate, missing))
             emit("progress", done=len(shares), total=len(layers))
             return type(mlp).forward(mlp, x)
 
         return forward
 
-    for layer in layers:
-        layer.mlp.forward = narrowed(layer.mlp)
+    for layer, want in zip(layers, wanted, strict=True):
+        layer.mlp.forward = narrowed(layer, want)
     try:
         with torch.no_grad():
-            model.model(torch.tensor(ids), use_cache=False)
+            model.model(inputs, use_cache=False)
     finally:
         for layer in layers:
             del layer.mlp.forward
@@ -163,7 +173,24 @@ def prune_mlps(model: Any, ids: list[list[int]], intermediate: int, *, refit: bo
     return sum(shares) / len(shares)
 
 
-def _prune_mlp(mlp: Any, x: Any, intermediate: int, refit: bool) -> float:
+def _streams(model: Any, inputs: Any) -> list[Any]:
+    """The residual stream after each layer of the model as it is."""
+    found: list[Any] = []
+
+    def keep(_: Any, __: Any, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [layer.register_forward_hook(keep) for layer in model.model.layers]
+    try:
+        model.model(inputs, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _prune_mlp(mlp: Any, x: Any, intermediate: int, wanted: Any | None) -> float:
+    """Narrow one MLP; `wanted` (tokens, hidden) is what it should add to the residual stream, None for no refit."""
     import torch
 
     hidden = torch.relu(x @ mlp.up_proj.weight.T).square()  # (tokens, neurons)
@@ -171,14 +198,14 @@ def _prune_mlp(mlp: Any, x: Any, intermediate: int, refit: bool) -> float:
     energy = hidden.square().mean(0) * down.square().sum(0)
     order = energy.argsort(descending=True)
     # Kept neurons stay in the order that they had.
-    kept, rest = order[:intermediate].sort().values, order[intermediate:]
+    kept = order[:intermediate].sort().values
     narrow = down[:, kept]
-    if refit and len(rest):
+    if wanted is not None:
         seen = hidden[:, kept]
         gram = seen.T @ seen
         gram.diagonal().add_(RIDGE * gram.diagonal().mean())
-        lost = (hidden[:, rest] @ down[:, rest].T).T @ seen  # W_D·H_DS
-        narrow = narrow + torch.linalg.solve(gram, lost.T).T
+        missing = wanted - seen @ narrow.T
+        narrow = narrow + torch.linalg.solve(gram, seen.T @ missing).T
     share = float(energy[kept].sum() / energy.sum().clamp(min=1e-30))
     for matrix, value in ((mlp.up_proj, mlp.up_proj.weight[kept]), (mlp.down_proj, narrow)):
         matrix.weight = torch.nn.Parameter(value.contiguous(), requires_grad=False)

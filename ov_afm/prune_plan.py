@@ -12,8 +12,7 @@ from .errors import ConfigError
 
 __all__ = ["Plan", "parse_count", "plan"]
 
-# Narrower MLPs than this share of their neurons lose more than missing layers do, by the literature on joint
-# pruning (Minitron, https://arxiv.org/abs/2407.14679); a rule of thumb, not a measurement of ours.
+# Where MLPs alone would have to be narrower than this share, layers go too: a choice of ours, not a measured bound.
 NARROWEST_ALONE = 0.4
 SMALLEST_SHARE = 0.1
 # Widths that vector units and quantization groups like.

@@ -2,7 +2,7 @@
 
 Every trial is a real compression, judged by KL divergence from the uncompressed model on text that was not calibrated
 on. First the formats are tried plain and equalised; then what is near the bound is refined: scale estimation, GPTQ,
-some layers in 8 bits, the tables in 4. Finished trials are kept, so that an interrupted search goes on.
+fitted rounding, some layers in 8 bits, the tables in 4. Finished trials are kept: an interrupted search goes on.
 """
 
 from __future__ import annotations
@@ -12,95 +12,22 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from . import console, resources
+from . import console, eval_table, resources
 from .compress import compress
 from .devices import check as check_device
 from .errors import CompressionError, ConfigError, DeviceError
 from .evaluate import kl
 from .export import export
 from .manifest import sha256
-from .presets import RECIPES, Recipe
+from .presets import Recipe
+from .tune_trials import Trial, candidates, chosen, front, refinements
 
 __all__ = ["Trial", "chosen", "front", "tune"]
-
-GROUP_SIZES = (128, 64, 32)
-RATIOS = (0.9, 0.8)
-NUM_SAMPLES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One recipe, tried.
-
-    Attributes:
-        label: What people see.
-        recipe: The recipe; None where NNCF or the model refused it.
-        weights_bytes: Size of `openvino_model.bin`.
-        kl_mean: Mean KL divergence from the uncompressed model, nats.
-        top1: Share of tokens whose first-ranked token is the same.
-        seconds: Time of compression and evaluation.
-        refused: Why it could not be made; None where it could.
-    """
-
-    label: str
-    recipe: dict[str, Any]
-    weights_bytes: int = 0
-    kl_mean: float = float("inf")
-    top1: float = 0.0
-    seconds: float = 0.0
-    refused: str | None = None
-
-
-def candidates(dataset: str | None = None) -> Iterator[tuple[str, Recipe]]:
-    """The first round: every format, plain and equalised, from the smallest."""
-    for group_size in GROUP_SIZES:
-        plain = Recipe("tuned", "int4", sym=True, group_size=group_size, num_samples=NUM_SAMPLES, dataset=dataset)
-        yield f"int4 g{group_size}", plain
-        yield f"int4 g{group_size} + equalise", replace(plain, equalise="full")
-    channel = Recipe("tuned", "int4", sym=True, backup_precision="int8_sym", num_samples=NUM_SAMPLES, dataset=dataset)
-    yield "int4 rows + equalise", replace(channel, equalise="full")
-    plain = replace(RECIPES["int8"], name="tuned", num_samples=NUM_SAMPLES, dataset=dataset)
-    yield "int8", plain
-    yield "int8 + equalise", replace(plain, equalise="full")
-
-
-def refinements(trial: Trial) -> Iterator[tuple[str, Recipe]]:
-    """The second round: what could be better than a trial of the first."""
-    recipe = Recipe.from_dict(trial.recipe)
-    if recipe.bits != 4:
-        return
-    yield f"{trial.label} + scale estimation", replace(recipe, scale_estimation=True)
-    yield f"{trial.label} + GPTQ", replace(recipe, gptq=True)
-    for ratio in RATIOS:
-        yield f"{trial.label}, {ratio:.0%} of layers", replace(recipe, ratio=ratio)
-    yield f"{trial.label}, tables too", replace(recipe, all_layers=True)
-    if recipe.sym:
-        yield f"{trial.label}, asymmetric", replace(recipe, sym=False)
-
-
-def front(trials: Sequence[Trial]) -> list[Trial]:
-    """The trials that no other beats in both size and KL divergence, smallest first."""
-    best: list[Trial] = []
-    for trial in sorted(trials, key=lambda each: (each.weights_bytes, each.kl_mean)):
-        if trial.refused is None and (not best or trial.kl_mean < best[-1].kl_mean):
-            best.append(trial)
-    return best
-
-
-def chosen(trials: Sequence[Trial], max_bytes: float | None, max_kl: float | None) -> Trial | None:
-    """The most faithful trial of at most `max_bytes`, or the smallest of at most `max_kl`; None if there is none."""
-    made = front(trials)
-    if max_bytes is not None:
-        made = [trial for trial in made if trial.weights_bytes <= max_bytes]
-    if max_kl is not None:
-        made = [trial for trial in made if trial.kl_mean <= max_kl]
-        return made[0] if made else None
-    return made[-1] if made else None
 
 
 def tune(
@@ -297,6 +224,25 @@ def _table(trials: Sequence[Trial], found: Trial) -> str:
     return "\n".join([*lines, "* no other is both smaller and nearer"])
 
 
+def _plot(trials: Sequence[Trial], found: Trial, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    made, best = [trial for trial in trials if trial.refused is None], front(trials)
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.scatter([trial.weights_bytes / 1e6 for trial in made], [trial.kl_mean for trial in made], color="0.6")
+    axes.plot([trial.weights_bytes / 1e6 for trial in best], [trial.kl_mean for trial in best], marker="o")
+    for trial in best:
+        weight = "bold" if trial is found else "normal"
+        place = (trial.weights_bytes / 1e6, trial.kl_mean)
+        axes.annotate(trial.label, place, (5, 4), textcoords="offset points", fontsize=7, fontweight=weight)
+    axes.set_yscale("log")
+    axes.set_xlabel("size of the weights, MB")
+    axes.set_ylabel("mean KL divergence, nats")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+
+
 @console.command
 def main(argv: Sequence[str] | None = None) -> int:
     """`ov-afm tune`."""
@@ -313,10 +259,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", metavar="FILE", help="evaluation text instead of the packaged one")
     parser.add_argument("--tokens", type=int, default=4096, help="most tokens to evaluate on")
     parser.add_argument("--work-dir", metavar="DIR", help="where models are made (default: FILE.tuning)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="size against KL: .svg, .png, .pdf")
     parser.add_argument("--json", action="store_true", help="print all trials")
     args = parser.parse_args(argv)
-    options = {name: value for name, value in vars(args).items() if name not in ("model", "output", "json")}
+    if args.plot is not None:
+        resources.require("bench", "matplotlib")
+        eval_table.check_format(args.plot)
+    options = {name: value for name, value in vars(args).items() if name not in ("model", "output", "plot", "json")}
     found, trials = tune(args.model, args.output, **options)
+    if args.plot is not None:
+        _plot(trials, found, args.plot)
     if args.json:
         print(json.dumps({"chosen": asdict(found), "trials": [asdict(trial) for trial in trials]}))
     else:

@@ -32,7 +32,7 @@ LAYERS = {
         "pipeline generate upload"
     ),
     "programs": (
-        "prune tune bench bench_* recommend evaluate evaluate_* eval_* report report_* serve serve.* chat chat.*"
+        "prune tune tune_* bench bench_* recommend evaluate evaluate_* eval_* report report_* serve serve.* chat chat.*"
     ),
     "doors": "cli __main__ __init__",
 }

@@ -141,7 +141,10 @@ def test_command_writes_a_checkpoint_that_transformers_loads(
 
     out = tmp_path / "small"
     words = ["--target-params", "110K", "-o", str(out), "--num-samples", "8", "--heal", "0.02", "--json"]
-    assert main([str(tiny_checkpoint), *words]) == 0
+    curve = tmp_path / "curve.svg"
+    assert main([str(tiny_checkpoint), *words, "--plot", str(curve)]) == 0
+    assert curve.read_bytes().startswith(b"<?xml")
+    curve.unlink()
     report = json.loads(capsys.readouterr().out)
     assert report["plan"]["parameters"] <= 110_000
     assert report["pruned"]["kl_mean"]["value"] > 0
@@ -185,6 +188,13 @@ def test_model_without_relu2_is_refused(tiny_checkpoint: Path, tmp_path: Path) -
     assert str(caught.value) == "prune takes checkpoints with a ReLU² MLP, found activation silu in other"
 
 
+def test_curve_without_healing_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["none", "-o", str(tmp_path / "out"), "--target-params", "100K", "--plot", "curve.svg"])
+    assert caught.value.code == 2
+    assert "--plot draws the loss curve of healing; add --heal MINUTES" in capsys.readouterr().err
+
+
 def test_negative_minutes_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="^minutes of healing must not be negative, found -1"):
         prune(tiny_checkpoint, tmp_path / "out", target_params="100K", heal_minutes=-1)
@@ -211,18 +221,18 @@ def pair(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_healing_brings_the_student_nearer(pair: tuple[str, str], tmp_path: Path) -> None:
-    found = prune_heal.heal(*pair, str(tmp_path / "state"), calibration.PACKAGED, 4, 5.0, max_steps=30)
+    found = prune_heal.heal(*pair, str(tmp_path / "state"), calibration.PACKAGED, 4, 5.0, max_steps=16)
     assert found["method"] == "full"
-    assert found["steps"] == 30
+    assert found["steps"] == 16
     assert found["losses"][-1] < 0.9 * found["losses"][0]
 
 
 def test_interrupted_healing_goes_on(pair: tuple[str, str], tmp_path: Path) -> None:
     state = str(tmp_path / "state")
-    prune_heal.heal(*pair, state, calibration.PACKAGED, 4, 5.0, max_steps=6)
-    found = prune_heal.heal(*pair, state, calibration.PACKAGED, 4, 5.0, max_steps=8)
-    assert found["steps"] == 8
-    assert len(found["losses"]) == 8
+    prune_heal.heal(*pair, state, calibration.PACKAGED, 4, 5.0, max_steps=3)
+    found = prune_heal.heal(*pair, state, calibration.PACKAGED, 4, 5.0, max_steps=5)
+    assert found["steps"] == 5
+    assert len(found["losses"]) == 5
 
 
 def test_large_models_are_healed_through_adapters(
@@ -231,7 +241,7 @@ def test_large_models_are_healed_through_adapters(
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setattr(prune_heal, "FULL_PARAMETERS", 0)
-    found = prune_heal.heal(*pair, str(tmp_path / "state"), calibration.PACKAGED, 4, 5.0, max_steps=20)
+    found = prune_heal.heal(*pair, str(tmp_path / "state"), calibration.PACKAGED, 4, 5.0, max_steps=12)
     assert found["method"] == "lora"
     assert found["losses"][-1] < found["losses"][0]
     names = AutoModelForCausalLM.from_pretrained(pair[0]).state_dict()

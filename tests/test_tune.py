@@ -10,7 +10,8 @@ import pytest
 from ov_afm.compress import resolve_recipe
 from ov_afm.errors import ConfigError
 from ov_afm.presets import Recipe
-from ov_afm.tune import Trial, candidates, chosen, front, main, refinements, tune
+from ov_afm.tune import main, tune
+from ov_afm.tune_trials import Trial, candidates, chosen, front, refinements
 
 
 def trial(label: str, size: int, kl: float, refused: str | None = None) -> Trial:
@@ -46,6 +47,7 @@ def test_every_recipe_of_the_search_is_a_recipe() -> None:
     assert len(set(labels)) == len(labels)
     assert {recipe.bits for _, recipe in first} == {4, 8}
     assert any(recipe.gptq for _, recipe in second)
+    assert any(recipe.rounding == "fitted" for _, recipe in second)
 
 
 @pytest.mark.parametrize(
@@ -74,18 +76,21 @@ def test_search_writes_a_recipe_and_goes_on_where_it_stopped(
     tiny_fp32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "recipe.json"
-    pairs = list(candidates())
-    monkeypatch.setattr("ov_afm.tune.candidates", lambda _: iter([pairs[2], pairs[-2]]))
+    # One real trial; which of several is taken, the tests above ask.
+    int8 = [pair for pair in candidates() if pair[0] == "int8"]
+    monkeypatch.setattr("ov_afm.tune.candidates", lambda _: iter(int8))
     monkeypatch.setattr("ov_afm.tune.refinements", lambda _: iter(()))
-    words = [str(tiny_fp32), "-o", str(out), "--max-kl", "0.5", "--tokens", "600", "--json"]
+    words = [str(tiny_fp32), "-o", str(out), "--max-kl", "0.5", "--tokens", "200", "--json"]
     assert main(words) == 0
     first = json.loads(capsys.readouterr().out)
-    assert len(first["trials"]) == 2
+    assert len(first["trials"]) == 1
     assert all(each["kl_mean"] > 0 for each in first["trials"])
     assert resolve_recipe(str(out)) == Recipe.from_dict(first["chosen"]["recipe"])
     monkeypatch.setattr("ov_afm.tune.compress", lambda *_, **__: pytest.fail("a finished trial was made again"))
-    assert main(words) == 0
+    plot = tmp_path / "front.svg"
+    assert main([*words, "--plot", str(plot)]) == 0
     assert json.loads(capsys.readouterr().out) == first
+    assert plot.read_bytes().startswith(b"<?xml")
     assert main([*words[:-1], "--max-kl", "1e-9"]) == 1
     assert capsys.readouterr().err.startswith("ov-afm: error: no recipe tried keeps to the bound; the nearest is int8")
 

@@ -1,0 +1,88 @@
+"""What `ov-afm tune` tries, and which of the trials it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .presets import RECIPES, Recipe
+
+__all__ = ["Trial", "candidates", "chosen", "front", "refinements"]
+
+GROUP_SIZES = (128, 64, 32)
+RATIOS = (0.9, 0.8)
+NUM_SAMPLES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One recipe, tried.
+
+    Attributes:
+        label: What people see.
+        recipe: The recipe; None where NNCF or the model refused it.
+        weights_bytes: Size of `openvino_model.bin`.
+        kl_mean: Mean KL divergence from the uncompressed model, nats.
+        top1: Share of tokens whose first-ranked token is the same.
+        seconds: Time of compression and evaluation.
+        refused: Why it could not be made; None where it could.
+    """
+
+    label: str
+    recipe: dict[str, Any]
+    weights_bytes: int = 0
+    kl_mean: float = float("inf")
+    top1: float = 0.0
+    seconds: float = 0.0
+    refused: str | None = None
+
+
+def candidates(dataset: str | None = None) -> Iterator[tuple[str, Recipe]]:
+    """The first round: every format, plain and equalised, from the smallest."""
+    for group_size in GROUP_SIZES:
+        plain = Recipe("tuned", "int4", sym=True, group_size=group_size, num_samples=NUM_SAMPLES, dataset=dataset)
+        yield f"int4 g{group_size}", plain
+        yield f"int4 g{group_size} + equalise", replace(plain, equalise="full")
+    channel = Recipe("tuned", "int4", sym=True, backup_precision="int8_sym", num_samples=NUM_SAMPLES, dataset=dataset)
+    yield "int4 rows + equalise", replace(channel, equalise="full")
+    plain = replace(RECIPES["int8"], name="tuned", num_samples=NUM_SAMPLES, dataset=dataset)
+    yield "int8", plain
+    yield "int8 + equalise", replace(plain, equalise="full")
+    yield "int8-quality", replace(RECIPES["int8-quality"], name="tuned", dataset=dataset)
+
+
+def refinements(trial: Trial) -> Iterator[tuple[str, Recipe]]:
+    """The second round: what could be better than a trial of the first."""
+    recipe = Recipe.from_dict(trial.recipe)
+    if recipe.bits != 4:
+        return
+    yield f"{trial.label} + scale estimation", replace(recipe, scale_estimation=True)
+    yield f"{trial.label} + GPTQ", replace(recipe, gptq=True)
+    label, fitted = f"{trial.label} + fitted", replace(recipe, rounding="fitted")
+    yield label, fitted
+    for ratio in RATIOS:
+        yield f"{label}, {ratio:.0%} of layers", replace(fitted, ratio=ratio)
+    yield f"{label}, tables too", replace(fitted, all_layers=True)
+    if recipe.sym:
+        yield f"{label}, asymmetric", replace(fitted, sym=False)
+
+
+def front(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that no other beats in both size and KL divergence, smallest first."""
+    best: list[Trial] = []
+    for trial in sorted(trials, key=lambda each: (each.weights_bytes, each.kl_mean)):
+        if trial.refused is None and (not best or trial.kl_mean < best[-1].kl_mean):
+            best.append(trial)
+    return best
+
+
+def chosen(trials: Sequence[Trial], max_bytes: float | None, max_kl: float | None) -> Trial | None:
+    """The most faithful trial of at most `max_bytes`, or the smallest of at most `max_kl`; None if there is none."""
+    made = front(trials)
+    if max_bytes is not None:
+        made = [trial for trial in made if trial.weights_bytes <= max_bytes]
+    if max_kl is not None:
+        made = [trial for trial in made if trial.kl_mean <= max_kl]
+        return made[0] if made else None
+    return made[-1] if made else None
