@@ -133,11 +133,26 @@ def test_damaged_and_newer_files_are_refused(tmp_path: Path) -> None:
         Store(newer)
 
 
-def test_many_threads_write_at_once(tmp_path: Path) -> None:
-    store = Store(tmp_path / "chat.sqlite")
-    threads = [threading.Thread(target=store.add, args=("ann", EXAMPLE)) for _ in range(8)]
+def test_many_threads_and_chats_write_at_once(tmp_path: Path) -> None:
+    stores = [Store(tmp_path / "chat.sqlite") for _ in range(2)]
+    threads = [threading.Thread(target=stores[each % 2].add, args=("ann", EXAMPLE)) for each in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(store.entries("ann")) == 8
+    assert [len(store.entries("ann")) for store in stores] == [16, 16]
+
+
+def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
+    store = Store(tmp_path / "chat.sqlite")
+    number = store.add("ann", EXAMPLE)
+    (pages,) = store._base.execute("PRAGMA page_count").fetchone()
+    store._base.execute(f"PRAGMA max_page_count = {pages}")
+    longer = Conversation("Tides", turns=[*EXAMPLE.turns, Turn("user", "more " * 10_000)])
+    with pytest.raises(OVAFMError) as refused:
+        store.save("ann", number, longer)
+    assert str(refused.value) == (
+        f"{tmp_path / 'chat.sqlite'} cannot be used: database or disk is full; "
+        "make room there, or name another folder with OV_AFM_DATA"
+    )
+    assert store.get("ann", number) == EXAMPLE

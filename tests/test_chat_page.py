@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import httpx
 import pytest
 from chatting import Chat, chat, server_that_says
 
+from ov_afm import devices
 from ov_afm.chat import main
 from ov_afm.chat.guard import plain, written
-from ov_afm.chat.host import find_models, recommended
+from ov_afm.chat.host import Host, find_models, recommended
+from ov_afm.chat.remote import Remote
+from ov_afm.chat.render import refused_devices
 from ov_afm.errors import OVAFMError
 
 pytest.importorskip("gradio")
@@ -125,6 +129,36 @@ def test_models_are_found_in_a_folder(tiny_model: Path, tmp_path: Path) -> None:
         find_models([str(tmp_path)])
     with pytest.raises(OVAFMError, match="no such model directory"):
         find_models([str(tmp_path / "absent")])
+
+
+def test_a_broken_model_in_a_folder_is_left_out(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "openvino_model.xml").touch()
+    shutil.copytree(tiny_model, tmp_path / "whole")
+    assert [each.path.name for each in find_models([str(tmp_path)])] == ["whole"]
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"note: left out: {tmp_path / 'broken'} is not a whole model directory: ")
+    assert shown.count("\n") == 1
+
+
+def test_devices_that_cannot_run_the_model_have_the_reason(tiny_model: Path) -> None:
+    npu = devices.DeviceInfo("NPU", "Intel AI Boost", None, None, ())
+    with server_that_says("Hello.") as url:
+        host = Host(find_models([str(tiny_model)]), remote=Remote(url))
+    # No such device exists here.
+    host.__dict__["_inventory"] = devices.Inventory((npu,), {"GPU": "the driver <died>"})
+    rows = host.device_rows(str(tiny_model.resolve()))
+    assert [(row.name, row.refused) for row in rows] == [
+        ("NPU", "cannot run weight format int8, needs int4 symmetric weights"),
+        ("GPU", "could not be asked: the driver <died>"),
+        ("CPU", "not in this machine"),
+        ("NPU-EMULATED", ""),
+    ]
+    shown = refused_devices(rows)
+    assert "<li>NPU – Intel AI Boost: cannot run weight format int8, needs int4 symmetric weights</li>" in shown
+    assert "the driver &lt;died&gt;" in shown
 
 
 def test_sampling_begins_with_what_the_model_recommends(tmp_path: Path) -> None:

@@ -139,9 +139,9 @@ class Engine:
                     yield Step(place=ahead)
                 with self._turn:
                     self._turn.wait(POLL_S)
-            if self.state == "loading":
+            while self.state == "loading" and not cancel.is_set():
                 with contextlib.suppress(DeviceError):
-                    self.wait()
+                    self.wait(POLL_S)
             if cancel.is_set():
                 yield _cancelled()
             else:

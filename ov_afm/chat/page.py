@@ -20,7 +20,11 @@ HIDDEN = {"show_progress": "hidden", "api_visibility": "private"}
 AT_ONCE = {**HIDDEN, "queue": False}
 FREE = {**HIDDEN, "concurrency_limit": None}
 REMEMBER = "number => sessionStorage.setItem('conversation', number)"
-RECALL = "() => [sessionStorage.getItem('conversation') || '']"
+# A page that is being left breaks its connections off, which Gradio would report as errors of the page.
+RECALL = """() => {
+  addEventListener('beforeunload', () => { console.error = () => {}; }, true);
+  return [sessionStorage.getItem('conversation') || ''];
+}"""
 TICK_S = 1.0
 
 

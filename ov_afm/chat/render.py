@@ -10,7 +10,7 @@ from .host import DeviceRow, Host
 from .talk import View
 from .texts import TEXTS, context_line, figures_line
 
-__all__ = ["CSS", "DOWNLOAD", "LEAVE", "PICK", "bubbles", "gauge", "loading", "refused_devices", "status"]
+__all__ = ["CSS", "DOWNLOAD", "PICK", "bubbles", "gauge", "loading", "refused_devices", "status"]
 
 CSS = """
 .gradio-container > main { max-width: 76rem; margin: 0 auto; padding: 1rem !important; }
@@ -57,8 +57,6 @@ footer { display: none !important; }
   #send { flex-direction: row; max-width: none; min-width: 100% !important; }
 }
 """
-# A page that is being left breaks its connections off, which Gradio reports as errors of the page.
-LEAVE = "<script>addEventListener('beforeunload', () => { console.error = () => {}; }, true);</script>"
 # Exported text becomes a file in the browser: nothing is written here, and no file route is needed.
 DOWNLOAD = """(text, name) => {
   if (!text) return;

@@ -116,7 +116,7 @@ class Store:
                 with self._base:
                     yield self._base
             except sqlite3.Error as error:
-                msg = f"{self._path} cannot be used: {error}; see to the disk, or name another folder with OV_AFM_DATA"
+                msg = f"{self._path} cannot be used: {error}; make room there, or name another folder with OV_AFM_DATA"
                 raise OVAFMError(msg) from error
 
     def add(self, owner: str, conversation: Conversation) -> int:

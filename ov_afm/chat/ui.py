@@ -141,7 +141,6 @@ def _launch(
         app_kwargs={"middleware": [Middleware(Guard, loopback=closed)], "docs_url": None, "redoc_url": None},
         theme=theme,
         css=render.CSS,
-        head=render.LEAVE,
         show_error=True,
         pwa=False,
         mcp_server=False,
