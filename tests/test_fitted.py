@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from ov_afm.calibration import model_inputs
 from ov_afm.errors import CompressionError
 from ov_afm.feedback import inverse_root, round_with_feedback
 from ov_afm.fitted import fit
+from ov_afm.presets import RECIPES
+from ov_afm.quantize import compress_ir
 from ov_afm.rounding import Quantizer
 from ov_afm.stored import stored_matrices
 from ov_afm.verify import F32
@@ -120,6 +123,19 @@ def test_stored_values_are_what_the_engine_multiplies_with(tiny_fp32: Path, quan
         # NNCF divides in fp32 and stores the scale in fp16, so that a code may differ by one.
         step = np.abs(before).max() * 2 / (1 << matrix.quantizer.bits)
         assert np.abs(before - matrix.quantizer.round_trip(weight).view(before.shape).numpy()).max() < 1.2 * step
+
+
+def test_recipe_rescales_rounds_and_records_it(tiny_fp32: Path, tmp_path: Path) -> None:
+    text = tmp_path / "words.txt"
+    text.write_text(
+        "\n\n".join(f"Paragraph {number} tells of {number**2} boats and of their sails." for number in range(99))
+    )
+    recipe = replace(RECIPES["int4-quality"], group_size=32, dataset=str(text), num_samples=4)
+    found = compress_ir(tiny_fp32 / "openvino_model.xml", tmp_path, recipe, tiny_fp32)
+    assert found["fitted_matrices"] == 12
+    assert found["equalisation"]["layers"] == 2
+    assert found["calibration"]["samples"] == 4
+    assert found["layers"]["int4_sym g32"] == 12
 
 
 def test_layer_that_transformers_does_not_know_is_refused(tiny_fp32: Path, tmp_path: Path) -> None:

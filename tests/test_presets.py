@@ -29,6 +29,12 @@ from ov_afm.presets import GEOMETRIES, RECIPES, SAMPLING, Recipe, Sampling
             {"weight_format": "int4", "group_size": 100},
             "group size must be -1 (one scale a row) or a multiple of 16, found 100",
         ),
+        ({"rounding": "up"}, "rounding 'up' is unknown; choose one of nearest, fitted"),
+        (
+            {"weight_format": "int4", "rounding": "fitted", "scale_estimation": True, "gptq": True},
+            "fitted rounding takes the place of --scale-estimation, --gptq; choose one",
+        ),
+        ({"weight_format": "fp16", "rounding": "fitted"}, "fitted rounding is for int8 and int4, found fp16"),
         ({"num_samples": 0}, "number of calibration samples must be at least 1, found 0"),
         (
             {"weight_format": "int8", "group_size": 64, "awq": True},
@@ -59,7 +65,10 @@ def test_named_recipes_are_what_the_guides_say() -> None:
     assert (int4.sym, int4.group_size, int4.ratio) == (True, 128, 1.0)
     assert (npu.sym, npu.group_size, npu.ratio, npu.backup_precision) == (True, -1, 1.0, "int8_sym")
     assert RECIPES["int4-npu-g128"].group_size == 128
-    assert RECIPES["int4-quality"].needs_data
+    for name, bits in (("int4-quality", 4), ("int8-quality", 8)):
+        quality = RECIPES[name]
+        assert (quality.bits, quality.equalise, quality.rounding) == (bits, "full", "fitted")
+        assert quality.needs_data
 
 
 def test_manifest_gets_no_path_of_this_machine() -> None:
