@@ -194,7 +194,7 @@ def test_the_keyboard_is_enough(running: Chat, tabs: Open) -> None:
     keys.type("and goodbye.")
     keys.press("Enter")
     tab.finished()
-    expect(tab.questions).to_have_text(re.compile("Say hello\\s+and goodbye."))
+    expect(tab.questions).to_have_text(re.compile(r"Say hello\s+and goodbye\."), use_inner_text=True)
     for name in ("Send", "Stop"):
         keys.press("Tab")
         expect(focused).to_have_text(name)
@@ -220,7 +220,7 @@ def test_two_tabs_never_mix_and_tell_the_place_in_the_line(running: Chat, tabs: 
     first.press("Stop")
     assert "stopped" in first.finished()
     assert "Paris" in second.finished()
-    assert "Rome" in third.finished()
+    assert re.search("Rome|Italy", third.finished())
     assert [each.questions.all_inner_texts()[0].split()[-1] for each in (first, second, third)] == [
         "sea.", "France?", "Italy?"
     ]  # fmt: skip
