@@ -86,7 +86,9 @@ class Tab:
         longest = self.page.get_by_label("number input for Longest answer, tokens")
         longest.fill("4096")
         longest.press("Tab")
+        before = self.answers.count()
         self.ask(LONG)
+        expect(self.answers).to_have_count(before + 1)
         expect(self.answers.last).to_contain_text(re.compile(r"\w+ \w+ \w+ \w+"), timeout=60_000)
 
     def finished(self) -> str:
@@ -207,7 +209,7 @@ def test_the_keyboard_is_enough(running: Chat, tabs: Open) -> None:
         keys.press("Tab")
         expect(focused).to_contain_text(name)
     keys.press("Enter")
-    expect(tab.page.get_by_label("System prompt", exact=True).locator("visible=true")).to_be_visible()
+    expect(tab.page.get_by_role("textbox", name="System prompt")).to_be_visible()
 
 
 def test_two_tabs_never_mix_and_tell_the_place_in_the_line(running: Chat, tabs: Open) -> None:

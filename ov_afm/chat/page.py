@@ -20,9 +20,11 @@ HIDDEN = {"show_progress": "hidden", "api_visibility": "private"}
 AT_ONCE = {**HIDDEN, "queue": False}
 FREE = {**HIDDEN, "concurrency_limit": None}
 REMEMBER = "number => sessionStorage.setItem('conversation', number)"
-# A page that is being left breaks its connections off, which Gradio would report as errors of the page.
+# A page that is being left aborts its own connections, which Gradio then reports as errors.
 RECALL = """() => {
-  addEventListener('beforeunload', () => { console.error = () => {}; }, true);
+  const tell = console.error;
+  let left = false;
+  console.error = (...parts) => { left ||= parts[0]?.name === 'AbortError'; if (!left) tell(...parts); };
   return [sessionStorage.getItem('conversation') || ''];
 }"""
 TICK_S = 1.0
