@@ -14,10 +14,10 @@ __all__ = ["CSS", "DOWNLOAD", "PICK", "bubbles", "gauge", "loading", "refused_de
 
 CSS = """
 .gradio-container > main { max-width: 76rem; margin: 0 auto; padding: 1rem !important; }
-#title { flex: none; }
+#title { flex: none; width: auto; min-width: 0 !important; }
 #title h1 { white-space: nowrap; font-size: 1.25rem; font-weight: 650; margin: 0; letter-spacing: -0.01em; }
 #head { align-items: center; gap: .75rem; }
-#status { min-height: 0; flex: 1; }
+#status { min-height: 0; min-width: 0 !important; flex: 1 1 10rem; width: auto; }
 #restart { flex: none; }
 .state { display: flex; gap: .5rem; align-items: center; font-size: .9rem; overflow-wrap: anywhere; }
 .state::before { content: ""; flex: none; width: .6rem; height: .6rem; border-radius: 50%; background: #1a7f37; }
