@@ -16,26 +16,34 @@ import signal  # noqa: E402
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import functools  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import tiny  # noqa: E402
 
 
+def group_of(nodeid: str) -> str:
+    """Of tests that stay in one process where several share the suite: a file, or all files that need the real model."""
+    path = nodeid.partition("::")[0]
+    text = (Path(__file__).parent.parent / path).read_text(encoding="utf-8")
+    return "language" if "smollm2_model" in text else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each process whole groups."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):  # type: ignore[misc]
+        _split_scope = staticmethod(functools.cache(group_of))
+
+    return ByGroup(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the suite, each file stays in one, and so do all that need the real model.
-
-    They are the longest together and begin first.
-    """
-
-    def needs_language(item: pytest.Item) -> bool:
-        return "smollm2_model" in getattr(item, "fixturenames", ())
-
-    language = {item.path for item in items if needs_language(item)}
-    items.sort(key=lambda item: item.path not in language)
-    for item in items:
-        group = "language" if item.path in language else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Begin with the real model: its tests are the longest together."""
+    items.sort(key=lambda item: group_of(item.nodeid) != "language")
 
 
 @pytest.fixture(scope="session")
