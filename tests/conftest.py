@@ -25,7 +25,7 @@ import tiny  # noqa: E402
 
 
 def group_of(nodeid: str) -> str:
-    """Of tests that stay in one process where several share the suite: a file, or all files that need the real model."""
+    """Of tests that stay in one process where several share them: a file, or all files that need the real model."""
     path = nodeid.partition("::")[0]
     text = (Path(__file__).parent.parent / path).read_text(encoding="utf-8")
     return "language" if "smollm2_model" in text else path
