@@ -54,11 +54,20 @@ def command(main: Callable[[Sequence[str] | None], int]) -> Main:
     return run
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults that tell something: not that an option is absent, nor what its help already says."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if "(default" in (action.help or "") or action.default in (None, "", []) or isinstance(action.default, bool):
+            return action.help
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
+
+
 def parser(verb: str, description: str) -> argparse.ArgumentParser:
     """An argument parser that calls itself `ov-afm VERB` and shows defaults."""
-    return argparse.ArgumentParser(
-        prog=f"ov-afm {verb}", description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    return argparse.ArgumentParser(prog=f"ov-afm {verb}", description=description, formatter_class=HelpFormatter)
 
 
 def note(message: str) -> None:

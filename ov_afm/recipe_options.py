@@ -67,7 +67,8 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ratio", type=float, help="share of layers in 4 bits, the rest in backup precision")
     group.add_argument("--backup-precision", choices=["none", "int8_sym", "int8_asym"], help="format of the rest")
     group.add_argument("--all-layers", action="store_true", default=None, help="4 bits for embedding and head too")
-    group.add_argument("--group-size-fallback", choices=["error", "adjust", "ignore"], help="layer that it splits not")
+    group.add_argument("--group-size-fallback", choices=["error", "adjust", "ignore"],
+                       help="for a layer whose width the group size does not divide")  # fmt: skip
     group.add_argument("--awq", action="store_true", default=None, help="activation-aware weight scaling")
     group.add_argument("--scale-estimation", action="store_true", default=None, help="fit scales to activations")
     group.add_argument("--gptq", action="store_true", default=None, help="GPTQ rounding")

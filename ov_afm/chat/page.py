@@ -73,7 +73,7 @@ def build(talk: Talk, params: Params, system: str) -> Any:
             # On its own: the first time drivers are asked, which takes seconds.
             blocks.load(page.offer_loaded, None, [page.device, page.refused], **FREE)
             for model, device, refused in compared:
-                blocks.load(page.offer, [model], [device, refused], **FREE)
+                blocks.load(page.offer, [model, device], [device, refused], **FREE)
 
         def gone(request: gr.Request) -> None:
             talk.stop(str(request.session_hash))
@@ -193,7 +193,7 @@ class Page(Actions):
         picked = self.import_.click(None, None, [self.text], js=render.PICK, **AT_ONCE)
         picked.then(self.take_in, [self.text], self.everything, **FREE)
         if self.host.remote is None:
-            self.model.input(self.offer, [self.model], [self.device, self.refused], **FREE)
+            self.model.input(self.offer, [self.model, self.device], [self.device, self.refused], **FREE)
             self.load.click(self.switch, [self.model, self.device], None, **FREE).then(
                 self._recommended, None, self.sliders, **AT_ONCE
             )

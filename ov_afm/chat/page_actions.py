@@ -112,19 +112,26 @@ class Actions:
         return gr.update(choices=entries, value=number or None)
 
     @_told()
-    def offer(self, model_dir: str) -> list[Any]:
-        """The devices for a model."""
+    def offer(self, model_dir: str, device: str) -> list[Any]:
+        """The devices for a model.
+
+        Args:
+            model_dir: The model.
+            device: What is chosen now. It is left alone if the model can run there: meanwhile the user may have
+                chosen another.
+        """
         rows = self.host.device_rows(model_dir)
         usable = [(row.label, row.name) for row in rows if not row.refused]
-        assert self.host.engine is not None
-        current = self.host.engine.choice.device
-        value = current if current in [name for _, name in usable] else usable[0][1]
-        return [gr.update(choices=usable, value=value), render.refused_devices(rows)]
+        keep = device in [name for _, name in usable]
+        devices = gr.update(choices=usable) if keep else gr.update(choices=usable, value=usable[0][1])
+        return [devices, render.refused_devices(rows)]
 
     def offer_loaded(self) -> list[Any]:
-        """The devices for the model that is loaded."""
+        """The devices for the model that is loaded, and the one that it is on."""
         assert self.host.engine is not None
-        return self.offer(self.host.engine.choice.model_dir)
+        choice = self.host.engine.choice
+        devices, refused = self.offer(choice.model_dir, choice.device)
+        return [{**devices, "value": devices.get("value", choice.device)}, refused]
 
     @_told()
     def switch(self, model_dir: str, device: str) -> None:

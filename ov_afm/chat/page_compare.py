@@ -35,13 +35,13 @@ FORMS: tuple[Callable[[dict[str, Any]], str], ...] = (
 
 
 def compare_tab(
-    host: Host, offer: Callable[[str], Any], params: Callable[..., Params], sliders: list[Any]
+    host: Host, offer: Callable[[str, str], Any], params: Callable[..., Params], sliders: list[Any]
 ) -> list[tuple[Any, Any, Any]]:
     """Make the tab.
 
     Args:
         host: What is on offer.
-        offer: The devices for a model, and those that are refused.
+        offer: The devices for a model, given the one chosen now, and those that are refused.
         params: Sampling of the chat's sliders.
         sliders: Those sliders.
 
@@ -61,7 +61,7 @@ def compare_tab(
                 device = gr.Dropdown([first], value=first, label=f"{title}: {TEXTS.device}")
                 refused = gr.HTML()
                 lookup = gr.Checkbox(name == "B", label=f"{title}: {TEXTS.lookup}")
-                model.input(offer, [model], [device, refused], **QUIET)
+                model.input(offer, [model, device], [device, refused], **QUIET)
                 chosen += [model, device, lookup]
                 offers.append((model, device, refused))
     with gr.Row():

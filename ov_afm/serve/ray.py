@@ -7,14 +7,16 @@ one machine, the bounded line and its 429 included.
 
 from __future__ import annotations
 
+import logging
 import re
 import signal
+import socket
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .. import console
-from ..errors import ConfigError
+from ..errors import ConfigError, DeviceError
 from .app import Settings
 from .batch import EngineSpec
 from .models import Limits
@@ -26,6 +28,10 @@ APPLICATION = "ov_afm"
 OTHER_REQUESTS = 16
 # One may die, and the other still takes requests.
 FRONTS = 2
+POLL_S = 0.5
+REACH_S = 5
+# What a replica says that can never load its model stands at the end of Ray's report of it.
+PROBLEM = re.compile(r"^ov_afm\.errors\.DeviceError: (.+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,10 @@ def run(
         cluster: How to spread it.
         host: Address that Ray's proxies listen on.
         port: Their port.
+
+    Raises:
+        ConfigError: No cluster answers at that address.
+        DeviceError: The model cannot be loaded on a replica.
     """
     import ray
     from ray import serve
@@ -84,7 +94,14 @@ def run(
     from .ray_front import Front
     from .ray_replica import Replica
 
-    ray.init(address=cluster.address, log_to_driver=False, configure_logging=False, ignore_reinit_error=True)
+    console.note("starting Ray" if cluster.address is None else f"joining the cluster at {cluster.address}")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    try:
+        _reach(cluster.address)
+        ray.init(address=cluster.address, log_to_driver=False, configure_logging=False, ignore_reinit_error=True)
+    except (OSError, ValueError) as error:
+        msg = f"no Ray cluster at {cluster.address}: {_line(error)}; start one with: ray start --head"
+        raise ConfigError(msg) from error
     stop = threading.Event()
     # Only now: Ray installs handlers of its own.
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -109,11 +126,47 @@ def run(
             ray_actor_options={"num_cpus": 0},
         )
         application = front.bind(replicas.bind(specs, limits, settings), settings.max_body_bytes)
-        serve.run(application, name=APPLICATION, route_prefix="/")
-        console.note(f"serving {', '.join(specs)} on {least} to {most} replicas: http://{host}:{port}/v1")
-        stop.wait()
+        target = serve.RunTarget(application, name=APPLICATION, route_prefix="/")
+        serve.run_many([target], wait_for_applications_running=False)
+        if _started(stop):
+            console.note(f"serving {', '.join(specs)} on {least} to {most} replicas: http://{host}:{port}/v1")
+            stop.wait()
         serve.delete(APPLICATION)
     finally:
-        if cluster.address is None:
-            serve.shutdown()
         ray.shutdown()
+
+
+def _reach(address: str | None) -> None:
+    """Raise OSError at once if nobody listens at `HOST:PORT`: Ray would try for minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), REACH_S).close()
+
+
+def _started(stop: threading.Event) -> bool:
+    """Wait until every replica has loaded its model, and tell what keeps one from it; false if stopped before.
+
+    Raises:
+        DeviceError: The model cannot be loaded, as a replica said.
+    """
+    from ray import serve
+
+    console.note("loading the model on each replica")
+    told = ""
+    while not stop.wait(POLL_S):
+        application = serve.status().applications[APPLICATION]
+        if application.status == "RUNNING":
+            return True
+        replicas = application.deployments.get("Replica")
+        message = replicas.message if replicas else application.message
+        if (problem := PROBLEM.search(message)) or application.status == "DEPLOY_FAILED":
+            raise DeviceError(problem[1] if problem else _line(message))
+        if message and message != told:
+            told = message
+            console.note(_line(message))
+    return False
+
+
+def _line(message: object) -> str:
+    """The first line of a message of Ray's."""
+    return str(message).strip().partition("\n")[0]
