@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from . import device_journal, devices, manifest
 from .bench_plan import OPTIONS, Combination, Settings, use_of
 from .errors import GenerationError
-from .loading import LoadRequest, Phases, load, properties_for
+from .loading import LoadRequest, Phases, load
 from .sparsity.select import engine_model
 
 __all__ = ["Engine", "Timeline", "open_engine"]
@@ -179,14 +179,13 @@ class _Batching:
     def __init__(self, request: LoadRequest, key: str) -> None:
         import openvino_genai
 
-        choice = devices.choose(request.device)[0]
-        properties = properties_for(request, choice, key)
-        folder, extra = engine_model(request.model_dir, choice.device)
-        scheduler = properties.pop("scheduler_config", None) or openvino_genai.SchedulerConfig()
-        self._engine = openvino_genai.ContinuousBatchingPipeline(
-            folder, scheduler, choice.device, {**properties, **extra}
-        )
-        self.device, self.emulated, self.kernels = choice.device, choice.emulated, _kernels_loaded()
+        def make(folder: Path, choice: devices.Choice, properties: dict[str, Any]) -> Any:
+            scheduler = properties.pop("scheduler_config", None) or openvino_genai.SchedulerConfig()
+            return openvino_genai.ContinuousBatchingPipeline(folder, scheduler, choice.device, properties)
+
+        loaded = load(replace(request, batch=True), Phases(key, None), engine_model, make)
+        self._engine = loaded.engine
+        self.device, self.emulated, self.kernels = loaded.choice.device, loaded.choice.emulated, _kernels_loaded()
         self._next_id = 0
 
     def run(

@@ -14,6 +14,7 @@ from .driver_faults import known_faults
 from .errors import DeviceError
 from .loading import LoadRequest, OnPhase, Phases, properties_for, recipe_of, reference_answers, verdict_key
 from .presets import RECIPES
+from .sparsity.select import engine_model
 
 __all__ = ["describe", "render", "test"]
 
@@ -131,8 +132,9 @@ def test(model_dir: Path, device: str, on_phase: OnPhase | None = None) -> selft
     key = device_journal.model_key(model_dir, contents)
     phases = Phases(key, on_phase)
     golden = reference_answers(model_dir, contents, phases)
+    folder, kernels = engine_model(model_dir, choice.device)
     with phases(f"testing {choice.label} in a child process"):
-        verdict = selftest.run(model_dir, golden, choice.device, properties)
+        verdict = selftest.run(folder, golden, choice.device, properties | kernels)
     if device.upper() != EMULATED_NPU:
         entry = {"passed": verdict.passed, "evidence": verdict.evidence, "on": str(datetime.date.today())}
         device_journal.remember("verdicts", verdict_key(key, choice.device), entry)

@@ -305,6 +305,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ovms", metavar="DIR", help="add the model to this repository of OpenVINO Model Server too")
     parser.add_argument("--json", action="store_true", help="print the manifest")
     args = parser.parse_args(argv)
+    if args.ovms is not None:
+        # Before the long work.
+        ovms.read_config(Path(args.ovms))
     result = export(
         args.model,
         args.output,

@@ -35,6 +35,7 @@ __all__ = [
     "recipe_of",
     "reference_answers",
     "verdict_key",
+    "warm_up",
 ]
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 OnPhase = Callable[[str, "float | None"], None]
 # Folder and extra properties for a model directory and a device.
 Variant = Callable[[Path, str], "tuple[Path, dict[str, Any]]"]
+# An engine from folder, device and properties.
+Make = Callable[[Path, devices.Choice, "dict[str, Any]"], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class LoadRequest:
         prompt_lookup: Draft from the prompt.
         fallback: Go on to the next device of `AUTO` when the named one fails.
         adapters: LoRA adapters, computed beside the model.
+        batch: Requests are to be batched: only devices that can do so.
     """
 
     model_dir: Path
@@ -69,6 +73,7 @@ class LoadRequest:
     prompt_lookup: bool = False
     fallback: bool = True
     adapters: tuple[Adapter, ...] = ()
+    batch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +81,16 @@ class Loaded:
     """An engine and how it came about.
 
     Attributes:
-        engine: GenAI's pipeline.
+        engine: What `make` of `load` made.
         choice: The device in use, and why.
         properties: What it was loaded with.
+        folder: Folder of the model that was loaded: the model directory, or the one for the kernels in it.
     """
 
     engine: Any
     choice: devices.Choice
     properties: dict[str, Any]
+    folder: Path
 
 
 class Phases:
@@ -140,7 +147,13 @@ def recipe_of(contents: manifest.Manifest | None) -> Recipe | None:
         return None
 
 
-def load(request: LoadRequest, phases: Phases, variant: Variant) -> Loaded:
+def _pipeline(folder: Path, choice: devices.Choice, properties: dict[str, Any]) -> Any:
+    import openvino_genai
+
+    return openvino_genai.LLMPipeline(folder, choice.device, **properties)
+
+
+def load(request: LoadRequest, phases: Phases, variant: Variant, make: Make = _pipeline) -> Loaded:
     """Load a model on the first device that can run it.
 
     Args:
@@ -148,6 +161,7 @@ def load(request: LoadRequest, phases: Phases, variant: Variant) -> Loaded:
         phases: Names and times the steps.
         variant: Chooses the plain model or the one that is packed for kernels; `sparsity.select` has both. There is no
             default, because a caller that forgets it would measure another model than the one that answers.
+        make: Makes the engine; GenAI's `LLMPipeline` if not given.
 
     Raises:
         DeviceError: No device that was asked for can run it, with each one's reason.
@@ -157,18 +171,65 @@ def load(request: LoadRequest, phases: Phases, variant: Variant) -> Loaded:
     failures: list[str] = []
     for choice in devices.choose(request.device, recipe, fallback=request.fallback, speeds=speeds):
         try:
+            if request.batch and (choice.kind == "NPU" or choice.emulated):
+                msg = "it cannot batch requests"
+                raise DeviceError(msg)
             properties = properties_for(request, choice, phases.model)
             _check_trust(request, choice, properties, phases)
-            engine = _compile(request, choice, properties, phases, variant)
+            engine, folder = _compile(request, choice, properties, phases, variant, make)
         except (RuntimeError, DeviceError) as error:
             failures.append(f"{choice.label}: {last_line(error)}")
             continue
         if failures:
             logger.warning("using %s, because %s", choice.label, "; ".join(failures))
         why = "; ".join([choice.why, *failures])
-        return Loaded(engine, devices.Choice(choice.device, why, choice.emulated), properties)
+        return Loaded(engine, devices.Choice(choice.device, why, choice.emulated), properties, folder)
     msg = f"{request.model_dir.name} could not be loaded: {'; '.join(failures)}; see: ov-afm devices"
     raise DeviceError(msg)
+
+
+def warm_up(request: LoadRequest, loaded: Loaded, phases: Phases, two_tokens: Callable[[], Any]) -> None:
+    """The first inference, in which the CPU repacks weights for seconds.
+
+    The first time that a model is loaded on this CPU, it answers the short golden prompt in it: other devices are
+    tested in a process of their own, the CPU and the kernels where they run.
+
+    Args:
+        request: What was loaded.
+        loaded: The engine.
+        phases: Names and times the step.
+        two_tokens: Has the engine generate two tokens; prefill and decode each have a first time.
+
+    Raises:
+        DeviceError: The answer is wrong.
+    """
+    golden = _golden_for_cpu(request, loaded)
+    key = f"{verdict_key(phases.model, 'CPU')}/{loaded.folder.name}/{manifest.installed_versions()['ov_afm']}"
+    if golden is None or device_journal.read("verdicts").get(key):
+        with phases(f"warming up {loaded.choice.label}"):
+            wait_for(two_tokens)
+        return
+    with phases("warming up CPU and comparing its first answer"):
+        verdict = wait_for(lambda: selftest.judge(golden, [selftest.ask(loaded.engine, golden["prompts"][0])]))
+    if not verdict.passed:
+        way = "" if loaded.folder == request.model_dir else "; without the kernels: OV_AFM_NO_KERNELS=1"
+        msg = f"{request.model_dir.name} gives wrong answers on this CPU: {verdict.evidence}{way}"
+        raise DeviceError(msg)
+    device_journal.remember("verdicts", key, _entry(verdict))
+
+
+def _golden_for_cpu(request: LoadRequest, loaded: Loaded) -> Mapping[str, Any] | None:
+    """The short recorded answer, if it is what this engine must say."""
+    if loaded.choice.kind != "CPU" or request.contents is None:
+        return None
+    golden = request.contents.checks.get("golden")
+    other = request.adapters or request.draft_model or request.prompt_lookup
+    approximate = request.contents.sparsity.get("kernels", {}).get("threshold", 0) > 0
+    return None if golden is None or other or approximate else {**golden, "prompts": golden["prompts"][:1]}
+
+
+def _entry(verdict: selftest.Verdict) -> dict[str, Any]:
+    return {"passed": verdict.passed, "evidence": verdict.evidence, "on": str(datetime.date.today())}
 
 
 def properties_for(request: LoadRequest, choice: devices.Choice, model: str) -> dict[str, Any]:
@@ -232,7 +293,7 @@ def _check_trust(request: LoadRequest, choice: devices.Choice, properties: dict[
         golden = reference_answers(request.model_dir, request.contents, phases)
         with phases(f"testing {choice.device} in a child process"):
             verdict = wait_for(lambda: selftest.run(request.model_dir, golden, choice.device, properties))
-        known = {"passed": verdict.passed, "evidence": verdict.evidence, "on": str(datetime.date.today())}
+        known = _entry(verdict)
         device_journal.remember("verdicts", key, known)
     if not known["passed"]:
         msg = (
@@ -264,24 +325,30 @@ def reference_answers(model_dir: Path, contents: manifest.Manifest | None, phase
 
 
 def _compile(
-    request: LoadRequest, choice: devices.Choice, properties: dict[str, Any], phases: Phases, variant: Variant
-) -> Any:
-    import openvino_genai
-
+    request: LoadRequest,
+    choice: devices.Choice,
+    properties: dict[str, Any],
+    phases: Phases,
+    variant: Variant,
+    make: Make,
+) -> tuple[Any, Path]:
+    """The engine, and the folder that it was loaded from."""
     cache = properties.get("CACHE_DIR")
     name = f"loading on {choice.label}"
     if cache is not None:
         name += " (compiled before)" if any(Path(cache).glob("*.blob")) else " (compiling)"
 
-    def make() -> Any:
+    def made() -> tuple[Any, Path]:
         extra = {}
         if request.draft_model is not None:
+            import openvino_genai
+
             manifest.verify(request.draft_model)
             extra["draft_model"] = openvino_genai.draft_model(request.draft_model, choice.device)
         if request.adapters:
             extra["adapters"] = adapters.engine_config(request.adapters, request.model_dir)
         folder, kernels = variant(request.model_dir, choice.device)
-        return openvino_genai.LLMPipeline(folder, choice.device, **{**properties, **kernels}, **extra)
+        return make(folder, choice, {**properties, **kernels, **extra}), folder
 
     with phases(name):
-        return wait_for(make)
+        return wait_for(made)

@@ -18,7 +18,7 @@ from . import manifest
 from .errors import ConfigError
 from .staging import staging
 
-__all__ = ["CONFIG", "add"]
+__all__ = ["CONFIG", "add", "read_config"]
 
 GRAPH = "graph.pbtxt"
 CONFIG = "config.json"
@@ -46,7 +46,7 @@ def add(model_dir: Path, repository: Path, *, device: str = "CPU", replace: bool
     manifest.verify(model_dir)
     name = model_dir.resolve().name
     graph = _graph(device)
-    config = _read_config(repository / CONFIG)
+    config = read_config(repository)
     target = repository / name
     if not _same(model_dir, target, graph):
         with staging(target, replace=replace) as partial:
@@ -82,7 +82,13 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(repository: Path) -> dict[str, Any]:
+    """What a repository serves; empty where there is none yet.
+
+    Raises:
+        ConfigError: The repository's configuration is another program's.
+    """
+    path = repository / CONFIG
     if not path.exists():
         return {}
     try:

@@ -29,8 +29,8 @@ from .detokenize import TextAssembler
 from .device_properties import DEFAULT_USE, Use
 from .engine_errors import last_line
 from .errors import ConfigError, GenerationError, SourceError
-from .interrupt import wait_for
 from .loading import LoadRequest, Phases, load, locate
+from .loading import warm_up as first_inference
 from .params import Params
 from .sparsity.select import engine_model, plain_model
 from .stream import Completion, Delta, FinishReason, Request, streamer
@@ -63,7 +63,8 @@ class Pipeline:
         use: What the model is loaded for: context, threads, cache precision and what else each device takes.
         fallback: When a named GPU or NPU fails to load the model or its self-test, go on with the next device
             of `AUTO` and say why; False raises `DeviceError`.
-        warm_up: Run two tokens while loading, so that the first question does not pay for it.
+        warm_up: Run the first inference while loading, so that the first question does not pay for it; the first
+            time on this CPU its answer is compared with the recorded one.
         on_phase: Called when a step of loading begins, with its name and the seconds it took last time here.
         properties: OpenVINO and GenAI properties, passed as they are (`INFERENCE_PRECISION_HINT="f32"`,
             `MAX_PROMPT_LEN=2048`, `scheduler_config=...`).
@@ -137,8 +138,7 @@ class Pipeline:
         )
         self._read_limits()
         if warm_up:
-            with phases(f"warming up {loaded.choice.label}"):
-                wait_for(self._warm_up)
+            first_inference(request, loaded, phases, self._two_tokens)
         phases.remember()
         self.load_s = phases.elapsed_s
 
@@ -154,8 +154,7 @@ class Pipeline:
             room = self.max_prompt_tokens + int(self._properties["MIN_RESPONSE_LEN"])
             self.context_length = min(self.context_length, room)
 
-    def _warm_up(self) -> None:
-        """The CPU plugin repacks weights at the first inference, for seconds; prefill and decode each have theirs."""
+    def _two_tokens(self) -> None:
         inputs = self._tokenizer.encode("warm up", add_special_tokens=False)
         self._engine.generate(inputs, Params(max_new_tokens=2, greedy=True, ignore_eos=True).apply(self._config()))
 

@@ -5,7 +5,8 @@ So export records how the finished model answers two prompts on CPU at f32, one 
 2,048 tokens with a needle to find, and with what log-probability it would have said something else.
 A device is then asked the same. It need not give the same text, because rounding may flip a close
 call; but where it first says another word, the reference must hold that word nearly as likely. After
-that place the two answer different questions, so nothing is compared there.
+that place the two answer different questions, so nothing is compared there. On the first tokens of the
+short prompt its probabilities are compared too, the recorded answer put before each.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["ANSWER_TOKENS", "MARGIN_NATS", "Verdict", "judge", "make_golden", "run"]
+__all__ = ["ANSWER_TOKENS", "KL_NATS", "MARGIN_NATS", "Verdict", "ask", "judge", "make_golden", "run"]
 
 ANSWER_TOKENS = 16
 # Long enough to need more than 2,048 positions, where reported faults begin.
@@ -33,12 +34,19 @@ ROOM_TOKENS = 2304
 # How much less likely than the reference's choice a device's first other word may be. Half precision and
 # 8-bit activations move log-probabilities by tenths; a word at e^-2 of the best was not a close call.
 MARGIN_NATS = 2.0
+# Tokens of the short prompt whose probabilities are compared, and by how much they may differ in the mean (KL).
+# 8-bit activations of a 4-bit model give hundredths; a device that computes something else gives whole nats.
+FIRST_TOKENS = 4
+KL_NATS = 0.25
+# Each of them computes the prompt anew.
+SHORT_TOKENS = 128
 # What is recorded of each step: the best candidates, down to well below the margin.
 STORED = 64
 STORED_NATS = 4.0
 CHUNK_TOKENS = 256
 TIMEOUT_S = 1800.0
 QUESTION = "What is the capital of France? Answer in one word."
+NO_ANSWER: Mapping[str, Any] = {"text": QUESTION, "tokens": []}
 NEEDLE = "7316"
 TRIAL = "ov_afm.selftest:_answer"
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
@@ -184,7 +192,7 @@ def judge(golden: Mapping[str, Any], answers: Sequence[Mapping[str, Any] | None]
 
     Args:
         golden: From `make_golden`.
-        answers: `{"tokens", "text"}` for each prompt; None for one that did not fit the device.
+        answers: What `ask` gives for each prompt; None for one that did not fit the device.
     """
     notes = []
     for prompt, answer in zip(golden["prompts"], answers, strict=True):
@@ -192,22 +200,57 @@ def judge(golden: Mapping[str, Any], answers: Sequence[Mapping[str, Any] | None]
         if answer is None:
             notes.append(f"{name}: not run, {prompt['prompt_tokens']} tokens are more than it was loaded for")
             continue
-        expected, found = prompt["tokens"], answer["tokens"]
-        same = next((at for at, (one, other) in enumerate(zip(expected, found, strict=False)) if one != other), None)
-        if same is None and len(found) >= len(expected):
-            notes.append(f"{name}: all {len(expected)} tokens as recorded")
-            continue
-        at = len(found) if same is None else same
-        margin, beyond = _margin(prompt["steps"][at], found[at] if at < len(found) else None)
-        if margin > MARGIN_NATS:
+        verdict = _judge_words(prompt, answer)
+        divergence = _divergence(prompt["steps"], answer["first"])
+        if verdict.passed and divergence > KL_NATS:
             return Verdict(
                 False,
-                f"{name} prompt: answered {answer['text'][:60]!r} where the model says {prompt['answer'][:60]!r}; "
-                f"token {at + 1} is {'more than ' if beyond else ''}{margin:.1f} nats less likely than the right one "
-                f"(up to {MARGIN_NATS:g} is rounding)",
+                f"{name} prompt: the probabilities of its first tokens are at least {divergence:.2f} nats (KL) from "
+                f"the model's (up to {KL_NATS:g} is rounding)",
             )
-        notes.append(f"{name}: {at} of {len(expected)} tokens as recorded, then a close call ({margin:.1f} nats)")
+        if not verdict.passed:
+            return verdict
+        close = f", KL {divergence:.3f}" if answer["first"] else ""
+        notes.append(f"{name}: {verdict.evidence}{close}")
     return Verdict(True, "; ".join(notes))
+
+
+def _judge_words(prompt: Mapping[str, Any], answer: Mapping[str, Any]) -> Verdict:
+    expected, found = prompt["tokens"], answer["tokens"]
+    same = next((at for at, (one, other) in enumerate(zip(expected, found, strict=False)) if one != other), None)
+    if same is None and len(found) >= len(expected):
+        return Verdict(True, f"all {len(expected)} tokens as recorded")
+    at = len(found) if same is None else same
+    margin, beyond = _margin(prompt["steps"][at], found[at] if at < len(found) else None)
+    if margin > MARGIN_NATS:
+        return Verdict(
+            False,
+            f"{prompt['name']} prompt: answered {answer['text'][:60]!r} where the model says "
+            f"{prompt['answer'][:60]!r}; token {at + 1} is {'more than ' if beyond else ''}{margin:.1f} nats less "
+            f"likely than the right one (up to {MARGIN_NATS:g} is rounding)",
+        )
+    return Verdict(True, f"{at} of {len(expected)} tokens as recorded, then a close call ({margin:.1f} nats)")
+
+
+def _scores(step: str) -> dict[int, float]:
+    return {int(key): float(value) for key, _, value in (entry.partition(":") for entry in step.split())}
+
+
+def _divergence(steps: Sequence[str], first: Sequence[tuple[int, float]]) -> float:
+    """A lower bound of the mean KL divergence of a device's next tokens from the recorded ones, in nats.
+
+    An engine tells the probability of the token that it chooses, so the two distributions are compared as far as "this
+    token or another" goes; to look less closely never makes a divergence greater.
+    """
+    import math
+
+    bounds = []
+    for step, (token, score) in zip(steps, first, strict=False):
+        recorded = _scores(step)
+        chosen = recorded.get(token, max(recorded.values()) - STORED_NATS)
+        p, q = (min(max(math.exp(each), 1e-6), 1 - 1e-6) for each in (chosen, score))
+        bounds.append(p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q)))
+    return sum(bounds) / len(bounds) if bounds else 0.0
 
 
 def _margin(step: str, token: int | None) -> tuple[float, bool]:
@@ -215,7 +258,7 @@ def _margin(step: str, token: int | None) -> tuple[float, bool]:
 
     The bound is what was recorded: the whole range, or less where many candidates are about equal.
     """
-    scores = {int(key): float(value) for key, _, value in (entry.partition(":") for entry in step.split())}
+    scores = _scores(step)
     best = max(scores.values())
     if token in scores:
         return best - scores[token], False
@@ -245,8 +288,9 @@ def run(
         for key, value in properties.items()
         if isinstance(value, str | int | float | list)
     }
-    texts = [prompt["text"] for prompt in golden["prompts"]] if golden else [QUESTION]
-    arguments = {"model_dir": str(model_dir), "device": device, "properties": plain, "texts": texts}
+    asked = ("text", "tokens")
+    prompts = [{key: each[key] for key in asked} for each in golden["prompts"]] if golden else [dict(NO_ANSWER)]
+    arguments = {"model_dir": str(model_dir), "device": device, "properties": plain, "prompts": prompts}
     try:
         answers = supervise.run(TRIAL, arguments, timeout_s=timeout_s)
     except supervise.ChildDied as error:
@@ -259,24 +303,56 @@ def run(
     return judge(golden, answers)
 
 
-def _answer(model_dir: str, device: str, properties: dict[str, Any], texts: list[str]) -> list[dict[str, Any] | None]:
-    """Runs in a child: greedy answers of a device, None for a prompt longer than it was loaded for."""
+def _answer(
+    model_dir: str, device: str, properties: dict[str, Any], prompts: list[dict[str, Any]]
+) -> list[dict[str, Any] | None]:
+    """Runs in a child: a device's answers, None for a prompt longer than it was loaded for."""
     import openvino_genai
 
     try:
         engine = openvino_genai.LLMPipeline(model_dir, device, **properties)
-        tokenizer = engine.get_tokenizer()
-        config = openvino_genai.GenerationConfig()
-        config.max_new_tokens, config.ignore_eos = ANSWER_TOKENS, True
-        limit = properties.get("MAX_PROMPT_LEN")
-        answers: list[dict[str, Any] | None] = []
-        for text in texts:
-            inputs = tokenizer.encode(text, add_special_tokens=False)
-            if limit is not None and inputs.input_ids.shape[1] > limit:
-                answers.append(None)
-                continue
-            tokens = [int(each) for each in engine.generate(inputs, config).tokens[0]]
-            answers.append({"tokens": tokens, "text": tokenizer.decode(tokens)})
-        return answers
+        return [ask(engine, prompt, properties.get("MAX_PROMPT_LEN")) for prompt in prompts]
     except RuntimeError as error:
         raise SourceError(last_line(error)) from error
+
+
+def ask(engine: Any, prompt: Mapping[str, Any], limit: int | None = None) -> dict[str, Any] | None:
+    """Have an engine answer one of the golden prompts.
+
+    Args:
+        engine: GenAI's `LLMPipeline` or `ContinuousBatchingPipeline`.
+        prompt: `text` and the recorded `tokens`.
+        limit: Tokens that a prompt may have.
+
+    Returns:
+        `tokens` and `text` of its greedy answer; `first`: of the first tokens, each with the recorded ones before it,
+        the token it chooses and its log-probability, if the prompt is short. None if the prompt is too long.
+    """
+    tokenizer = engine.get_tokenizer()
+    ids = _ids(tokenizer, prompt["text"])
+    if limit is not None and len(ids) > limit:
+        return None
+    tokens, _ = _generate(engine, ids, ANSWER_TOKENS)
+    first = []
+    if len(ids) <= SHORT_TOKENS:
+        for place in range(min(FIRST_TOKENS, len(prompt["tokens"]))):
+            (token,), score = _generate(engine, [*ids, *prompt["tokens"][:place]], 1)
+            first.append((token, score))
+    return {"tokens": tokens, "text": tokenizer.decode(tokens), "first": first}
+
+
+def _generate(engine: Any, ids: Sequence[int], count: int) -> tuple[list[int], float]:
+    """Greedy tokens, and the sum of their log-probabilities."""
+    import numpy as np
+    import openvino
+    import openvino_genai
+
+    config = openvino_genai.GenerationConfig()
+    config.max_new_tokens, config.ignore_eos, config.logprobs = count, True, 1
+    row = openvino.Tensor(np.array([ids], np.int64))
+    if isinstance(engine, openvino_genai.ContinuousBatchingPipeline):
+        (result,) = engine.generate([row], [config])
+        return [int(each) for each in result.m_generation_ids[0]], float(result.m_scores[0])
+    inputs = openvino_genai.TokenizedInputs(row, openvino.Tensor(np.ones((1, len(ids)), np.int64)))
+    result = engine.generate(inputs, config)
+    return [int(each) for each in result.tokens[0]], float(result.scores[0])

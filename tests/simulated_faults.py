@@ -22,23 +22,23 @@ def gpu_driver_hangs(kinds: list[str]) -> list[dict[str, Any]]:
     return [CPU] if "CPU" in kinds else []
 
 
-def device_that_crashes(model_dir: str, device: str, properties: dict[str, Any], texts: list[str]) -> None:
+def device_that_crashes(model_dir: str, device: str, properties: dict[str, Any], prompts: list[dict[str, Any]]) -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
-def device_that_hangs(model_dir: str, device: str, properties: dict[str, Any], texts: list[str]) -> None:
+def device_that_hangs(model_dir: str, device: str, properties: dict[str, Any], prompts: list[dict[str, Any]]) -> None:
     time.sleep(600)
 
 
 def device_that_talks_nonsense(
-    model_dir: str, device: str, properties: dict[str, Any], texts: list[str]
+    model_dir: str, device: str, properties: dict[str, Any], prompts: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    return [{"tokens": [0] * 16, "text": "!" * 16} for _ in texts]
+    return [{"tokens": [0] * 16, "text": "!" * 16, "first": []} for _ in prompts]
 
 
 def device_that_answers_as_recorded(
-    model_dir: str, device: str, properties: dict[str, Any], texts: list[str]
+    model_dir: str, device: str, properties: dict[str, Any], prompts: list[dict[str, Any]]
 ) -> list[dict[str, Any] | None]:
     from ov_afm import selftest
 
-    return selftest._answer(model_dir, "CPU", {}, texts)
+    return selftest._answer(model_dir, "CPU", {}, prompts)

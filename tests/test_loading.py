@@ -12,6 +12,7 @@ import pytest
 from ov_afm import device_journal, devices, loading, manifest, selftest
 from ov_afm.errors import DeviceError
 from ov_afm.pipeline import Params, Pipeline, Use
+from ov_afm.serve.batch import Batch, EngineSpec
 
 
 @pytest.fixture(autouse=True)
@@ -145,3 +146,25 @@ def test_cpu_and_emulation_leave_no_compiled_model_behind(model: Path) -> None:
     Pipeline(model).close()
     Pipeline(model, "NPU-EMULATED").close()
     assert device_journal.clear() == 0
+
+
+def test_the_cpu_says_once_that_it_answers_as_recorded(model: Path) -> None:
+    steps: list[str] = []
+    for _ in range(2):
+        Pipeline(model, on_phase=lambda name, _: steps.append(name)).close()
+    assert [name for name in steps if "warming up" in name] == [
+        "warming up CPU and comparing its first answer",
+        "warming up CPU",
+    ]
+
+
+@pytest.mark.parametrize("batch", [False, True], ids=["alone", "batched"])
+def test_a_cpu_that_answers_something_else_is_refused(model: Path, tmp_path: Path, batch: bool) -> None:
+    copy = Path(shutil.copytree(model, tmp_path / "model"))
+    contents = manifest.read(copy)
+    assert contents is not None
+    short = contents.checks["golden"]["prompts"][0]
+    short["steps"] = [f"{token}:-0.010" for token in short["tokens"]]
+    manifest.write(copy, contents)
+    with pytest.raises(DeviceError, match=r"gives wrong answers on this CPU: short prompt: the prob.* \(KL\)"):
+        Batch(EngineSpec(str(copy), cache_size_gb=0.02)) if batch else Pipeline(copy)

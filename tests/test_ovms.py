@@ -130,6 +130,18 @@ def test_another_programs_config_is_refused(tiny_model: Path, tmp_path: Path, te
     assert (tmp_path / "config.json").read_text() == text
 
 
+def test_another_programs_config_is_refused_before_the_export(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository" / "config.json").write_text("[1]")
+    output = tmp_path / "model"
+    arguments = [str(tiny_checkpoint), "-o", str(output), "--ovms", str(tmp_path / "repository")]
+    assert export_main(arguments) == 1
+    assert "is no configuration of OpenVINO Model Server" in capsys.readouterr().err
+    assert not output.exists()
+
+
 def test_export_adds_a_model_that_is_there_already(tiny_model: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     model = tmp_path / "tiny-int8"
     shutil.copytree(tiny_model, model)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ov_afm import device_properties, manifest, selftest
@@ -31,8 +34,8 @@ def golden(tiny_model: Path) -> dict[str, Any]:
     return selftest.make_golden(str(tiny_model))
 
 
-def judged(*tokens: int) -> selftest.Verdict:
-    return selftest.judge(GOLDEN, [{"tokens": list(tokens), "text": "what it said"}])
+def judged(*tokens: int, first: Sequence[tuple[int, float]] = ()) -> selftest.Verdict:
+    return selftest.judge(GOLDEN, [{"tokens": list(tokens), "text": "what it said", "first": first}])
 
 
 def test_same_answer_passes() -> None:
@@ -43,6 +46,24 @@ def test_close_call_is_rounding_and_what_follows_it_is_not_compared() -> None:
     verdict = judged(11, 22, 99)
     assert verdict.passed
     assert verdict.evidence == "short: 1 of 3 tokens as recorded, then a close call (1.4 nats)"
+
+
+def test_first_tokens_probabilities_are_compared() -> None:
+    assert judged(11, 12, 13, first=[(11, -0.1), (12, -0.5), (13, -0.01)]).evidence.endswith(", KL 0.000")
+    # p = (0.905, 0.095), q = (0.5, 0.5): 0.905 ln 1.81 + 0.095 ln 0.19 = 0.379; steps two and three are not asked.
+    verdict = judged(11, 12, 13, first=[(11, math.log(0.5))])
+    assert not verdict.passed
+    assert "short prompt: the probabilities of its first tokens are at least 0.38 nats (KL)" in verdict.evidence
+
+
+def test_what_is_told_of_a_divergence_is_never_more_than_it_is() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        p, q = (random.dirichlet(np.full(8, 0.5)) + 1e-9 for _ in range(2))
+        step = " ".join(f"{token}:{math.log(score)}" for token, score in enumerate(p))
+        chosen = int(q.argmax())
+        told = selftest._divergence([step], [(chosen, math.log(q[chosen]))])
+        assert 0 <= told <= float((p * np.log(p / q)).sum()) + 1e-6
 
 
 @pytest.mark.parametrize(
@@ -79,10 +100,13 @@ def test_golden_answers_are_json_with_a_prompt_beyond_2048_tokens(golden: dict[s
 
 def test_reference_is_the_engines_own_answer_at_f32(golden: dict[str, Any], tiny_model: Path) -> None:
     prompts = golden["prompts"]
-    answers = selftest._answer(str(tiny_model), "CPU", selftest.EXACT, [each["text"] for each in prompts])
+    answers = selftest._answer(str(tiny_model), "CPU", selftest.EXACT, prompts)
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer is not None
         assert answer["tokens"][: len(prompt["tokens"])] == prompt["tokens"]
+        assert [token for token, _ in answer["first"]] == prompt["tokens"][: len(answer["first"])]
+    assert [len(answer["first"]) for answer in answers if answer] == [4, 0]
+    assert selftest.judge(golden, answers).evidence.startswith("short: all 16 tokens as recorded, KL 0.000;")
 
 
 def test_cpu_with_its_defaults_passes(golden: dict[str, Any], tiny_model: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 import uuid
 from collections import Counter
@@ -66,11 +68,10 @@ def together(call: Callable[[int], httpx.Response], count: int, at_once: int) ->
         return list(pool.map(call, range(count)))
 
 
-def kill_one(server: serving.Server) -> Callable[[], bool]:
-    """Kill a replica; says whether it was replaced."""
-    before = replicas(server)
-    os.kill(before[0].pid, 9)
-    return lambda: len(alive := replicas(server)) == 2 and before[0] not in alive
+def victim(server: serving.Server) -> tuple[Callable[[], None], Callable[[], bool]]:
+    """A replica to be killed: what kills it at once, and what says whether it was replaced."""
+    one = replicas(server)[0]
+    return one.kill, lambda: len(alive := replicas(server)) == 2 and one not in alive
 
 
 @pytest.mark.slow
@@ -94,10 +95,11 @@ def test_a_conversation_stays_with_its_replica_and_others_spread(server: serving
 
 @pytest.mark.slow
 def test_no_request_is_lost_with_its_replica_before_the_first_token(server: serving.Server) -> None:
+    kill, replaced = victim(server)
     with ThreadPoolExecutor(1) as pool:
         under_way = pool.submit(together, lambda index: asked(server, str(index), max_tokens=100), 40, 2)
         server.wait(lambda: under_way.running(), 10)
-        replaced = kill_one(server)
+        kill()
         statuses = Counter(answer.status_code for answer in under_way.result(120))
     assert statuses == {200: 40}
     server.wait(replaced, 60, "the replica did not come back")
@@ -106,20 +108,25 @@ def test_no_request_is_lost_with_its_replica_before_the_first_token(server: serv
 @pytest.mark.slow
 def test_a_stream_that_had_begun_ends_with_an_error_event_when_its_replica_dies(server: serving.Server) -> None:
     def streamed(index: int) -> list[str]:
-        body = {"messages": [{"role": "user", "content": str(index)}], "stream": True, **LONG}
+        body = {"messages": [{"role": "user", "content": str(index)}], "stream": True, **LONG, "max_tokens": 2000}
         lines = []
         with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as response:
             for line in response.iter_lines():
                 lines += [line] if line else []
                 if len(lines) == 3:
                     begun.add(index)
+        if index not in begun:
+            refused.append(lines)
         return lines
 
     begun: set[int] = set()
+    refused: list[list[str]] = []
+    kill, replaced = victim(server)
     with ThreadPoolExecutor(4) as pool:
         streams = [pool.submit(streamed, index) for index in range(4)]
-        server.wait(lambda: len(begun) == 4, 30, "not all streams began")
-        replaced = kill_one(server)
+        server.wait(lambda: len(begun) + len(refused) == 4, 30, "not all streams began")
+        assert refused == []
+        kill()
         ends = [stream.result(60)[-1] for stream in streams]
     broken = [json.loads(end.removeprefix("data: ")) for end in ends if end != "data: [DONE]"]
     assert 0 < len(broken) < 4
@@ -180,3 +187,42 @@ def test_replicas_are_a_number_or_a_range(text: str, expected: tuple[int, int]) 
 def test_other_replicas_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="replicas are a number or MIN:MAX, found"):
         replica_range(text)
+
+
+def started_here(model: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = (sys.executable, "-m", "ov_afm", "serve", str(model), "--ray", "--port", str(free_port()), *arguments)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_a_device_that_no_replica_has_is_one_line(tiny_model: Path) -> None:
+    process = started_here(tiny_model, "--device", "GPU")
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("ov-afm: error: device 'GPU' is not here; available: CPU")
+
+
+@pytest.mark.slow
+def test_what_no_node_has_is_waited_for_until_ctrl_c(tiny_model: Path) -> None:
+    process = started_here(tiny_model, "--ray-resource", "NPU=1")
+    assert process.stderr
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if "more than 30s to be scheduled" in line:
+            break
+    assert '{"NPU": 1.0, "CPU": 1}' in said[-1], said
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, rest
+    assert time.monotonic() - begun < 20
+
+
+def test_a_cluster_that_is_not_there_is_one_line(tiny_model: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    process = started_here(tiny_model, "--ray-address", address)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert said.splitlines()[-1].startswith(f"ov-afm: error: no Ray cluster at {address}: ")

@@ -12,8 +12,7 @@ from typing import Any
 from .. import adapters, device_journal, devices, loading, manifest
 from ..detokenize import TextAssembler
 from ..device_properties import KV_BYTES, Use
-from ..engine_errors import last_line
-from ..errors import ConfigError, DeviceError
+from ..errors import ConfigError
 from ..resources import free_memory
 from ..sparsity.select import engine_model, plain_model
 
@@ -106,36 +105,40 @@ class Batch:
         config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
         geometry = manifest.geometry_of(config)
         use = Use(kv_cache=spec.kv_cache, threads=spec.threads)  # type: ignore[arg-type]
-        request = loading.LoadRequest(model_dir, contents, spec.device, use, spec.ov_config)
-        choice = _choice(request)
-        properties = loading.properties_for(request, choice, device_journal.model_key(model_dir, contents))
-        scheduler = openvino_genai.SchedulerConfig()
-        scheduler.max_num_batched_tokens = max(spec.prefill_tokens, spec.max_running)
-        scheduler.max_num_seqs = spec.max_running
-        scheduler.dynamic_split_fuse = True
-        scheduler.enable_prefix_caching = True
-        cache_tokens = self._bound_cache(scheduler, spec, geometry, choice.kind, model_dir)
-        if spec.adapter is None:
-            folder, extra = engine_model(model_dir, choice.device)
-        else:
-            folder, extra = plain_model(model_dir, choice.device)
-            extra["adapters"] = adapters.engine_config([adapters.read(*spec.adapter)], model_dir)
-        try:
-            self._engine = openvino_genai.ContinuousBatchingPipeline(
-                folder, scheduler, choice.device, {**properties, **extra}
-            )
-        except RuntimeError as error:
-            msg = f"{model_dir.name} could not be loaded on {choice.label}: {last_line(error)}"
-            raise DeviceError(msg) from error
+        adapter = () if spec.adapter is None else (adapters.read(*spec.adapter),)
+        request = loading.LoadRequest(
+            model_dir, contents, spec.device, use, spec.ov_config, fallback=False, adapters=adapter, batch=True
+        )
+        phases = loading.Phases(device_journal.model_key(model_dir, contents), None)
+
+        def make(folder: Path, choice: devices.Choice, properties: dict[str, Any]) -> Any:
+            scheduler = openvino_genai.SchedulerConfig()
+            scheduler.max_num_batched_tokens = max(spec.prefill_tokens, spec.max_running)
+            scheduler.max_num_seqs = spec.max_running
+            scheduler.dynamic_split_fuse = True
+            scheduler.enable_prefix_caching = True
+            self.cache_tokens = self._bound_cache(scheduler, spec, geometry, choice.kind, model_dir)
+            return openvino_genai.ContinuousBatchingPipeline(folder, scheduler, choice.device, properties)
+
+        loaded = loading.load(request, phases, plain_model if adapter else engine_model, make)
+        self._engine = loaded.engine
         self.tokenizer = self._engine.get_tokenizer()
-        self.device = choice.device
+        loading.warm_up(request, loaded, phases, self._two_tokens)
+        phases.remember()
+        self.device = loaded.choice.device
         self.vocab = int(geometry["vocab"])
-        self.context_length = min(int(geometry["max_positions"]), cache_tokens)
+        self.context_length = min(int(geometry["max_positions"]), self.cache_tokens)
         self.max_prompt_tokens = self.context_length - 1
-        self.cache_tokens = cache_tokens
         self._jobs: dict[int, Job] = {}
         self._pieces = {index: piece for piece, index in self.tokenizer.get_vocab().items()}
         self._idle_steps = 0
+
+    def _two_tokens(self) -> None:
+        import openvino_genai
+
+        config = openvino_genai.GenerationConfig()
+        config.max_new_tokens, config.ignore_eos = 2, True
+        self._engine.generate([self.tokenizer.encode("warm up", add_special_tokens=False).input_ids], [config])
 
     def _bound_cache(
         self, scheduler: Any, spec: EngineSpec, geometry: Mapping[str, Any], kind: str, model_dir: Path
@@ -237,12 +240,3 @@ class Batch:
             events += [{"id": job_id, "text": "", "tokens": 0, "end": "cache"} for job_id in self._jobs]
             for job_id in list(self._jobs):
                 self.cancel(job_id)
-
-
-def _choice(request: loading.LoadRequest) -> devices.Choice:
-    choices = devices.choose(request.device, loading.recipe_of(request.contents))
-    for choice in choices:
-        if choice.kind in BLOCK_TOKENS and not choice.emulated:
-            return choice
-    msg = f"{request.device} cannot batch requests; serve from CPU or GPU"
-    raise DeviceError(msg)

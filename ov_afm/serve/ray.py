@@ -103,9 +103,17 @@ def run(
         msg = f"no Ray cluster at {cluster.address}: {_line(error)}; start one with: ray start --head"
         raise ConfigError(msg) from error
     stop = threading.Event()
+
+    def leave(*_: object) -> None:
+        if stop.is_set():
+            # The second time: do not wait for those that are being answered.
+            raise KeyboardInterrupt
+        stop.set()
+
     # Only now: Ray installs handlers of its own.
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    started = False
     try:
         serve.start(http_options={"host": host, "port": port})
         running = max(spec.max_running for spec in specs.values())
@@ -128,11 +136,14 @@ def run(
         application = front.bind(replicas.bind(specs, limits, settings), settings.max_body_bytes)
         target = serve.RunTarget(application, name=APPLICATION, route_prefix="/")
         serve.run_many([target], wait_for_applications_running=False)
-        if _started(stop):
+        started = _started(stop)
+        if started:
             console.note(f"serving {', '.join(specs)} on {least} to {most} replicas: http://{host}:{port}/v1")
             stop.wait()
-        serve.delete(APPLICATION)
     finally:
+        # A Ray of our own goes with all that is in it.
+        if started or cluster.address is not None:
+            serve.delete(APPLICATION)
         ray.shutdown()
 
 
