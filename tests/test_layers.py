@@ -24,7 +24,8 @@ LAYERS = {
     ),
     "sources, devices, metrics": (
         "sources adapters checkpoint embedded gguf gguf_* hub hub_* devices device_* driver_faults selftest loading "
-        "metrics stream energy bandwidth resources_used load_display sparsity.select sparsity.extension sparsity.aligned"
+        "metrics stream energy bandwidth resources_used load_display sparsity.select "
+        "sparsity.extension sparsity.aligned"
     ),
     "making and running models": (
         "export export_* convert verify compress calibration calibration_text self_sampling quantize recipe_options "
