@@ -54,7 +54,7 @@ class Use:
     prefill_hint: Literal["DYNAMIC", "STATIC"] | None = None
     generate_hint: Literal["FAST_COMPILE", "BEST_PERF"] | None = None
     chunk_tokens: int | None = None
-    blob: Path | None = None
+    blob: str | Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no plugin takes.
@@ -80,8 +80,8 @@ class Use:
             if value is not None and value not in allowed:
                 msg = f"{name} must be one of {', '.join(allowed)}, found {value!r}"
                 raise ConfigError(msg)
-        if self.blob is not None and self.blob.suffix != ".blob":
-            msg = f"the file of a compiled model must end in .blob, found {self.blob.name}"
+        if self.blob is not None and Path(self.blob).suffix != ".blob":
+            msg = f"the file of a compiled model must end in .blob, found {Path(self.blob).name}"
             raise ConfigError(msg)
 
     @property
@@ -239,6 +239,6 @@ def _npu(use: Use) -> dict[str, Any]:
         found["INFERENCE_PRECISION_HINT"] = "f32"
     if use.blob is not None:
         found["BLOB_PATH"] = str(use.blob)
-        if not use.blob.exists():
+        if not Path(use.blob).exists():
             found["EXPORT_BLOB"] = True
     return found

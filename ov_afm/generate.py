@@ -83,6 +83,13 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
         help="compute every prompt from its beginning",
     )
     group.add_argument(
+        "--npu-blob",
+        dest="blob",
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="NPU: file of the compiled model, written the first time, then read instead of compiling",
+    )
+    group.add_argument(
         "--prompt-tokens",
         type=int,
         default=argparse.SUPPRESS,

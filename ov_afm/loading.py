@@ -264,6 +264,9 @@ def properties_for(request: LoadRequest, choice: devices.Choice, model: str) -> 
         max_alloc_bytes=info.max_alloc_bytes if info else None,
     )
     found |= request.asked
+    if "BLOB_PATH" in found and not found.get("EXPORT_BLOB"):
+        # A blob holds the code; without the weights beside it NPUW asserts (2026.4).
+        found.setdefault("WEIGHTS_PATH", str(request.model_dir / "openvino_model.bin"))
     if request.prompt_lookup:
         if choice.kind == "NPU":
             msg = "prompt lookup is not available there"

@@ -131,9 +131,8 @@ def tabs(window: Any) -> Iterator[Callable[..., Tab]]:
     """Opens tabs; in none of them may the console show an error."""
     opened: list[Tab] = []
 
-    def open_(url: str, apart: bool = False) -> Tab:
-        # A tab that is answered has two of the six connections that a browser opens to one server.
-        opened.append(Tab(window.browser.new_context() if apart else window, url))
+    def open_(url: str) -> Tab:
+        opened.append(Tab(window, url))
         return opened[-1]
 
     yield open_
@@ -220,7 +219,7 @@ def test_the_keyboard_is_enough(running: Chat, tabs: Open) -> None:
 
 
 def test_two_tabs_never_mix_and_tell_the_place_in_the_line(running: Chat, tabs: Open) -> None:
-    first, second, third = (tabs(running.url, apart=True) for _ in range(3))
+    first, second, third = (tabs(running.url) for _ in range(3))
     first.begin_a_long_answer()
     second.ask("What is the capital of France?")
     expect(second.answers.last).to_contain_text("1 before you")
@@ -237,7 +236,7 @@ def test_two_tabs_never_mix_and_tell_the_place_in_the_line(running: Chat, tabs: 
 
 
 def test_a_closed_tab_frees_its_generation_and_its_place(running: Chat, tabs: Open) -> None:
-    leaving, waiting, staying = (tabs(running.url, apart=True) for _ in range(3))
+    leaving, waiting, staying = (tabs(running.url) for _ in range(3))
     leaving.begin_a_long_answer()
     waiting.ask(LONG)
     expect(waiting.answers.last).to_contain_text("1 before you")
@@ -279,6 +278,20 @@ def test_model_and_device_are_changed_and_the_conversation_stays(changing: Chat,
     tab.press("Load")
     tab.ready("smollm2-int8 on CPU")
     assert "emulated NPU" in tab.answers.last.inner_text()
+
+
+def test_stop_while_the_model_loads(changing: Chat, tabs: Open) -> None:
+    tab = tabs(changing.url)
+    tab.unfold("Model and device")
+    tab.press("Load")
+    expect(tab.page.locator("#status .state.loading")).to_be_visible()
+    tab.ask("What is the capital of France?")
+    expect(tab.questions).to_have_count(1)
+    tab.press("Stop")
+    expect(tab.answers.last).to_contain_text("stopped", timeout=5_000)
+    tab.ready()
+    tab.act("Retry")
+    expect(tab.answers.last).to_contain_text("Paris", timeout=60_000)
 
 
 def test_a_dead_engine_is_told_and_comes_back(changing: Chat, tabs: Open) -> None:

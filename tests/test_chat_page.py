@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -15,9 +18,11 @@ from ov_afm import devices
 from ov_afm.chat import main
 from ov_afm.chat.guard import plain, written
 from ov_afm.chat.host import Host, find_models, recommended
+from ov_afm.chat.page_actions import Actions
 from ov_afm.chat.remote import Remote
 from ov_afm.chat.render import refused_devices
 from ov_afm.errors import OVAFMError
+from ov_afm.params import Params
 
 pytest.importorskip("gradio")
 
@@ -159,6 +164,18 @@ def test_devices_that_cannot_run_the_model_have_the_reason(tiny_model: Path) -> 
     shown = refused_devices(rows)
     assert "<li>NPU – Intel AI Boost: cannot run weight format int8, needs int4 symmetric weights</li>" in shown
     assert "the driver &lt;died&gt;" in shown
+
+
+def test_a_server_is_told_only_what_was_moved() -> None:
+    talk: Any = SimpleNamespace(host=SimpleNamespace(remote=True, model=None), store=None)
+    given = Params(top_p=0.5, seed=3)
+    actions = Actions(talk, given, "")
+    start = actions._recommended()
+    assert actions.params(*start) == given
+    assert actions.params(0.3, *start[1:]) == replace(given, temperature=0.3)
+    greedy = Actions(talk, Params(greedy=True), "")
+    assert greedy.params(*greedy._recommended()) == Params(greedy=True)
+    assert greedy.params(0.7, *greedy._recommended()[1:]) == Params(temperature=0.7)
 
 
 def test_sampling_begins_with_what_the_model_recommends(tmp_path: Path) -> None:

@@ -148,6 +148,18 @@ def test_cpu_and_emulation_leave_no_compiled_model_behind(model: Path) -> None:
     assert device_journal.clear() == 0
 
 
+def test_emulated_npu_writes_a_blob_and_reads_it_again(model: Path, tmp_path: Path) -> None:
+    blob = tmp_path / "tiny.blob"
+    answers, written = [], []
+    for _ in range(2):
+        with Pipeline(model, "NPU-EMULATED", use=Use(prompt_tokens=128, new_tokens=128, blob=blob)) as pipeline:
+            answers.append(pipeline.generate("hi", Params(max_new_tokens=8, greedy=True, ignore_eos=True)).text)
+        written.append(blob.stat().st_mtime_ns)
+    assert answers[0] == answers[1]
+    assert written[0] == written[1]
+    assert blob.stat().st_size > 0
+
+
 def test_the_cpu_says_once_that_it_answers_as_recorded(model: Path) -> None:
     steps: list[str] = []
     for _ in range(2):

@@ -28,6 +28,7 @@ __all__ = ["Choice", "Engine", "EngineLost"]
 
 POLL_S = 0.1
 END_S = 2.0
+BEAT_S = 0.5
 State = Literal["loading", "ready", "dead", "stopped"]
 
 
@@ -127,21 +128,22 @@ class Engine:
             raise DeviceError(self.problem or f"the engine is {self.state}")
 
     def answer(self, messages: Sequence[Message], params: Params, cancel: threading.Event) -> Iterator[Step]:
-        """See `Backend`; while others are served first, steps tell the place in the line."""
+        """See `Backend`; while others are served first, steps tell the place in the line.
+
+        There is a step every `BEAT_S` at least, an empty one if need be: only between steps can the caller close this.
+        """
         number = next(self._numbers)
         with self._turn:
             self._line.append(number)
         try:
-            place = None
             while (ahead := self._line.index(number)) and not cancel.is_set():
-                if ahead != place:
-                    place = ahead
-                    yield Step(place=ahead)
+                yield Step(place=ahead)
                 with self._turn:
-                    self._turn.wait(POLL_S)
+                    self._turn.wait_for(lambda: cancel.is_set() or self._line.index(number) < ahead, BEAT_S)
             while self.state == "loading" and not cancel.is_set():
+                yield Step()
                 with contextlib.suppress(DeviceError):
-                    self.wait(POLL_S)
+                    self.wait(BEAT_S)
             if cancel.is_set():
                 yield _cancelled()
             else:
@@ -155,6 +157,7 @@ class Engine:
         events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._answers[number] = events
         open_, told = True, False
+        heard = time.monotonic()
         try:
             if self.state != "ready":
                 raise EngineLost(self.problem or "the engine was stopped; load a model")
@@ -166,7 +169,11 @@ class Engine:
                 try:
                     event = events.get(timeout=POLL_S)
                 except queue.Empty:
+                    if time.monotonic() - heard >= BEAT_S:
+                        heard = time.monotonic()
+                        yield Step()
                     continue
+                heard = time.monotonic()
                 if event is None:
                     raise EngineLost(self.problem or "the engine was stopped")
                 if "error" in event:

@@ -1,4 +1,8 @@
-"""The chat's page: controls and what they do. It holds no model and keeps no state of its own."""
+"""The chat's page: controls and what they do. It holds no model and keeps no state of its own.
+
+When a tab is closed, Gradio closes the generator of its answer, which ends the generation. `Blocks.unload` and `State`
+would tell of it too, but for them each tab keeps a connection open, and a browser opens six to one server.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +23,14 @@ HIDDEN = {"show_progress": "hidden", "api_visibility": "private"}
 # Stop, and what only looks, must not wait behind answers.
 AT_ONCE = {**HIDDEN, "queue": False}
 FREE = {**HIDDEN, "concurrency_limit": None}
-REMEMBER = "number => sessionStorage.setItem('conversation', number)"
+# A page that is being built sets its fields too; until it has asked, what is remembered must not be lost.
+REMEMBER = "number => { if (window.recalled) sessionStorage.setItem('conversation', number); }"
 # A page that is being left aborts its own connections, which Gradio then reports as errors.
 RECALL = """() => {
   const tell = console.error;
   let left = false;
   console.error = (...parts) => { left ||= parts[0]?.name === 'AbortError'; if (!left) tell(...parts); };
+  window.recalled = true;
   return [sessionStorage.getItem('conversation') || ''];
 }"""
 TICK_S = 1.0
@@ -74,11 +80,6 @@ def build(talk: Talk, params: Params, system: str) -> Any:
             blocks.load(page.offer_loaded, None, [page.device, page.refused], **FREE)
             for model, device, refused in compared:
                 blocks.load(page.offer, [model, device], [device, refused], **FREE)
-
-        def gone(request: gr.Request) -> None:
-            talk.stop(str(request.session_hash))
-
-        blocks.unload(gone)
     return blocks
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -17,6 +18,9 @@ from .host import recommended
 from .talk import Talk, View
 
 __all__ = ["Actions"]
+
+SLIDERS = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
+WHOLE = ("top_k", "max_new_tokens")
 
 
 def owner_of(request: gr.Request) -> str:
@@ -62,24 +66,25 @@ class Actions:
         model = self.host.model
         values = recommended(model.path if model else None)
         longest = 1024 if self._given.max_new_tokens is None else self._given.max_new_tokens
-        names = ("temperature", "top_k", "top_p", "repetition_penalty")
+        names = SLIDERS[:-1]
         chosen = [getattr(self._given, name) for name in names]
         if self._given.greedy:
             chosen[0] = 0
         values_given = [values[name] if each is None else each for name, each in zip(names, chosen, strict=True)]
         return [*values_given, longest]
 
-    def params(self, temperature: float, top_k: float, top_p: float, penalty: float, longest: float) -> Params:
-        """Sampling as the sliders say."""
-        return Params(
-            max_new_tokens=int(longest),
-            temperature=float(temperature),
-            top_k=int(top_k),
-            top_p=float(top_p),
-            repetition_penalty=float(penalty),
-            seed=self._given.seed,
-            stop=self._given.stop,
-        )
+    def params(self, *sliders: float) -> Params:
+        """Sampling as the sliders say, in the order of `SLIDERS`.
+
+        What nobody moved is left to a server, which knows its model's values.
+        """
+        remote = self.host.remote is not None
+        moved: dict[str, Any] = {
+            name: int(value) if name in WHOLE else float(value)
+            for name, value, start in zip(SLIDERS, sliders, self._recommended(), strict=True)
+            if value != start or not remote
+        }
+        return replace(self._given, greedy=self._given.greedy and "temperature" not in moved, **moved)
 
     @_told()
     def open_(self, number: str, request: gr.Request) -> list[Any]:
