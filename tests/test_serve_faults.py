@@ -32,8 +32,8 @@ def server(tiny_model: Path) -> Iterator[serving.Server]:
 def long_stream() -> dict[str, Any]:
     """A request that would run for seconds."""
     messages = [{"role": "user", "content": "Go on"}]
-    # At this temperature the random model seldom ends by itself.
-    return {"messages": messages, "max_tokens": LONG, "stream": True, "temperature": 2, "top_p": 1}
+    sampling = {"temperature": 2, "top_p": 1, "ignore_eos": True}
+    return {"messages": messages, "max_tokens": LONG, "stream": True, **sampling}
 
 
 def running(server: serving.Server) -> bool:

@@ -76,7 +76,7 @@ def victim(server: serving.Server) -> tuple[Callable[[], None], Callable[[], boo
 
 @pytest.mark.slow
 def test_a_conversation_stays_with_its_replica_and_others_spread(server: serving.Server) -> None:
-    first = {question: asked(server, question) for question in (str(uuid.uuid4()) for _ in range(8))}
+    first = {question: asked(server, question) for question in (str(uuid.uuid4()) for _ in range(12))}
     # Ray tells its routers a moment later who has what.
     time.sleep(3)
     for question, answer in first.items():
@@ -115,21 +115,19 @@ def test_a_stream_that_had_begun_ends_with_an_error_event_when_its_replica_dies(
                 lines += [line] if line else []
                 if len(lines) == 3:
                     begun.add(index)
-        if index not in begun:
-            refused.append(lines)
         return lines
 
     begun: set[int] = set()
-    refused: list[list[str]] = []
     kill, replaced = victim(server)
     with ThreadPoolExecutor(4) as pool:
         streams = [pool.submit(streamed, index) for index in range(4)]
-        server.wait(lambda: len(begun) + len(refused) == 4, 30, "not all streams began")
-        assert refused == []
+        # Each replica runs two; if three were sent to one, the third waits.
+        server.wait(lambda: len(begun) >= 3, 30, "the streams did not begin")
+        with_an_answer = sorted(begun)
         kill()
-        ends = [stream.result(60)[-1] for stream in streams]
+        ends = [streams[index].result(60)[-1] for index in with_an_answer]
     broken = [json.loads(end.removeprefix("data: ")) for end in ends if end != "data: [DONE]"]
-    assert 0 < len(broken) < 4
+    assert 0 < len(broken) < len(ends)
     for end in broken:
         assert end["error"]["code"] == "engine_unavailable"
         assert end["error"]["message"] == "the replica that answered is gone; ask again"
@@ -151,7 +149,7 @@ def test_hanging_up_frees_the_slots_of_a_replica(server: serving.Server) -> None
     for _ in range(12):
         server.connection("/v1/chat/completions", **body).close()
     # Four slots and two places in line: had they been kept, these would wait or be refused.
-    server.wait(lambda: {answer.status_code for answer in together(lambda i: asked(server, str(i)), 4, 4)} == {200}, 10)
+    server.wait(lambda: {answer.status_code for answer in together(lambda i: asked(server, str(i)), 4, 4)} == {200}, 30)
 
 
 @pytest.mark.slow
@@ -167,15 +165,26 @@ def test_a_conversation_is_known_by_its_beginning() -> None:
     def key(*contents: str, **more: str) -> str:
         roles = ("system", "user", "assistant", "user")
         messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
-        return conversation_of(json.dumps({"messages": messages, **more}).encode())
+        return conversation_of(json.dumps({"messages": messages, **more}).encode()).key
 
     assert key("s", "a") == key("s", "a", "b", "c") != ""
     assert len({key("s", "a"), key("s", "b"), key("t", "a"), key("s", "a", model="other")}) == 4
 
 
+def test_what_is_new_goes_where_little_is_under_way_and_what_goes_on_to_its_home() -> None:
+    def goes_on(**fields: object) -> bool:
+        return conversation_of(json.dumps(fields).encode()).goes_on
+
+    asked = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]
+    assert not goes_on(messages=asked)
+    assert goes_on(messages=[*asked, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}])
+    assert not goes_on(prompt="a short one")
+    assert goes_on(prompt="a document " * 1000)
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"messages": 3}', b'{"messages": [3]}', b"\xff", b"null"])
 def test_what_is_no_conversation_has_no_home(body: bytes) -> None:
-    assert conversation_of(body) == ""
+    assert conversation_of(body) == ("", False)
 
 
 @pytest.mark.parametrize(("text", "expected"), [("2", (2, 2)), ("1:4", (1, 4))])

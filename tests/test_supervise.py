@@ -83,9 +83,9 @@ def test_exit_without_an_answer_is_told() -> None:
 def test_hanging_child_is_killed_at_its_time_limit(tmp_path: Path) -> None:
     start = time.monotonic()
     pid_file = tmp_path / "pid"
-    with pytest.raises(supervise.ChildDied, match=r"^hang: no answer within 1\.5 s$") as caught:
-        supervise.run("supervised:hang", {"pid_file": str(pid_file)}, timeout_s=1.5)
-    assert time.monotonic() - start < 10
+    with pytest.raises(supervise.ChildDied, match=r"^hang: no answer within 5 s$") as caught:
+        supervise.run("supervised:hang", {"pid_file": str(pid_file)}, timeout_s=5)
+    assert time.monotonic() - start < 20
     assert caught.value.returncode is None
     wait_until_gone(int(pid_file.read_text()))
 

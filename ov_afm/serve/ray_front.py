@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
@@ -35,29 +35,42 @@ PROMPT_CHARACTERS = 1024
 RETRY = {"Retry-After": str(RETRY_AFTER_S)}
 
 
-def conversation_of(body: bytes) -> str:
-    """What marks the requests of one conversation: its model and its beginning up to the user's first words.
+class Conversation(NamedTuple):
+    """What marks the requests that share a beginning.
 
-    The system prompt alone would send everyone to the same replica.
+    Attributes:
+        key: A hash of it; empty where the body is not a generation's.
+        goes_on: Some replica has it in its cache. What is new goes to the replica with the least to do: by its key Ray
+            would send all that comes within a second to the same one.
+    """
 
-    Returns:
-        A hash; empty where the body is not a generation's.
+    key: str = ""
+    goes_on: bool = False
+
+
+def conversation_of(body: bytes) -> Conversation:
+    """The conversation of a request: its model and its beginning up to the user's first words.
+
+    The system prompt alone would send everyone to the same replica. Nothing is known of a completion's history; the
+    same beginning of a long prompt is worth waiting for.
     """
     try:
         asked = json.loads(body)
         messages, beginning = asked.get("messages"), asked.get("prompt")
+        goes_on = False
         if messages:
             first = next((at for at, message in enumerate(messages) if message.get("role") == "user"), 0)
-            beginning = messages[: first + 1]
+            beginning, goes_on = messages[: first + 1], len(messages) > first + 1
         elif isinstance(beginning, str):
+            goes_on = len(beginning) >= PROMPT_CHARACTERS
             beginning = beginning[:PROMPT_CHARACTERS]
     except (ValueError, RecursionError, AttributeError, TypeError):
         # The replica says what is wrong with it.
-        return ""
+        return Conversation()
     if not beginning:
-        return ""
+        return Conversation()
     key = json.dumps([asked.get("model"), beginning], sort_keys=True)
-    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    return Conversation(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest(), goes_on)
 
 
 class Front:
@@ -117,12 +130,12 @@ class _Relay:
     async def answer(self, scope: Scope, body: bytes) -> None:
         """Have one replica after the other answer until one does."""
         fields = {name: scope[name] for name in FIELDS if name in scope}
-        conversation = conversation_of(body) if scope["method"] == "POST" else ""
+        conversation = conversation_of(body) if scope["method"] == "POST" else Conversation()
         for left in reversed(range(ATTEMPTS)):
             # The replica that knows the conversation is the first choice and no later one: it may be the one that died.
-            chosen = conversation if left == ATTEMPTS - 1 else ""
+            home = conversation.key if conversation.goes_on and left == ATTEMPTS - 1 else ""
             try:
-                if await self._relay(chosen, fields, body, last=not left):
+                if await self._relay(home, fields, body, conversation.key, last=not left):
                     return
             except BackPressureError:
                 await self._fail(WireError(429, "too many requests are waiting", code="queue_full", headers=RETRY))
@@ -134,9 +147,9 @@ class _Relay:
                     await self._fail(WireError(503, lost, code="engine_unavailable", headers=RETRY))
                     return
 
-    async def _relay(self, conversation: str, fields: Mapping[str, Any], body: bytes, *, last: bool) -> bool:
-        """Pass on what a replica answers; false if it could not and another may."""
-        messages = self._replicas.options(multiplexed_model_id=conversation).remote(fields, body)
+    async def _relay(self, home: str, fields: Mapping[str, Any], body: bytes, conversation: str, *, last: bool) -> bool:
+        """Pass on what a replica answers, that which has the conversation `home` if any; false if another may."""
+        messages = self._replicas.options(multiplexed_model_id=home).remote(fields, body, conversation)
         try:
             async for message in messages:
                 if message["type"] == "http.response.start" and message["status"] in ELSEWHERE and not last:

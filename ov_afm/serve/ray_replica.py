@@ -58,17 +58,20 @@ class Replica:
     async def _remember(self, conversation: str) -> str:
         return conversation
 
-    async def answer(self, scope: Mapping[str, Any], body: bytes) -> AsyncIterator[Mapping[str, Any]]:
+    async def answer(
+        self, scope: Mapping[str, Any], body: bytes, conversation: str
+    ) -> AsyncIterator[Mapping[str, Any]]:
         """Answer a request.
 
         Args:
             scope: ASGI's description of the request.
             body: Its whole body.
+            conversation: What Ray is to know that this replica has in its cache.
 
         Yields:
             ASGI's messages of the response; the header `X-Replica` says who answered.
         """
-        if conversation := serve.get_multiplexed_model_id():
+        if conversation:
             await self._remember(conversation)
         name = serve.get_replica_context().replica_id.unique_id.encode()
         messages: asyncio.Queue[Mapping[str, Any] | None] = asyncio.Queue()
