@@ -13,12 +13,40 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-__all__ = ["TextAssembler"]
+__all__ = ["TextAssembler", "decoder"]
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # SentencePiece vocabularies spell a byte as `<0xE2>`.
 _BYTE_TOKEN = re.compile(rb"<0x([0-9A-F]{2})>")
+
+
+Decode = Callable[[list[int]], str]
+
+
+def decoder(decode: Callable[[Any], Any], pieces: Mapping[int, bytes]) -> Decode:
+    """The quickest way from tokens to text that is the same as the engine's.
+
+    Of a byte-level vocabulary a text is its tokens' bytes, joined: microseconds instead of a run of the detokenizer's
+    graph, which costs a small model a tenth of its speed. That this is so is tested on the whole vocabulary, token by
+    token and joined; else, of SentencePiece for one, the engine decodes. Bytes that are no text become as many U+FFFD
+    as Unicode recommends and Hugging Face's tokenizers give; the engine's graph gives fewer in some cases (2026.4).
+
+    Args:
+        decode: The engine's `Tokenizer.decode`: a list of tokens to its text, a list of such to a list.
+        pieces: Token to its bytes.
+    """
+    tokens = sorted(pieces)
+    alone = decode([[token] for token in tokens]) if tokens else []
+    # Special tokens are left out.
+    shown = {token: pieces[token] for token, text in zip(tokens, alone, strict=True) if text}
+
+    def join(tokens: list[int]) -> str:
+        return b"".join([shown.get(token, b"") for token in tokens]).decode("utf-8", "replace")
+
+    same = tokens and all(join([token]) == text for token, text in zip(tokens, alone, strict=True))
+    return join if same and join(tokens) == decode(tokens) else decode
 
 
 class TextAssembler:
@@ -30,11 +58,11 @@ class TextAssembler:
         stop: Strings that end the answer; neither they nor what follows is handed out.
 
     Example:
-        assembler = TextAssembler(tokenizer.decode, pieces, stop=("###",))
+        assembler = TextAssembler(decoder(tokenizer.decode, pieces), pieces, stop=("###",))
         text = assembler.push(token)
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], pieces: Mapping[int, bytes], stop: Sequence[str] = ()):
+    def __init__(self, decode: Decode, pieces: Mapping[int, bytes], stop: Sequence[str] = ()):
         self._decode = decode
         self._pieces = pieces
         self._stop = tuple(stop)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import random
+import re
+from collections.abc import Callable
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ov_afm.detokenize import TextAssembler
+from ov_afm.detokenize import TextAssembler, decoder
 
 BYTES = {index: bytes([index]) for index in range(256)}
 
@@ -94,3 +99,57 @@ def test_byte_tokens_of_sentencepiece_are_bytes() -> None:
     assert [assembler.push(token) for token in (0, 1, 2, 3)] == ["a", "", "", "€"]
     cut = TextAssembler(decode_pieces, pieces)
     assert "".join([*(cut.push(token) for token in (0, 1, 2)), cut.finish()]) == "a"
+
+
+def test_a_byte_level_vocabulary_is_decoded_as_the_engine_does_it(tiny_model: Path) -> None:
+    import openvino_genai
+
+    tokenizer = openvino_genai.Tokenizer(tiny_model)
+    pieces = {index: piece for piece, index in tokenizer.get_vocab().items()}
+    ours = decoder(tokenizer.decode, pieces)
+    assert ours != tokenizer.decode
+    # Half characters, special tokens and numbers without a token among them.
+    source = random.Random(0)
+    for length in (1, 2, 3, 5, 8, 40):
+        for _ in range(100):
+            tokens = [source.randrange(512) for _ in range(length)]
+            # How many marks stand for bytes that are no text differs.
+            assert re.sub("\ufffd+", "\ufffd", ours(tokens)) == re.sub("\ufffd+", "\ufffd", tokenizer.decode(tokens))
+
+
+def engine(text_of: Callable[[list[int]], str]) -> Callable[[Any], Any]:
+    return lambda tokens: [text_of(row) for row in tokens] if isinstance(tokens[0], list) else text_of(tokens)
+
+
+PIECES = {0: b"<s>", 1: b" a", 2: b"b", 3: b" ."}
+
+
+def test_bytes_that_are_no_text_are_marked_as_by_hugging_face(tiny_checkpoint: Path, tiny_model: Path) -> None:
+    import openvino_genai
+    from transformers import AutoTokenizer
+
+    reference = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    tokenizer = openvino_genai.Tokenizer(tiny_model)
+    ours = decoder(tokenizer.decode, {index: piece for piece, index in tokenizer.get_vocab().items()})
+    source = random.Random(1)
+    for _ in range(300):
+        tokens = [source.randrange(3, 377) for _ in range(12)]
+        assert ours(tokens) == reference.decode(tokens, clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize(
+    "text_of",
+    [
+        lambda tokens: "".join(PIECES[each].decode() for each in tokens if each).lstrip(),
+        lambda tokens: "".join(PIECES[each].decode() for each in tokens if each).replace(" .", "."),
+        lambda tokens: "-".join(PIECES[each].decode() for each in tokens if each),
+        lambda tokens: "".join(PIECES[each].decode() for each in tokens),
+    ],
+    ids=["first-space-lost", "cleaned-up", "joined-otherwise", "special-tokens-shown"],
+)
+def test_any_other_vocabulary_is_left_to_the_engine(text_of: Callable[[list[int]], str]) -> None:
+    decode = engine(text_of)
+    found = decoder(decode, PIECES)
+    for tokens in product(PIECES, repeat=3):
+        assert found(list(tokens)) == decode(list(tokens))
+    assert decoder(decode, {}) is decode

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import adapters, device_journal, devices, loading, manifest
-from ..detokenize import TextAssembler
+from ..detokenize import TextAssembler, decoder
 from ..device_properties import KV_BYTES, Use
 from ..errors import ConfigError
 from ..resources import free_memory
@@ -131,6 +131,7 @@ class Batch:
         self.max_prompt_tokens = self.context_length - 1
         self._jobs: dict[int, Job] = {}
         self._pieces = {index: piece for piece, index in self.tokenizer.get_vocab().items()}
+        self._decode = decoder(self.tokenizer.decode, self._pieces)
         self._idle_steps = 0
 
     def _two_tokens(self) -> None:
@@ -161,7 +162,7 @@ class Batch:
 
     def assembler(self, stop: tuple[str, ...]) -> TextAssembler:
         """A new collector of an answer's text."""
-        return TextAssembler(self.tokenizer.decode, self._pieces, stop)
+        return TextAssembler(self._decode, self._pieces, stop)
 
     @property
     def busy(self) -> bool:
