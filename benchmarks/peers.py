@@ -198,7 +198,9 @@ class Worker:
 # The GGUF.
 
 
-def write_gguf(model_dir: Path, path: Path, weight_format: str, rows: int = BLOCK_ROWS) -> None:
+def write_gguf(
+    model_dir: Path, path: Path, weight_format: str, rows: int = BLOCK_ROWS, *, vocabulary: bool = False
+) -> None:
     """Write random weights of a model directory's geometry, in llama.cpp's `arcee` layout.
 
     Args:
@@ -206,6 +208,7 @@ def write_gguf(model_dir: Path, path: Path, weight_format: str, rows: int = BLOC
         path: New file; appears when it is whole.
         weight_format: The recipe's.
         rows: Rows of a matrix made at a time.
+        vocabulary: Invent a text for each token, for a program that answers in text.
     """
     import gguf
 
@@ -217,6 +220,17 @@ def write_gguf(model_dir: Path, path: Path, weight_format: str, rows: int = BLOC
     temporary = path.with_suffix(".partial")
     writer = gguf.GGUFWriter(temporary, "arcee")
     _describe(writer, shape, config)
+    if vocabulary:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("llama-bpe")
+        writer.add_token_list([f"w{number}" for number in range(shape["vocab"])])
+        writer.add_token_types([gguf.TokenType.NORMAL] * shape["vocab"])
+        writer.add_token_merges(["w 1"])
+        writer.add_bos_token_id(0)
+        writer.add_eos_token_id(1)
+    else:
+        # Token ids go in and come out.
+        writer.add_tokenizer_model("no_vocab")
     tensors = _tensors(shape, body, head)
     for name, size, kind in tensors:
         block, width = gguf.GGML_QUANT_SIZES[kind]
@@ -247,8 +261,6 @@ def _describe(writer: Any, shape: dict[str, Any], config: dict[str, Any]) -> Non
     writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
     writer.add_layer_norm_rms_eps(float(config.get("rms_norm_eps") or 1e-5))
     writer.add_vocab_size(shape["vocab"])
-    # Token ids go in and come out: no tokenizer is needed.
-    writer.add_tokenizer_model("no_vocab")
 
 
 def _tensors(shape: dict[str, Any], body: Any, head: Any) -> list[tuple[str, tuple[int, ...], Any]]:

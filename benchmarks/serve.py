@@ -1,8 +1,9 @@
 """The server beside its own engine and beside llama.cpp's server: tokens/s at 1, 8 and 32 streams, and what HTTP adds.
 
 Three ways to the same work, in turns, each loaded in a process of its own: requests over HTTP to `ov-afm serve`; the
-same continuous batching without a server, driven in a loop; and, where `--llama-server` names the program, requests
-over HTTP to llama.cpp's server with a GGUF of the same geometry (random weights, as in peers.py). Every stream has a
+same continuous batching without a server, driven in a loop; and, where `--llama-python` names a Python that has
+xllamacpp (wheels of llama.cpp with its server), requests over HTTP to that server with a GGUF of the same geometry
+(random weights, as in peers.py). Every stream has a
 prompt of its own, of random tokens, and generates a fixed number. The client shares the processor with the servers.
 
     python benchmarks/serve.py MODEL_DIR --streams 1 8 32
@@ -102,7 +103,9 @@ class Http:
     def __init__(self, name: str, command: list[str], url: str, body: Callable[[list[int], int], Any]) -> None:
         self.name, self._body = name, body
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self._child = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT, text=True)
+        self._child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=self._log, stderr=subprocess.STDOUT, text=True
+        )
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             self._log.seek(0)
@@ -156,17 +159,28 @@ def ours(options: argparse.Namespace) -> Http:
     return Http("ov-afm serve", command, r"(http://[\d.]+:\d+)/v1", body)
 
 
+LLAMA = """
+import sys, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.n_parallel, params.n_ctx = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(sys.argv[4])
+params.port = 0
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+sys.stdin.read()
+"""
+
+
 def llama(options: argparse.Namespace, gguf: Path) -> Http:
     """llama.cpp's server."""
     most = max(options.streams)
     context = most * (options.prompt_tokens + options.new_tokens + 8)
-    command = [options.llama_server, "-m", str(gguf), "-np", str(most), "-c", str(context), "--port", "18080"]
-    command += ["-t", str(options.threads), "-tb", str(options.threads), "--no-webui"]
+    command = [options.llama_python, "-c", LLAMA, str(gguf), str(most), str(context), str(options.threads)]
 
     def body(prompt: list[int], new_tokens: int) -> Any:
         return {"prompt": prompt, "max_tokens": new_tokens, "temperature": 0, "stream": True, "ignore_eos": True}
 
-    return Http("llama.cpp server", command, "http://127.0.0.1:18080", body)
+    return Http("llama.cpp server", command, r"(http://[\d.]+:\d+)", body)
 
 
 def measure(options: argparse.Namespace, engines: Sequence[Any]) -> list[dict[str, Any]]:
@@ -247,7 +261,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2, help="of llama.cpp's server")
     parser.add_argument("--cache-size-gb", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--llama-server", help="llama.cpp's server program, built for this CPU")
+    parser.add_argument("--llama-python", help="a Python that has xllamacpp")
     options = parser.parse_args()
     contents = manifest.verify(Path(options.model))
     with ExitStack() as stack:
@@ -255,10 +269,10 @@ def main() -> int:
         stack.callback(engines[0].close)
         engines.append(ours(options))
         stack.callback(engines[1].close)
-        if options.llama_server is not None:
+        if options.llama_python is not None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             weights = str(contents.recipe.get("weight_format", "fp16")) if contents else "fp16"
-            write_gguf(Path(options.model), folder / "peer.gguf", weights)
+            write_gguf(Path(options.model), folder / "peer.gguf", weights, vocabulary=True)
             engines.append(llama(options, folder / "peer.gguf"))
             stack.callback(engines[2].close)
         print(table(options, measure(options, engines)))
