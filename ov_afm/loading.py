@@ -263,6 +263,9 @@ def properties_for(request: LoadRequest, choice: devices.Choice, model: str) -> 
         largest_bytes=largest,
         max_alloc_bytes=info.max_alloc_bytes if info else None,
     )
+    if choice.emulated and request.adapters:
+        # NPUW loses the adapters' inputs when it cuts the model into layers (2026.4.1; seen in the emulation only).
+        found["NPUW_ONLINE_PIPELINE"] = "NONE"
     found |= request.asked
     if "BLOB_PATH" in found and not found.get("EXPORT_BLOB"):
         # A blob holds the code; without the weights beside it NPUW asserts (2026.4).
