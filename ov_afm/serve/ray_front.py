@@ -27,6 +27,8 @@ __all__ = ["Front", "conversation_of"]
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
+# Before the second attempt, and twice as long before the third: a replica that is lost leaves its work to the others.
+PAUSE_S = 0.25
 # Full, or without an engine for the moment: another replica may not be.
 ELSEWHERE = (429, 503)
 # ASGI's fields that another process can use.
@@ -133,6 +135,7 @@ class _Relay:
         conversation = conversation_of(body) if scope["method"] == "POST" else Conversation()
         for left in reversed(range(ATTEMPTS)):
             # The replica that knows the conversation is the first choice and no later one: it may be the one that died.
+            await asyncio.sleep(PAUSE_S * (ATTEMPTS - 1 - left))
             home = conversation.key if conversation.goes_on and left == ATTEMPTS - 1 else ""
             try:
                 if await self._relay(home, fields, body, conversation.key, last=not left):
