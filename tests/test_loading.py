@@ -180,3 +180,8 @@ def test_a_cpu_that_answers_something_else_is_refused(model: Path, tmp_path: Pat
     manifest.write(copy, contents)
     with pytest.raises(DeviceError, match=r"gives wrong answers on this CPU: short prompt: the prob.* \(KL\)"):
         Batch(EngineSpec(str(copy), cache_size_gb=0.02)) if batch else Pipeline(copy)
+
+
+def test_a_cache_smaller_than_the_recorded_prompt_is_warmed_up_without_it(model: Path) -> None:
+    batch = Batch(EngineSpec(str(model), cache_size_gb=1.1e-5))
+    assert batch.cache_tokens == 32

@@ -23,7 +23,7 @@ from ov_afm.errors import ConfigError
 from ov_afm.serve.ray import replica_range
 from ov_afm.serve.ray_front import conversation_of
 
-LONG = {"max_tokens": 400, "ignore_eos": True, "temperature": 2}
+LONG = {"max_tokens": 2000, "ignore_eos": True, "temperature": 2}
 
 
 def free_port() -> int:
@@ -108,7 +108,7 @@ def test_no_request_is_lost_with_its_replica_before_the_first_token(server: serv
 @pytest.mark.slow
 def test_a_stream_that_had_begun_ends_with_an_error_event_when_its_replica_dies(server: serving.Server) -> None:
     def streamed(index: int) -> list[str]:
-        body = {"messages": [{"role": "user", "content": str(index)}], "stream": True, **LONG, "max_tokens": 2000}
+        body = {"messages": [{"role": "user", "content": str(index)}], "stream": True, **LONG}
         lines = []
         with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as response:
             for line in response.iter_lines():
@@ -145,7 +145,7 @@ def test_more_than_all_lines_hold_is_refused_with_a_time_to_come_back(server: se
 
 @pytest.mark.slow
 def test_hanging_up_frees_the_slots_of_a_replica(server: serving.Server) -> None:
-    body = {"messages": [{"role": "user", "content": "x"}], "stream": True, **LONG, "max_tokens": 2000}
+    body = {"messages": [{"role": "user", "content": "x"}], "stream": True, **LONG}
     for _ in range(12):
         server.connection("/v1/chat/completions", **body).close()
     # Four slots and two places in line: had they been kept, these would wait or be refused.

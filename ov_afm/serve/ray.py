@@ -121,8 +121,8 @@ def run(
         replicas = serve.deployment(Replica).options(
             autoscaling_config={"min_replicas": least, "max_replicas": most, "target_ongoing_requests": running},
             max_ongoing_requests=running + limits.max_queue + OTHER_REQUESTS,
-            # For while no replica is there: each has a line of its own.
-            max_queued_requests=limits.max_queue,
+            # Ray's own line is for moments when it looks for a replica, or none is there: each has one of its own.
+            max_queued_requests=most * (running + limits.max_queue),
             graceful_shutdown_timeout_s=limits.grace_s,
             health_check_period_s=5,
             ray_actor_options={"num_cpus": cluster.cpus, "resources": dict(cluster.resources or {})},

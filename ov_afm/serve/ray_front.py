@@ -134,8 +134,8 @@ class _Relay:
         fields = {name: scope[name] for name in FIELDS if name in scope}
         conversation = conversation_of(body) if scope["method"] == "POST" else Conversation()
         for left in reversed(range(ATTEMPTS)):
-            # The replica that knows the conversation is the first choice and no later one: it may be the one that died.
             await asyncio.sleep(PAUSE_S * (ATTEMPTS - 1 - left))
+            # The replica that knows the conversation is the first choice and no later one: it may be the one that died.
             home = conversation.key if conversation.goes_on and left == ATTEMPTS - 1 else ""
             try:
                 if await self._relay(home, fields, body, conversation.key, last=not left):
