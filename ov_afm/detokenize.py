@@ -15,12 +15,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["TextAssembler", "decoder"]
+__all__ = ["Detokenizer", "TextAssembler", "decoder"]
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # SentencePiece vocabularies spell a byte as `<0xE2>`.
 _BYTE_TOKEN = re.compile(rb"<0x([0-9A-F]{2})>")
-
 
 Decode = Callable[[list[int]], str]
 
@@ -49,6 +48,26 @@ def decoder(decode: Callable[[Any], Any], pieces: Mapping[int, bytes]) -> Decode
     return join if same and join(tokens) == decode(tokens) else decode
 
 
+class Detokenizer:
+    """From tokens to text, as all engines do it.
+
+    Args:
+        tokenizer: The engine's `Tokenizer`.
+
+    Attributes:
+        pieces: Token to its bytes, for the tokens that have any.
+        decode: Tokens to text, special tokens left out.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.pieces: dict[int, bytes] = {token: piece for piece, token in tokenizer.get_vocab().items()}
+        self.decode = decoder(tokenizer.decode, self.pieces)
+
+    def assembler(self, stop: Sequence[str] = ()) -> TextAssembler:
+        """A collector of one answer's text."""
+        return TextAssembler(self.decode, self.pieces, stop)
+
+
 class TextAssembler:
     """Collects tokens of one answer and hands out the text that is certain.
 
@@ -58,7 +77,7 @@ class TextAssembler:
         stop: Strings that end the answer; neither they nor what follows is handed out.
 
     Example:
-        assembler = TextAssembler(decoder(tokenizer.decode, pieces), pieces, stop=("###",))
+        assembler = Detokenizer(tokenizer).assembler(stop=("###",))
         text = assembler.push(token)
     """
 

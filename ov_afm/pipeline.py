@@ -25,7 +25,7 @@ from typing import Any
 
 from . import adapters as lora
 from . import device_journal, devices, manifest
-from .detokenize import TextAssembler, decoder
+from .detokenize import Detokenizer
 from .device_properties import DEFAULT_USE, Use
 from .engine_errors import last_line
 from .errors import ConfigError, GenerationError, SourceError
@@ -144,8 +144,7 @@ class Pipeline:
 
     def _read_limits(self) -> None:
         self._tokenizer = self._engine.get_tokenizer()
-        self._pieces = {index: piece for piece, index in self._tokenizer.get_vocab().items()}
-        self._decode = decoder(self._tokenizer.decode, self._pieces)
+        self._detokenizer = Detokenizer(self._tokenizer)
         self.has_chat_template = bool(self._tokenizer.chat_template)
         config = json.loads((self.model_dir / "config.json").read_text(encoding="utf-8"))
         self.context_length = self.max_prompt_tokens = int(manifest.geometry_of(config)["max_positions"])
@@ -261,7 +260,7 @@ class Pipeline:
         stop = tuple(sorted({*params.stop, *config.stop_strings}))
         # The engine matches stop strings too, but its stream may already have shown their beginning.
         config.stop_strings = set()
-        text = TextAssembler(self._decode, self._pieces, stop)
+        text = self._detokenizer.assembler(stop)
         request = Request(inputs, count, config, text, cancel or threading.Event())
         return self._deltas(request, prepared_s=time.perf_counter() - begun)
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ov_afm.detokenize import TextAssembler, decoder
+from ov_afm.detokenize import Detokenizer, TextAssembler, decoder
 
 BYTES = {index: bytes([index]) for index in range(256)}
 
@@ -105,8 +105,7 @@ def test_a_byte_level_vocabulary_is_decoded_as_the_engine_does_it(tiny_model: Pa
     import openvino_genai
 
     tokenizer = openvino_genai.Tokenizer(tiny_model)
-    pieces = {index: piece for piece, index in tokenizer.get_vocab().items()}
-    ours = decoder(tokenizer.decode, pieces)
+    ours = Detokenizer(tokenizer).decode
     assert ours != tokenizer.decode
     # Half characters, special tokens and numbers without a token among them.
     source = random.Random(0)
@@ -130,7 +129,7 @@ def test_bytes_that_are_no_text_are_marked_as_by_hugging_face(tiny_checkpoint: P
 
     reference = AutoTokenizer.from_pretrained(tiny_checkpoint)
     tokenizer = openvino_genai.Tokenizer(tiny_model)
-    ours = decoder(tokenizer.decode, {index: piece for piece, index in tokenizer.get_vocab().items()})
+    ours = Detokenizer(tokenizer).decode
     source = random.Random(1)
     for _ in range(300):
         tokens = [source.randrange(3, 377) for _ in range(12)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import adapters, device_journal, devices, loading, manifest
-from ..detokenize import TextAssembler, decoder
+from ..detokenize import Detokenizer, TextAssembler
 from ..device_properties import KV_BYTES, Use
 from ..errors import ConfigError
 from ..resources import free_memory
@@ -130,8 +130,7 @@ class Batch:
         self.context_length = min(int(geometry["max_positions"]), self.cache_tokens)
         self.max_prompt_tokens = self.context_length - 1
         self._jobs: dict[int, Job] = {}
-        self._pieces = {index: piece for piece, index in self.tokenizer.get_vocab().items()}
-        self._decode = decoder(self.tokenizer.decode, self._pieces)
+        self._detokenizer = Detokenizer(self.tokenizer)
         self._idle_steps = 0
 
     def _two_tokens(self) -> None:
@@ -162,7 +161,7 @@ class Batch:
 
     def assembler(self, stop: tuple[str, ...]) -> TextAssembler:
         """A new collector of an answer's text."""
-        return TextAssembler(self._decode, self._pieces, stop)
+        return self._detokenizer.assembler(stop)
 
     @property
     def busy(self) -> bool:
@@ -227,7 +226,7 @@ class Batch:
         return [event]
 
     def _logprob(self, token: int, logprob: float) -> Event:
-        piece = self._pieces.get(token, b"")
+        piece = self._detokenizer.pieces.get(token, b"")
         return {"token": piece.decode("utf-8", "replace"), "logprob": float(logprob), "bytes": list(piece)}
 
     def _watch_progress(self, progress: bool, events: list[Event]) -> None:

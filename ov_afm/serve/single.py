@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import adapters, device_journal, loading, manifest
-from ..detokenize import TextAssembler, decoder
+from ..detokenize import Detokenizer, TextAssembler
 from ..device_properties import Use
 from ..devices import EMULATED_NPU, kind_of
 from ..errors import ConfigError
@@ -82,14 +82,13 @@ class Single:
         self.context_length = self.max_prompt_tokens + int(loaded.properties["MIN_RESPONSE_LEN"])
         self.context_length = min(self.context_length, int(geometry["max_positions"]))
         self.cache_tokens = self.context_length
-        self._pieces = {index: piece for piece, index in self.tokenizer.get_vocab().items()}
-        self._decode = decoder(self.tokenizer.decode, self._pieces)
+        self._detokenizer = Detokenizer(self.tokenizer)
         self._line: collections.deque[Job] = collections.deque()
         self._run: _Run | None = None
 
     def assembler(self, stop: tuple[str, ...]) -> TextAssembler:
         """A new collector of an answer's text."""
-        return TextAssembler(self._decode, self._pieces, stop)
+        return self._detokenizer.assembler(stop)
 
     @property
     def busy(self) -> bool:
