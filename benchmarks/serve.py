@@ -3,8 +3,8 @@
 Three ways to the same work, in turns, each loaded in a process of its own: requests over HTTP to `ov-afm serve`; the
 same continuous batching without a server, driven in a loop; and, where `--llama-python` names a Python that has
 xllamacpp (wheels of llama.cpp with its server), requests over HTTP to that server with a GGUF of the same geometry
-(random weights, as in peers.py). Every stream has a
-prompt of its own, of random tokens, and generates a fixed number. The client shares the processor with the servers.
+(random weights, made by random_gguf.py). Every stream has a prompt of its own, of random tokens, and generates a
+fixed number. The client shares the processor with the servers.
 
     python benchmarks/serve.py MODEL_DIR --streams 1 8 32
 """
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from peers import write_gguf
+from random_gguf import write_gguf
 
 from ov_afm import manifest
 from ov_afm.bundle import geometry

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import adapters, device_journal, device_properties, devices, manifest, selftest, supervise
+from . import adapters, device_blob, device_journal, device_properties, devices, manifest, selftest, supervise
 from .adapters import Adapter
 from .device_properties import Use
 from .engine_errors import last_line
@@ -164,6 +164,7 @@ def load(request: LoadRequest, phases: Phases, variant: Variant, make: Make = _p
         make: Makes the engine; GenAI's `LLMPipeline` if not given.
 
     Raises:
+        ConfigError: The file of the compiled model is of something else.
         DeviceError: No device that was asked for can run it, with each one's reason.
     """
     recipe = recipe_of(request.contents)
@@ -177,6 +178,8 @@ def load(request: LoadRequest, phases: Phases, variant: Variant, make: Make = _p
             properties = properties_for(request, choice, phases.model)
             _check_trust(request, choice, properties, phases)
             engine, folder = _compile(request, choice, properties, phases, variant, make)
+            if request.use.blob is not None and "EXPORT_BLOB" in properties:
+                device_blob.seal(Path(request.use.blob), _blob_origin(request, choice, properties, phases.model))
         except (RuntimeError, DeviceError) as error:
             failures.append(f"{choice.label}: {last_line(error)}")
             continue
@@ -251,6 +254,7 @@ def properties_for(request: LoadRequest, choice: devices.Choice, model: str) -> 
         model: The model's key in the journal.
 
     Raises:
+        ConfigError: The file of the compiled model is of something else.
         DeviceError: The model does not fit the device's memory, or it cannot do what is asked.
     """
     import psutil
@@ -285,11 +289,25 @@ def properties_for(request: LoadRequest, choice: devices.Choice, model: str) -> 
             msg = "prompt lookup is not available there"
             raise DeviceError(msg)
         found["prompt_lookup"] = True
-    if info and "CACHE_DIR" not in found and request.use.blob is None:
-        graph = {"adapters": [each.describe() for each in request.adapters]} if request.adapters else {}
-        key = device_journal.state_key(model, info.full_name, info.driver, found | graph)
+    if request.use.blob is not None:
+        device_blob.check(Path(request.use.blob), _blob_origin(request, choice, found, model))
+    elif info and "CACHE_DIR" not in found:
+        key = device_journal.state_key(model, info.full_name, info.driver, found | _graph(request))
         found["CACHE_DIR"] = str(device_journal.compiled_dir(key))
     return found
+
+
+def _graph(request: LoadRequest) -> dict[str, Any]:
+    """What changes the compiled model and is no property."""
+    return {"adapters": [each.describe() for each in request.adapters]} if request.adapters else {}
+
+
+def _blob_origin(
+    request: LoadRequest, choice: devices.Choice, properties: Mapping[str, Any], model: str
+) -> dict[str, Any]:
+    info = None if choice.emulated else devices.find(choice.device)
+    named = (info.full_name, info.driver) if info else (choice.label, None)
+    return device_blob.origin(model, *named, {**properties, **_graph(request)})
 
 
 def verdict_key(model: str, device: str) -> str:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,6 +21,7 @@ import psutil
 
 START_S = 90
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+LONG = "Write a very long story about the sea."
 
 
 class Chat:
@@ -120,3 +121,76 @@ def server_that_says(text: str, pause_s: float = 0.0) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+class Tab:
+    """A browser tab with the chat."""
+
+    def __init__(self, window: Any, url: str) -> None:
+        self.page = window.new_page()
+        self.page.set_viewport_size({"width": 1280, "height": 900})
+        self.errors: list[str] = []
+        self.page.on("console", lambda each: self.errors.append(each.text) if each.type == "error" else None)
+        self.page.on("pageerror", lambda each: self.errors.append(str(each)))
+        self.page.goto(url)
+        self.question = self.page.get_by_label("Your question").first
+        self.questions = self.page.locator("#chat .user.message")
+        self.answers = self.page.locator("#chat .bot.message")
+        self.status = self.page.locator("#status .state")
+        self.ready()
+
+    def ready(self, text: str = "") -> None:
+        """Wait until the engine is loaded."""
+        from playwright.sync_api import expect
+
+        expect(self.page.locator("#status .state.ready")).to_contain_text(text, timeout=90_000)
+
+    def ask(self, text: str) -> None:
+        """Type a question and send it."""
+        self.question.fill(text)
+        self.question.press("Enter")
+
+    def begin_a_long_answer(self) -> None:
+        """Ask for more than the test's time allows; returns when the answer has begun."""
+        from playwright.sync_api import expect
+
+        self.unfold("Sampling")
+        longest = self.page.get_by_label("number input for Longest answer, tokens")
+        longest.fill("4096")
+        longest.press("Tab")
+        before = self.answers.count()
+        self.ask(LONG)
+        expect(self.answers).to_have_count(before + 1)
+        expect(self.answers.last).to_contain_text(re.compile(r"\w+ \w+ \w+ \w+"), timeout=60_000)
+
+    def finished(self) -> str:
+        """Wait for the end of the last answer; returns its text, figures included."""
+        from playwright.sync_api import expect
+
+        expect(self.answers.last).to_contain_text(re.compile(r" tokens ·|stopped"), timeout=60_000)
+        return str(self.answers.last.inner_text())
+
+    def press(self, name: str) -> None:
+        """Press a button."""
+        self.page.get_by_role("button", name=name, exact=True).first.click()
+
+    def act(self, name: str) -> None:
+        """Press a button below the last message that has it."""
+        self.page.get_by_label(name).locator("visible=true").last.click()
+
+    def unfold(self, name: str) -> None:
+        """Open a part of the side column."""
+        self.page.get_by_role("button", name=name).first.click()
+
+    def choose(self, label: str, text: str) -> None:
+        """Choose in a list."""
+        self.page.get_by_label(label, exact=True).locator("visible=true").click()
+        self.page.get_by_role("option", name=text).first.click()
+
+    def reload(self) -> None:
+        """Load the page again."""
+        self.page.reload()
+        self.ready()
+
+
+Open = Callable[..., Tab]

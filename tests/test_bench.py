@@ -510,10 +510,10 @@ def test_peers_take_turns_and_an_absent_one_is_a_row(tiny_model: Path, tmp_path:
 
 def test_peer_gguf_has_the_model_s_geometry(tiny_model: Path, tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf")
-    peers = importlib.machinery.SourceFileLoader(
-        "peers", str(Path(manifest.__file__).parents[1] / "benchmarks" / "peers.py")
+    random_gguf = importlib.machinery.SourceFileLoader(
+        "random_gguf", str(Path(manifest.__file__).parents[1] / "benchmarks" / "random_gguf.py")
     ).load_module()
-    peers.write_gguf(tiny_model, tmp_path / "peer.gguf", "int4")
+    random_gguf.write_gguf(tiny_model, tmp_path / "peer.gguf", "int4")
     reader = gguf.GGUFReader(tmp_path / "peer.gguf")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     assert len(tensors) == 3 + 2 * 8

@@ -8,12 +8,12 @@ import re
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chatting import CHROMIUM, Chat, chat, server_that_says
+from chatting import CHROMIUM, LONG, Chat, Open, Tab, chat, server_that_says
 
 playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -23,7 +23,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; make tools installs it, or says how"),
 ]
-LONG = "Write a very long story about the sea."
 
 
 @pytest.fixture(scope="module")
@@ -62,72 +61,8 @@ def window() -> Iterator[Any]:
         browser.close()
 
 
-class Tab:
-    """A browser tab with the chat."""
-
-    def __init__(self, window: Any, url: str) -> None:
-        self.page = window.new_page()
-        self.page.set_viewport_size({"width": 1280, "height": 900})
-        self.errors: list[str] = []
-        self.page.on("console", lambda each: self.errors.append(each.text) if each.type == "error" else None)
-        self.page.on("pageerror", lambda each: self.errors.append(str(each)))
-        self.page.goto(url)
-        self.question = self.page.get_by_label("Your question").first
-        self.questions = self.page.locator("#chat .user.message")
-        self.answers = self.page.locator("#chat .bot.message")
-        self.status = self.page.locator("#status .state")
-        self.ready()
-
-    def ready(self, text: str = "") -> None:
-        """Wait until the engine is loaded."""
-        expect(self.page.locator("#status .state.ready")).to_contain_text(text, timeout=90_000)
-
-    def ask(self, text: str) -> None:
-        """Type a question and send it."""
-        self.question.fill(text)
-        self.question.press("Enter")
-
-    def begin_a_long_answer(self) -> None:
-        """Ask for more than the test's time allows; returns when the answer has begun."""
-        self.unfold("Sampling")
-        longest = self.page.get_by_label("number input for Longest answer, tokens")
-        longest.fill("4096")
-        longest.press("Tab")
-        before = self.answers.count()
-        self.ask(LONG)
-        expect(self.answers).to_have_count(before + 1)
-        expect(self.answers.last).to_contain_text(re.compile(r"\w+ \w+ \w+ \w+"), timeout=60_000)
-
-    def finished(self) -> str:
-        """Wait for the end of the last answer; returns its text, figures included."""
-        expect(self.answers.last).to_contain_text(re.compile(r" tokens ·|stopped"), timeout=60_000)
-        return str(self.answers.last.inner_text())
-
-    def press(self, name: str) -> None:
-        """Press a button."""
-        self.page.get_by_role("button", name=name, exact=True).first.click()
-
-    def act(self, name: str) -> None:
-        """Press a button below the last message that has it."""
-        self.page.get_by_label(name).locator("visible=true").last.click()
-
-    def unfold(self, name: str) -> None:
-        """Open a part of the side column."""
-        self.page.get_by_role("button", name=name).first.click()
-
-    def choose(self, label: str, text: str) -> None:
-        """Choose in a list."""
-        self.page.get_by_label(label, exact=True).locator("visible=true").click()
-        self.page.get_by_role("option", name=text).first.click()
-
-    def reload(self) -> None:
-        """Load the page again."""
-        self.page.reload()
-        self.ready()
-
-
 @pytest.fixture
-def tabs(window: Any) -> Iterator[Callable[..., Tab]]:
+def tabs(window: Any) -> Iterator[Open]:
     """Opens tabs; in none of them may the console show an error."""
     opened: list[Tab] = []
 
@@ -140,9 +75,6 @@ def tabs(window: Any) -> Iterator[Callable[..., Tab]]:
     for tab in opened:
         tab.page.close()
     assert errors == []
-
-
-Open = Callable[..., Tab]
 
 
 def test_a_question_is_answered_and_found_again_after_reload(running: Chat, tabs: Open) -> None:

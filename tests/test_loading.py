@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ov_afm import device_journal, devices, loading, manifest, selftest
-from ov_afm.errors import DeviceError
+from ov_afm.errors import ConfigError, DeviceError
 from ov_afm.pipeline import Params, Pipeline, Use
 from ov_afm.serve.batch import Batch, EngineSpec
 
@@ -158,6 +158,30 @@ def test_emulated_npu_writes_a_blob_and_reads_it_again(model: Path, tmp_path: Pa
     assert answers[0] == answers[1]
     assert written[0] == written[1]
     assert blob.stat().st_size > 0
+
+
+def test_a_blob_of_something_else_is_refused_before_it_is_read(model: Path, tmp_path: Path) -> None:
+    def refusal(model: Path, blob: Path, prompt_tokens: int = 128) -> str:
+        with pytest.raises(ConfigError) as caught:
+            Pipeline(model, "NPU-EMULATED", use=Use(prompt_tokens=prompt_tokens, blob=blob))
+        return str(caught.value)
+
+    blob = tmp_path / "tiny.blob"
+    Pipeline(model, "NPU-EMULATED", use=Use(prompt_tokens=128, blob=blob)).close()
+    other = Path(shutil.copytree(model, tmp_path / "other"))
+    contents = manifest.read(other)
+    assert contents is not None
+    contents.files["openvino_model.bin"]["sha256"] = "0" * 64
+    manifest.write(other, contents)
+    assert (
+        refusal(other, blob) == f"{blob} was compiled for something else: another model; name another file or delete it"
+    )
+    assert "another properties;" in refusal(model, blob, prompt_tokens=64)
+    blob.with_suffix(".blob.json").write_text("{")
+    assert refusal(model, blob) == (
+        f"{blob} has no tiny.blob.json beside it: it was not finished, or not written here; delete it"
+    )
+    assert refusal(model, tmp_path / "no" / "x.blob") == f"no folder {tmp_path / 'no'} to write x.blob to"
 
 
 def test_the_cpu_says_once_that_it_answers_as_recorded(model: Path) -> None:
