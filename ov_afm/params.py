@@ -107,5 +107,7 @@ class Params:
         if wanted is None:
             wanted = config.max_new_tokens if config.max_new_tokens <= _UNLIMITED else DEFAULT_MAX_NEW_TOKENS
         config.max_new_tokens = wanted if room is None else min(wanted, room)
+        # The model's own wish cannot be more than was asked for.
+        config.min_new_tokens = min(config.min_new_tokens, config.max_new_tokens)
         config.ignore_eos = self.ignore_eos
         return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -47,8 +48,10 @@ def cached(final: Path) -> Iterator[Path]:
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     for leftover in final.parent.glob(".making-*"):
-        if time.time() - leftover.stat().st_mtime > STALE_S:
-            shutil.rmtree(leftover, ignore_errors=True)
+        # Another process may have ended with it meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime > STALE_S:
+                shutil.rmtree(leftover, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=".making-", dir=final.parent))
     try:
         yield work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shutil
 import time
@@ -114,8 +115,10 @@ def log_file(name: str) -> Path:
     except OSError as error:
         msg = f"cannot write logs to {folder} ({error.strerror}); set OV_AFM_CACHE to a folder that can be written"
         raise ConfigError(msg) from error
-    for old in sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)[:-LOGS_KEPT]:
-        old.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        # Another process may be deleting them, too.
+        for old in sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)[:-LOGS_KEPT]:
+            old.unlink(missing_ok=True)
     return folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
 
 

@@ -107,7 +107,13 @@ def run(
             # A Ctrl-C of the terminal is the parent's to handle; it kills the child.
             start_new_session=True,
         )
-        timer = threading.Timer(timeout_s, child.kill) if timeout_s else None
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            child.kill()
+
+        timer = threading.Timer(timeout_s, end) if timeout_s else None
         if timer:
             timer.daemon = True
             timer.start()
@@ -132,7 +138,6 @@ def run(
                     answer = message
                     break
         finally:
-            timed_out = timer is not None and not timer.is_alive() and answer is None
             if timer:
                 timer.cancel()
             if answer is None:
@@ -143,7 +148,7 @@ def run(
                     with contextlib.suppress(BrokenPipeError):
                         pipe.close()
         if answer is None:
-            death = _death(target, child.returncode, timeout_s if timed_out else None, _tail(output, log))
+            death = _death(target, child.returncode, timeout_s if late.is_set() else None, _tail(output, log))
             if died is None:
                 raise death
             msg = f"{death}; its messages are in {log}" if log else str(death)

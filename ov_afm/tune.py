@@ -184,6 +184,8 @@ class _Search:
         shutil.rmtree(folder, ignore_errors=True)
         self.longest = max(self.longest, trial.seconds)
         self.trials.append(trial)
+        # A log of hours must show that it goes on.
+        console.note(f"{label}: " + (trial.refused or _figures(trial)))
         with (self.work / "trials.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"key": self.key, "trial": asdict(trial)}) + "\n")
 
@@ -222,6 +224,11 @@ def _table(trials: Sequence[Trial], found: Trial) -> str:
         figures = f"{trial.kl_mean:>8.4f}  {trial.top1:>6.1%}  {trial.seconds:>4.0f} s"
         lines.append(f"{trial.label:<{width}}  {console.human_bytes(trial.weights_bytes):>9}  {figures}{mark}")
     return "\n".join([*lines, "* no other is both smaller and nearer"])
+
+
+def _figures(trial: Trial) -> str:
+    size = console.human_bytes(trial.weights_bytes)
+    return f"{size}, mean KL {trial.kl_mean:.4f}, top-1 {trial.top1:.1%}, {trial.seconds:.0f} s"
 
 
 def _plot(trials: Sequence[Trial], found: Trial, path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import psutil
 
-START_S = 120
+START_S = 300
 
 
 class Server:
@@ -38,9 +38,13 @@ class Server:
             encoding="utf-8",
         )
         threading.Thread(target=self._read, daemon=True).start()
-        self.url = self._wait_for(r"(http://[\d.]+:\d+)/v1")
-        self.http = httpx.Client(base_url=self.url, timeout=60)
-        self.wait(lambda: self.http.get("/health").status_code == 200, START_S, "not ready")
+        try:
+            self.url = self._wait_for(r"(http://[\d.]+:\d+)/v1")
+            self.http = httpx.Client(base_url=self.url, timeout=60)
+            self.wait(lambda: self.http.get("/health").status_code == 200, START_S, "not ready")
+        except BaseException:
+            self.process.kill()
+            raise
 
     def _read(self) -> None:
         assert self.process.stderr

@@ -72,6 +72,8 @@ def window(opened: Window) -> Window:
     opened.expect("system prompt: none")
     opened.say("/new")
     opened.expect("a new conversation")
+    # Before the next prompt the terminal would take the keys as lines.
+    opened.expect("›")
     return opened
 
 

@@ -56,10 +56,10 @@ def test_simulated_driver_crash_while_probing_costs_only_that_device(monkeypatch
 
 def test_simulated_driver_hang_while_probing_falls_back_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     simulate(monkeypatch, "gpu_driver_hangs")
-    monkeypatch.setattr(devices, "PROBE_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(devices, "PROBE_TIMEOUT_S", 15.0)
     choices = devices.choose("AUTO")
     assert [choice.device for choice in choices] == ["CPU"]
-    assert "GPU: gpu driver hangs: no answer within 2 s" in choices[0].why
+    assert "GPU: gpu driver hangs: no answer within 15 s" in choices[0].why
 
 
 @pytest.mark.parametrize("name", ["int4-npu", "int4-npu-g128", "fp16"])

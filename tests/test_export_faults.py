@@ -59,9 +59,10 @@ def wait_for(ready: Callable[[], bool], process: subprocess.Popen[str], within_s
 
 def wait_until_gone(pid: int) -> None:
     end = time.monotonic() + 20
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < end, f"process {pid} is still there"
-        time.sleep(0.05)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < end, f"process {pid} is still there"
+            time.sleep(0.05)
 
 
 # -- Interrupted and killed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 
 from ov_afm.generate import main
 
@@ -117,8 +119,11 @@ def test_wrong_usage_exits_with_2(tiny_model: Path, arguments: list[str]) -> Non
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
-def test_ctrl_c_while_answering_exits_130_without_a_traceback(tiny_model: Path) -> None:
-    command = [sys.executable, "-m", "ov_afm.generate", str(tiny_model), "hi", "--max-new-tokens", "2500"]
+def test_ctrl_c_while_answering_exits_130_without_a_traceback(tiny_model: Path, tmp_path: Path) -> None:
+    endless = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (endless / "ov_afm.json").unlink()
+    tiny.edit_json(endless / "generation_config.json", min_new_tokens=2000)
+    command = [sys.executable, "-m", "ov_afm.generate", str(endless), "hi", "--max-new-tokens", "2000"]
     with subprocess.Popen(
         [*command, "--repetition-penalty", "1.5"],
         stdout=subprocess.PIPE,

@@ -51,6 +51,14 @@ def test_what_is_not_given_comes_from_the_bundle() -> None:
     assert applied.max_new_tokens == DEFAULT_MAX_NEW_TOKENS
 
 
+def test_a_least_length_of_the_bundle_gives_way_to_the_longest_asked_for() -> None:
+    bundle = config()
+    bundle.min_new_tokens = 100
+    applied = Params(max_new_tokens=2).apply(bundle)
+    assert (applied.min_new_tokens, applied.max_new_tokens) == (2, 2)
+    applied.validate()
+
+
 @pytest.mark.parametrize("params", [Params(greedy=True), Params(temperature=0), Params(greedy=True, temperature=1.0)])
 def test_greedy_wins_over_sampling(params: Params) -> None:
     assert params.apply(config()).is_greedy_decoding()

@@ -154,10 +154,13 @@ def test_dropping_the_iterator_leaves_the_pipeline_usable(pipeline: Pipeline) ->
 
 def test_cancel_from_another_thread_ends_the_answer_early(pipeline: Pipeline) -> None:
     cancel = threading.Event()
-    threading.Timer(0.2, cancel.set).start()
-    answer = pipeline.generate("hello", Params(max_new_tokens=2000, greedy=True, ignore_eos=True), cancel=cancel)
-    assert answer.finish_reason == "cancelled"
-    assert answer.metrics.new_tokens < 2000
+    stream = pipeline.stream("hello", Params(max_new_tokens=2000, greedy=True, ignore_eos=True), cancel=cancel)
+    next(stream)
+    threading.Thread(target=cancel.set).start()
+    *_, last = stream
+    assert last.finish_reason == "cancelled"
+    assert last.metrics is not None
+    assert last.metrics.new_tokens < 2000
     assert pipeline.generate("hello", GREEDY).finish_reason == "length"
 
 
@@ -225,9 +228,9 @@ def test_raw_messages_are_refused(pipeline: Pipeline) -> None:
 
 
 def test_engine_failure_arrives_as_generation_error(tiny_model: Path, tmp_path: Path) -> None:
-    copy = copy_without_manifest(tiny_model, tmp_path / "copy", min_new_tokens=30)
+    copy = copy_without_manifest(tiny_model, tmp_path / "copy", num_return_sequences=2)
     with Pipeline(copy, warm_up=False) as broken:
-        with pytest.raises(GenerationError, match="^the engine failed on CPU: .*min_new_tokens"):
+        with pytest.raises(GenerationError, match="^the engine failed on CPU: .*num_return_sequences"):
             list(broken.stream("hi", Params(max_new_tokens=5)))
         assert broken.generate("hi", GREEDY).metrics.new_tokens == 40
 

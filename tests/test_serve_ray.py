@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import signal
 import socket
 import subprocess
@@ -27,9 +29,12 @@ LONG = {"max_tokens": 2000, "ignore_eos": True, "temperature": 2}
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port below those that systems give out by themselves: Ray's own sockets could take one of them meanwhile."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @pytest.fixture(scope="module")
@@ -42,25 +47,30 @@ def cluster(tiny_model: Path) -> Iterator[serving.Server]:
 
 
 def replicas(server: serving.Server) -> list[psutil.Process]:
-    family = psutil.Process(server.process.pid).children(recursive=True)
-    return [process for process in family if "ServeReplica:ov_afm:Replica" in " ".join(process.cmdline())]
+    found = []
+    for process in psutil.Process(server.process.pid).children(recursive=True):
+        # It may end between the two calls.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "ServeReplica:ov_afm:Replica" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 @pytest.fixture
 def server(cluster: serving.Server) -> serving.Server:
     """The cluster when both replicas answer conversations that neither knows."""
 
-    def answering() -> set[str]:
-        return {asked(cluster, str(uuid.uuid4())).headers["x-replica"] for _ in range(8)}
+    def answering() -> set[str | None]:
+        return {asked(cluster, str(uuid.uuid4())).headers.get("x-replica") for _ in range(8)} - {None}
 
-    cluster.wait(lambda: len(answering()) == 2, 60, "one replica does not answer")
+    cluster.wait(lambda: len(answering()) == 2, 120, "one replica does not answer")
     return cluster
 
 
 def asked(server: serving.Server, question: str, **fields: object) -> httpx.Response:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": question}]
     body = {"messages": messages, "max_tokens": 8, **fields}
-    return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+    return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=300)
 
 
 def together(call: Callable[[int], httpx.Response], count: int, at_once: int) -> list[httpx.Response]:
@@ -76,21 +86,27 @@ def victim(server: serving.Server) -> tuple[Callable[[], None], Callable[[], boo
 
 @pytest.mark.slow
 def test_a_conversation_stays_with_its_replica_and_others_spread(server: serving.Server) -> None:
-    first = {question: asked(server, question) for question in (str(uuid.uuid4()) for _ in range(12))}
-    # Ray tells its routers a moment later who has what.
-    time.sleep(3)
-    for question, answer in first.items():
+    def stayed() -> bool:
+        first = {question: asked(server, question) for question in (str(uuid.uuid4()) for _ in range(12))}
+        # Ray tells its routers a moment later who has what.
+        time.sleep(next(pauses))
+        homes = {answer.headers["x-replica"] for answer in first.values()}
+        return len(homes) == 2 and all(goes_home(question, answer) for question, answer in first.items())
+
+    def goes_home(question: str, answer: httpx.Response) -> bool:
         messages = [
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": question},
             answer.json()["choices"][0]["message"],
             {"role": "user", "content": "Go on"},
         ]
-        for _ in range(3):
-            body = {"messages": messages, "max_tokens": 4}
-            later = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
-            assert later.headers["x-replica"] == answer.headers["x-replica"]
-    assert len({answer.headers["x-replica"] for answer in first.values()}) == 2
+        body = {"messages": messages, "max_tokens": 4}
+        later = [httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=300) for _ in range(3)]
+        return all(each.headers["x-replica"] == answer.headers["x-replica"] for each in later)
+
+    # By chance 36 requests find the right one of two once in 7e10 times.
+    pauses = iter((3, 6, 12, 24))
+    server.wait(stayed, 120, "conversations leave their replica")
 
 
 @pytest.mark.slow
@@ -100,9 +116,9 @@ def test_no_request_is_lost_with_its_replica_before_the_first_token(server: serv
         under_way = pool.submit(together, lambda index: asked(server, str(index), max_tokens=100), 40, 2)
         server.wait(lambda: under_way.running(), 10)
         kill()
-        statuses = Counter(answer.status_code for answer in under_way.result(120))
+        statuses = Counter(answer.status_code for answer in under_way.result(300))
     assert statuses == {200: 40}
-    server.wait(replaced, 60, "the replica did not come back")
+    server.wait(replaced, 180, "the replica did not come back")
 
 
 @pytest.mark.slow
@@ -110,7 +126,7 @@ def test_a_stream_that_had_begun_ends_with_an_error_event_when_its_replica_dies(
     def streamed(index: int) -> list[str]:
         body = {"messages": [{"role": "user", "content": str(index)}], "stream": True, **LONG}
         lines = []
-        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as response:
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=300) as response:
             for line in response.iter_lines():
                 lines += [line] if line else []
                 if len(lines) == 3:
@@ -125,13 +141,13 @@ def test_a_stream_that_had_begun_ends_with_an_error_event_when_its_replica_dies(
         server.wait(lambda: len(begun) >= 3, 30, "the streams did not begin")
         with_an_answer = sorted(begun)
         kill()
-        ends = [streams[index].result(60)[-1] for index in with_an_answer]
+        ends = [streams[index].result(300)[-1] for index in with_an_answer]
     broken = [json.loads(end.removeprefix("data: ")) for end in ends if end != "data: [DONE]"]
     assert 0 < len(broken) < len(ends)
     for end in broken:
         assert end["error"]["code"] == "engine_unavailable"
         assert end["error"]["message"] == "the replica that answered is gone; ask again"
-    server.wait(replaced, 60, "the replica did not come back")
+    server.wait(replaced, 180, "the replica did not come back")
 
 
 @pytest.mark.slow
@@ -206,7 +222,7 @@ def started_here(model: Path, *arguments: str) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_a_device_that_no_replica_has_is_one_line(tiny_model: Path) -> None:
     process = started_here(tiny_model, "--device", "GPU")
-    said = process.communicate(timeout=120)[1]
+    said = process.communicate(timeout=300)[1]
     assert process.returncode == 1
     assert "Traceback" not in said
     assert said.splitlines()[-1].startswith("ov-afm: error: device 'GPU' is not here; available: CPU")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -25,9 +26,10 @@ def importable_targets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def wait_until_gone(pid: int, within_s: float = 10) -> None:
     end = time.monotonic() + within_s
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < end, f"process {pid} is still there"
-        time.sleep(0.05)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < end, f"process {pid} is still there"
+            time.sleep(0.05)
 
 
 def wait_for_text(path: Path, within_s: float = 10) -> str:

@@ -127,7 +127,7 @@ class Engine:
         running: Requests with a slot.
         waiting: Requests in the line.
         cache_usage: Share of the KV cache in use.
-        last_used: When the last request ended, by the monotonic clock.
+        last_used: When the last request ended or the model was there, by the monotonic clock.
         problem: Why the model can never be served; None while that is not known.
         on_ready: Called when the process has loaded the model.
         on_unusable: Called when it turned out that it never will.
@@ -333,6 +333,7 @@ class Engine:
                 self.cache_usage = message["cache"]
             elif "ready" in message:
                 self.info, self.state = message["ready"], "ready"
+                self.last_used = time.monotonic()
                 self._ready.set()
                 self.on_ready()
             elif "unusable" in message:
