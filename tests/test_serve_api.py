@@ -148,58 +148,6 @@ def test_json_schema_is_enforced(client: openai.OpenAI) -> None:
     jsonschema_rs.validate(schema, json.loads(answer.choices[0].message.content or ""))
 
 
-TOOL: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Weather",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"enum": ["Paris", "Rome"]}},
-            "required": ["city"],
-            "additionalProperties": False,
-        },
-    },
-}
-
-
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
-def test_tool_calls_are_valid_whole_and_streamed(client: openai.OpenAI, choice: Any) -> None:
-    asked: dict[str, Any] = {
-        "model": "tiny",
-        "messages": [{"role": "user", "content": "Weather in Paris?"}],
-        "tools": [TOOL],
-        "tool_choice": choice,
-        "max_tokens": 2000,
-        "seed": 3,
-    }
-    whole = client.chat.completions.create(**asked).choices[0]
-    assert whole.finish_reason == "tool_calls"
-    assert whole.message.tool_calls
-    call = whole.message.tool_calls[0].function  # type: ignore[union-attr]
-    jsonschema_rs.validate(TOOL["function"]["parameters"], json.loads(call.arguments))
-    deltas = [
-        each
-        for chunk in client.chat.completions.create(**asked, stream=True)
-        for each in chunk.choices[0].delta.tool_calls or []
-    ]
-    assert deltas[0].function is not None
-    assert deltas[0].function.name == "get_weather"
-    assert "".join(delta.function.arguments or "" for delta in deltas if delta.function) == call.arguments
-
-
-def test_conversation_with_a_tool_answer_is_rendered(server: serving.Server) -> None:
-    call = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
-    messages = [
-        {"role": "user", "content": "Weather?"},
-        {"role": "assistant", "content": None, "tool_calls": [call]},
-        {"role": "tool", "tool_call_id": "c1", "content": "sunny"},
-    ]
-    answer = server.post("/v1/chat/completions", messages=messages, tools=[TOOL], max_tokens=4)
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["usage"]["prompt_tokens"] > 100
-
-
 def test_null_means_absent(server: serving.Server) -> None:
     nothing = dict.fromkeys(("top_p", "stop", "seed", "n", "stream", "tools", "tool_choice", "response_format", "user"))
     assert server.chat(**nothing).json()["choices"] == server.chat().json()["choices"]
@@ -247,7 +195,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "logit_bias": ({"messages": USER, "logit_bias": {"1": 5}}, "logit_bias"),
     "tool_choice without tools": ({"messages": USER, "tool_choice": "required"}, "tool_choice"),
     "unknown tool": (
-        {"messages": USER, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "other"}}},
+        {
+            "messages": USER,
+            "tools": [serving.TOOL],
+            "tool_choice": {"type": "function", "function": {"name": "other"}},
+        },
         "tool_choice",
     ),
     "schema missing": ({"messages": USER, "response_format": {"type": "json_schema"}}, "response_format"),

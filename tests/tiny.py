@@ -74,6 +74,36 @@ def write_arcee(path: Path, *, seed: int = 0, **changes: Any) -> Path:
     return path
 
 
+def write_caller(path: Path) -> Path:
+    """Write an Arcee checkpoint that begins every answer with the token `<tool_call>` and ends it after the next `>`.
+
+    Its layers add nothing, so a token's logits depend on that token alone.
+    """
+    import torch
+    from transformers import ArceeForCausalLM, AutoTokenizer
+
+    write_arcee(path, vocab_size=513)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.add_tokens(["<tool_call>"])
+    tokenizer.save_pretrained(path)
+    chat = [{"role": "user", "content": "hi"}]
+    last = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)[-1]
+    model = ArceeForCausalLM.from_pretrained(path)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        rows = torch.nn.functional.normalize(torch.randn(model.model.embed_tokens.weight.shape), dim=1)
+        model.model.embed_tokens.weight.copy_(rows)
+        model.lm_head.weight.copy_(0.1 * torch.randn(rows.shape))
+        begin = tokenizer.convert_tokens_to_ids("<tool_call>")
+        ends = [index for piece, index in tokenizer.get_vocab().items() if piece.endswith(">") and index > 2]
+        model.lm_head.weight[begin] = 10 * rows[last]
+        model.lm_head.weight[tokenizer.eos_token_id] = 10 * rows[[each for each in ends if each != begin]].sum(0)
+    model.save_pretrained(path)
+    return path
+
+
 def edit_json(path: Path, **changes: Any) -> None:
     """Change top-level keys of a JSON file; None deletes one."""
     fields = {**json.loads(path.read_text()), **changes}
