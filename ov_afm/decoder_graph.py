@@ -22,9 +22,12 @@ MATRIX = re.compile(r"layers\.(\d+)\.(?:self_attn|mlp)\.(q|k|v|o|up|gate|down)_p
 
 
 class Weight:
-    """One constant of the graph, as f32 once it is looked at.
+    """One constant of the graph and the scales of its rows and columns, as f32 while it is looked at.
+
+    What was rescaled costs no memory until it is looked at or written: of AFM-4.5B all matrices would be 16 GB.
 
     Attributes:
+        key: Name of the constant, which NNCF gives to what it puts in its place.
         name: Name in the checkpoint.
     """
 
@@ -33,42 +36,64 @@ class Weight:
         self.reader = reader
         node = reader.get_source_output().get_node()
         self.constant = node if node.get_type_name() == "Constant" else node.input_value(0).get_node()
-        self.name = str(self.constant.get_friendly_name()).removeprefix("self.").removesuffix("._openvino_orig_weight")
+        self.key = str(self.constant.get_friendly_name())
+        self.name = self.key.removeprefix("self.").removesuffix("._openvino_orig_weight")
+        self._rows: Array | None = None
+        self._columns: Array | None = None
         self._value: Array | None = None
 
     @property
+    def shape(self) -> list[int]:
+        """Extents of the constant."""
+        return list(self.constant.get_output_shape(0))
+
+    @property
+    def rescaled(self) -> bool:
+        """Whether the values differ from the constant's."""
+        return self._rows is not None or self._columns is not None
+
+    @property
     def value(self) -> Array:
-        """The values, to be changed in place or replaced."""
+        """The values, rescaled; kept until `forget`."""
         if self._value is None:
             self._value = constant_as_f32(self.constant)
+            if self._rows is not None:
+                self._value *= self._rows[:, None]
+            if self._columns is not None:
+                self._value *= self._columns
         return self._value
-
-    @value.setter
-    def value(self, value: Array) -> None:
-        self._value = value
 
     def scale_rows(self, scales: Array) -> None:
         """Multiply each row by its own scale."""
-        self.value = self.value * scales[:, None].astype(np.float32)
+        scales = scales.astype(np.float32)
+        self._rows = scales if self._rows is None else self._rows * scales
+        self._value = None
 
     def scale_columns(self, scales: Array) -> None:
         """Multiply each column by its own scale."""
-        self.value = self.value * scales.astype(np.float32)
+        scales = scales.astype(np.float32)
+        self._columns = scales if self._columns is None else self._columns * scales
+        self._value = None
+
+    def forget(self) -> None:
+        """Free the values; what was rescaled is remembered."""
+        self._value = None
 
     def write(self) -> None:
-        """Put changed values into the graph, as f32, and forget them."""
-        if self._value is not None:
+        """Put the rescaled values into the graph, as f32, and free them."""
+        if self.rescaled:
             from openvino import opset13 as ops
 
-            value = np.ascontiguousarray(self._value, dtype=np.float32)
             # Only this reader: equal constants may be shared by several nodes.
-            self.reader.replace_source_output(ops.constant(value, name=self.constant.get_friendly_name()).output(0))
-            self._value = None
+            self.constant = ops.constant(np.ascontiguousarray(self.value), name=self.key)
+            self.reader.replace_source_output(self.constant.output(0))
+            self._rows = self._columns = None
+        self.forget()
 
 
 @dataclass(slots=True)
 class Layer:
-    """Weights of one decoder layer, and the outputs that feed them."""
+    """Weights of one decoder layer."""
 
     index: int
     head_dim: int
@@ -81,10 +106,6 @@ class Layer:
     up: Weight
     gate: Weight | None
     down: Weight
-    attention_input: Any
-    heads_input: Any
-    mlp_input: Any
-    up_output: Any
 
     @property
     def relu2(self) -> bool:
@@ -99,21 +120,30 @@ class Layer:
     @property
     def hidden(self) -> int:
         """Width of the residual stream."""
-        return int(self.down.constant.get_output_shape(0)[0])
+        return self.down.shape[0]
 
     @property
     def elements(self) -> int:
         """Weights of all matrices."""
-        return sum(int(np.prod(matrix.constant.get_output_shape(0))) for matrix in self.matrices())
+        return sum(int(np.prod(matrix.shape)) for matrix in self.matrices())
 
     def matrices(self) -> Iterator[Weight]:
         """All matrices."""
         yield from (self.q, self.k, self.v, self.o, *self.mlp_readers, self.down)
 
+    def norms(self) -> Iterator[Weight]:
+        """The weights of both RMSNorms."""
+        yield from (self.attention_norm, self.mlp_norm)
+
     def write(self) -> None:
-        """Put what was changed into the graph."""
-        for weight in (*self.matrices(), self.attention_norm, self.mlp_norm):
+        """Put what was rescaled into the graph."""
+        for weight in (*self.matrices(), *self.norms()):
             weight.write()
+
+    def forget(self) -> None:
+        """Free the values of all weights."""
+        for weight in (*self.matrices(), *self.norms()):
+            weight.forget()
 
 
 def find_layers(model: Any) -> list[Layer]:
@@ -147,10 +177,6 @@ def _layer(index: int, matmuls: dict[str, Any]) -> Layer:
         attention_norm=attention_norm,
         mlp_norm=mlp_norm,
         gate=weights.pop("gate", None),
-        attention_input=matmuls["q"].input_value(0),
-        heads_input=matmuls["o"].input_value(0),
-        mlp_input=matmuls["up"].input_value(0),
-        up_output=matmuls["up"].output(0),
         **weights,
     )
 

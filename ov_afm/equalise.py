@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import resources
-from .decoder_graph import Layer, find_layers
+from .decoder_graph import Layer
+from .decoder_layer import DecoderLayer, embedded
 from .errors import CompressionError
 from .rounding import Quantizer, search_scales
 
@@ -34,9 +36,8 @@ __all__ = ["FP16_PEAK", "Equalised", "emulate_fp16", "equalise"]
 FP16_PEAK = 128.0
 # The largest |up| that does not overflow when it is squared in fp16.
 FP16_LIMIT = float(np.sqrt(65504.0))
-# Calibration tokens that are run, memory for what is kept of them, and tokens on which rounding is compared.
+# Calibration tokens that are run, and tokens on which rounding is compared.
 OBSERVED_TOKENS = 4096
-KEPT_BYTES = 2e9
 SEARCH_TOKENS = 1024
 
 
@@ -80,43 +81,48 @@ class _Activations:
 
 
 def equalise(
-    model: Any,
-    samples: Sequence[dict[str, Any]],
+    layers: Sequence[Layer],
+    table: Any,
+    samples: Sequence[Sequence[int]],
     quantizer: Quantizer | None,
+    folder: Path,
     *,
     on_layer: Callable[[int, int], None] | None = None,
 ) -> Equalised:
-    """Rescale the weights of an uncompressed IR in place; its function stays what it was.
+    """Rescale the layers of an uncompressed IR; its function stays what it was, once all of them are written.
 
     Args:
-        model: `openvino.Model` with fp32, fp16 or bf16 weights.
-        samples: Inputs of the model, one sample each.
+        layers: Layers with fp32, fp16 or bf16 weights.
+        table: Constant of the IR's token embedding.
+        samples: Calibration tokens.
         quantizer: What the weights will be rounded to; None only keeps squares within fp16.
+        folder: Where the model's `config.json` is.
         on_layer: Gets layers done and layers in all.
 
     Raises:
-        CompressionError: A weight or an activation is not finite, or the model has no decoder layer that is known.
-        OVAFMError: Memory does not hold it.
+        CompressionError: A weight or an activation is not finite, or transformers' model of that name has other layers.
+        OVAFMError: Memory does not hold a layer and what it makes of the text.
     """
-    layers = find_layers(model)
-    _check_finite(layers)
-    weights = sum(layer.elements for layer in layers)
-    resources.check_memory(4.0 * weights + KEPT_BYTES + 1e9, "equalisation")
     samples = _enough(samples)
-    found = _observe(model, layers, samples)
+    tokens = sum(map(len, samples))
+    widest = sum(layers[0].down.shape)
+    # A layer twice, the stream and three activations, the hidden activation.
+    resources.check_memory(4.0 * (2 * layers[0].elements + 5 * tokens * widest) + 1e9, "equalisation")
+    decoder, stream = DecoderLayer(folder), embedded(samples, table)
     errors: dict[str, list[tuple[float, float]]] = {}
-    guarded = 0
-    for index, (layer, seen) in enumerate(zip(layers, found, strict=True)):
+    guarded, peak = 0, 0.0
+    for index, layer in enumerate(layers):
+        _check_finite(layer)
+        seen = _observe(decoder, layer, stream)
+        peak = max(peak, float(seen.peaks.max(initial=0.0)))
         if quantizer is not None:
             _fold_attention(layer, seen, quantizer, errors)
             _fold_mlp_input(layer, seen, quantizer, errors)
         if layer.relu2:
             guarded += _fold_neurons(layer, seen, quantizer, errors)
-        layer.write()
+        layer.forget()
         if on_layer:
             on_layer(index + 1, len(layers))
-    peak = max((float(seen.peaks.max()) for seen in found if seen.peaks.size), default=0.0)
-    tokens = sum(sample["input_ids"].shape[1] for sample in samples)
     ratios = {
         name: sum(after for _, after in pairs) / max(sum(before for before, _ in pairs), 1e-30)
         for name, pairs in errors.items()
@@ -124,73 +130,50 @@ def equalise(
     return Equalised(len(layers), tokens, peak, guarded, ratios)
 
 
-def _enough(samples: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+def _enough(samples: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
     """Evenly spaced samples, so that every source of a mixture is among them."""
-    wanted = max(1, OBSERVED_TOKENS // max(1, samples[0]["input_ids"].shape[1]))
+    wanted = max(1, OBSERVED_TOKENS // max(1, len(samples[0])))
     return samples[:: max(1, -(-len(samples) // wanted))]
 
 
-def _check_finite(layers: Sequence[Layer]) -> None:
-    for layer in layers:
-        for matrix in layer.matrices():
-            if not np.isfinite(matrix.value).all():
-                msg = f"{matrix.name} holds weights that are not finite; fetch the checkpoint again"
-                raise CompressionError(msg)
+def _check_finite(layer: Layer) -> None:
+    for matrix in layer.matrices():
+        if not np.isfinite(matrix.value).all():
+            msg = f"{matrix.name} holds weights that are not finite; fetch the checkpoint again"
+            raise CompressionError(msg)
 
 
 # -- What calibration text does in the model
 
 
-def _observe(model: Any, layers: Sequence[Layer], samples: Sequence[dict[str, Any]]) -> list[_Activations]:
-    import openvino
-    from openvino import opset13 as ops
+def _observe(decoder: DecoderLayer, layer: Layer, stream: list[Any]) -> _Activations:
+    """What a layer makes of calibration text; the stream, a list of batches, is moved past it."""
+    import torch
 
-    kept = _tokens_kept(layers, samples)
-    probe = model.clone()
-    copies = find_layers(probe)
-    ports: list[Any] = []
-    for layer in copies:
-        ports += [layer.attention_input, layer.heads_input, layer.mlp_input]
-        if layer.relu2:
-            peak = ops.reduce_max(ops.absolute(layer.up_output), np.array([0, 1], dtype=np.int64), keep_dims=False)
-            ports.append(peak.output(0))
-    first = len(probe.outputs)
-    probe.add_outputs(ports)
-    compiled = openvino.Core().compile_model(probe, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    random = np.random.default_rng(0)
-    rows: list[list[Array]] = [[] for _ in ports]
-    for sample in samples:
-        length = sample["input_ids"].shape[1]
-        chosen = np.sort(random.choice(length, min(length, kept), replace=False))
-        # A new request starts from an empty cache.
-        request = compiled.create_infer_request()
-        request.infer(sample)
-        for slot, values in enumerate(rows):
-            data = request.get_output_tensor(first + slot).data
-            values.append((data[0][chosen] if data.ndim == 3 else data[None]).astype(np.float32))
-    return _collect(copies, rows)
-
-
-def _tokens_kept(layers: Sequence[Layer], samples: Sequence[dict[str, Any]]) -> int:
-    """Tokens of each sample that are kept, so that all layers fit in `KEPT_BYTES`."""
-    per_token = 4 * sum(2 * layer.hidden + layer.o.value.shape[1] for layer in layers)
-    return max(1, int(KEPT_BYTES / per_token / len(samples)))
-
-
-def _collect(layers: Sequence[Layer], rows: list[list[Array]]) -> list[_Activations]:
-    found, at = [], 0
-    for layer in layers:
-        attention, heads, mlp = (np.concatenate(rows[at + slot]) for slot in range(3))
-        at += 3
+    decoder.load(layer)
+    inner = decoder.layer
+    with torch.inference_mode():
+        attention = [inner.input_layernorm(x) for x in stream]
+        heads = [decoder.attend(x) for x in attention]
+        stream[:] = [x + inner.self_attn.o_proj(y) for x, y in zip(stream, heads, strict=True)]
+        mlp = [inner.post_attention_layernorm(x) for x in stream]
         peaks = np.zeros(0, dtype=np.float32)
         if layer.relu2:
-            peaks = np.concatenate(rows[at]).max(0)
-            at += 1
-        if not all(np.isfinite(part).all() for part in (attention, heads, mlp, peaks)):
-            msg = f"layer {layer.index} gives activations that are not finite on the calibration text"
-            raise CompressionError(msg)
-        found.append(_Activations(attention, heads, mlp, peaks))
+            peaks = torch.stack([inner.mlp.up_proj(x).abs().amax((0, 1)) for x in mlp]).amax(0).numpy()
+        stream[:] = [x + inner.mlp.down_proj(decoder.hidden(y)) for x, y in zip(stream, mlp, strict=True)]
+    found = _Activations(_rows(attention), _rows(heads), _rows(mlp), peaks)
+    if not all(np.isfinite(part).all() for part in (found.attention, found.heads, found.mlp, found.peaks)):
+        msg = f"layer {layer.index} gives activations that are not finite on the calibration text"
+        raise CompressionError(msg)
     return found
+
+
+def _rows(batches: list[Any]) -> Array:
+    """Batches (samples, tokens, width) as one matrix, a token a row."""
+    import torch
+
+    rows: Array = torch.cat([batch.flatten(0, 1) for batch in batches]).numpy()
+    return rows
 
 
 # -- The folds; each changes its matrices in memory and, where needed, the activations that go with them
@@ -206,9 +189,9 @@ def _fold_attention(layer: Layer, seen: _Activations, quantizer: Quantizer, erro
     scales = _search(stacked, _sampled(seen.attention), quantizer, errors, "qkv")
     for matrix in (layer.q, layer.k, layer.v):
         matrix.scale_columns(scales)
-    layer.attention_norm.value /= scales
+    layer.attention_norm.scale_columns(1.0 / scales)
     # Query heads of one group read the same value head: (kv_heads, heads per group, head_dim) → one scale for all.
-    width, shared = layer.v.value.shape[0], layer.o.value.shape[1] // layer.v.value.shape[0]
+    width, shared = layer.v.shape[0], layer.o.shape[1] // layer.v.shape[0]
     if width % layer.head_dim or not shared:
         return
     kv_heads = width // layer.head_dim
@@ -229,13 +212,13 @@ def _fold_mlp_input(layer: Layer, seen: _Activations, quantizer: Quantizer, erro
     scales = _search(stacked, _sampled(seen.mlp), quantizer, errors, "up")
     for matrix in readers:
         matrix.scale_columns(scales)
-    layer.mlp_norm.value /= scales
+    layer.mlp_norm.scale_columns(1.0 / scales)
     seen.mlp = seen.mlp / scales
 
 
 def _fold_neurons(layer: Layer, seen: _Activations, quantizer: Quantizer | None, errors: dict[str, Any]) -> int:
     """Scale neurons by the homogeneity of relu²; returns how many were scaled down for fp16."""
-    scales = np.ones(layer.down.value.shape[1], dtype=np.float32)
+    scales = np.ones(layer.down.shape[1], dtype=np.float32)
     if quantizer is not None:
         hidden = np.square(np.maximum(_sampled(seen.mlp) @ layer.up.value.T, 0.0))
         scales = _search(layer.down.value, hidden, quantizer, errors, "down")
@@ -263,21 +246,25 @@ def _search(
     return scales
 
 
-def emulate_fp16(model: Any, samples: Sequence[dict[str, Any]]) -> float:
+def emulate_fp16(layers: Sequence[Layer], table: Any, samples: Sequence[Sequence[int]], folder: Path) -> float:
     """Run every ReLU² MLP of an uncompressed IR in fp16 on its real inputs.
 
     Args:
-        model: `openvino.Model`; not changed.
-        samples: Inputs of the model.
+        layers: Its layers, rescaled as they are.
+        table: Constant of its token embedding.
+        samples: Calibration tokens.
+        folder: Where the model's `config.json` is.
 
     Returns:
         Share of the neurons' values that are not finite in fp16; 0 where nothing overflows.
     """
-    layers = [layer for layer in find_layers(model) if layer.relu2]
-    found = _observe(model, layers, samples)
+    decoder, stream = DecoderLayer(folder), embedded(samples, table)
     lost = total = 0
     with np.errstate(over="ignore", invalid="ignore"):
-        for layer, seen in zip(layers, found, strict=True):
+        for layer in layers:
+            seen = _observe(decoder, layer, stream)
+            if not layer.relu2:
+                continue
             inputs, rows = seen.mlp.astype(np.float16), layer.up.value.astype(np.float16)
             # Products of fp16 values, summed in f32 and stored in fp16, as GPUs do.
             up = (inputs.astype(np.float32) @ rows.astype(np.float32).T).astype(np.float16)
@@ -286,4 +273,5 @@ def emulate_fp16(model: Any, samples: Sequence[dict[str, Any]]) -> float:
             out = (hidden.astype(np.float32) @ columns.astype(np.float32).T).astype(np.float16)
             lost += int((~np.isfinite(hidden)).sum()) + int((~np.isfinite(out)).sum())
             total += hidden.size + out.size
+            layer.forget()
     return lost / total if total else 0.0

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from . import calibration, supervise
+from .decoder_graph import Layer, find_layers
+from .decoder_layer import embedding
 from .errors import CompressionError
 from .presets import Recipe
 
@@ -50,22 +52,28 @@ def compress_ir(ir: Path, out: Path, settings: Recipe, tokenizer: Path) -> dict[
     samples: list[dict[str, Any]] = []
     if settings.needs_data and settings.dataset is not None:
         samples, done["calibration"] = _samples(settings, settings.dataset, model, ir, tokenizer)
+    fitted = settings.rounding == "fitted"
+    layers = find_layers(model) if fitted or settings.equalise != "none" else []
+    table = embedding(model) if layers else None
+    ids = [sample["input_ids"][0].tolist() for sample in samples]
     if settings.equalise != "none":
-        done["equalisation"] = _equalise(settings, model, samples, notes)
+        done["equalisation"] = _equalise(settings, layers, table, ids, tokenizer, notes)
+    for layer in layers:
+        # Fitted codes take the place of NNCF's, so that the rescaled matrices need never all be in memory.
+        for weight in layer.norms() if fitted else (*layer.norms(), *layer.matrices()):
+            weight.write()
     if settings.bits > 8:
         openvino.save_model(model, out / "openvino_model.xml", compress_to_fp16=settings.bits == 16)
         return {"notes": notes, **done}
     options = _nncf_options(settings, samples)
-    # NNCF changes the model that it is given.
-    original = model.clone() if settings.rounding == "fitted" else None
     with _relay_progress(), _collect_warnings(settings, notes):
         try:
             model = nncf.compress_weights(model, **options)
         except (nncf.InvalidGroupSizeError, nncf.ValidationError, nncf.ParameterNotSupportedError) as error:
             msg = f"NNCF cannot apply recipe {settings.name}: {' '.join(str(error).split())}"
             raise CompressionError(msg) from error
-    if original is not None:
-        done["fitted_matrices"] = _fit(original, model, samples, tokenizer)
+    if fitted:
+        done["fitted_matrices"] = _fit(layers, table, model, ids, tokenizer)
     _drop_cache_precision(model)
     formats = _weight_formats(model)
     notes += _fallback_notes(settings, formats)
@@ -84,7 +92,9 @@ def _samples(
     return [calibration.model_inputs(sample, names) for sample in ids], found
 
 
-def _equalise(settings: Recipe, model: Any, samples: list[dict[str, Any]], notes: list[str]) -> dict[str, Any]:
+def _equalise(
+    settings: Recipe, layers: Sequence[Layer], table: Any, ids: list[list[int]], folder: Path, notes: list[str]
+) -> dict[str, Any]:
     from .equalise import FP16_LIMIT, equalise
     from .rounding import Quantizer
 
@@ -94,7 +104,7 @@ def _equalise(settings: Recipe, model: Any, samples: list[dict[str, Any]], notes
     def show(done: int, total: int) -> None:
         supervise.emit("progress", name="equalising", done=done, total=total)
 
-    found = equalise(model, samples, quantizer, on_layer=show)
+    found = equalise(layers, table, ids, quantizer, folder, on_layer=show)
     if found.peak_up > FP16_LIMIT:
         notes.append(
             f"up_proj reaches {found.peak_up:.0f}, whose square overflows fp16; {found.guarded} neurons were rescaled "
@@ -103,13 +113,13 @@ def _equalise(settings: Recipe, model: Any, samples: list[dict[str, Any]], notes
     return found.recorded()
 
 
-def _fit(original: Any, model: Any, samples: list[dict[str, Any]], folder: Path) -> int:
+def _fit(layers: Sequence[Layer], table: Any, model: Any, ids: list[list[int]], folder: Path) -> int:
     from .fitted import fit
 
     def show(done: int, total: int) -> None:
         supervise.emit("progress", name="rounding", done=done, total=total)
 
-    return fit(original, model, [sample["input_ids"][0].tolist() for sample in samples], folder, on_layer=show)
+    return fit(layers, table, model, ids, folder, on_layer=show)
 
 
 def _nncf_options(settings: Recipe, samples: list[dict[str, Any]]) -> dict[str, Any]:

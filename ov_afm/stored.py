@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float32]
 
-__all__ = ["Stored", "stored_matrices"]
+__all__ = ["Stored", "put", "stored_matrices"]
 
 FORMAT = re.compile(r"([iu])(4|8)$")
 
@@ -68,6 +68,15 @@ def stored_matrices(model: Any) -> dict[str, Stored]:
     return found
 
 
+def put(model: Any, name: str, values: Array) -> None:
+    """Replace a Constant of floating point by one of f32, for all of its readers."""
+    from openvino import opset13 as ops
+
+    for node in model.get_ops():
+        if node.get_type_name() == "Constant" and node.get_friendly_name() == name:
+            _take_place(node, ops.constant(np.ascontiguousarray(values)))
+
+
 def _numbers(constant: Any) -> Array:
     kind = constant.get_element_type().get_type_name()
     if kind not in ("i4", "u4"):
@@ -94,6 +103,10 @@ def _replace(constant: Any, values: Array) -> None:
         made = ops.constant(tensor, shared_memory=False)
     else:
         made = ops.constant(np.ascontiguousarray(values.reshape(shape)).astype(kind.to_dtype()))
+    _take_place(constant, made)
+
+
+def _take_place(constant: Any, made: Any) -> None:
     made.set_friendly_name(constant.get_friendly_name())
     for reader in list(constant.output(0).get_target_inputs()):
         reader.replace_source_output(made.output(0))

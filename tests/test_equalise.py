@@ -12,7 +12,8 @@ import torch
 
 from ov_afm.calibration import model_inputs
 from ov_afm.decoder_graph import find_layers
-from ov_afm.equalise import FP16_LIMIT, FP16_PEAK, emulate_fp16, equalise
+from ov_afm.decoder_layer import embedding
+from ov_afm.equalise import FP16_LIMIT, FP16_PEAK, Equalised, emulate_fp16, equalise
 from ov_afm.errors import CompressionError
 from ov_afm.rounding import Quantizer, search_scales
 from ov_afm.verify import F32
@@ -25,15 +26,27 @@ def model(tiny_fp32: Path) -> Any:
     return openvino.Core().read_model(tiny_fp32 / "openvino_model.xml")
 
 
-def samples(model: Any, count: int = 3, length: int = 96) -> list[dict[str, Any]]:
-    names = {name for port in model.inputs for name in port.get_names()}
+def texts(count: int = 3, length: int = 96) -> list[list[int]]:
     random = np.random.default_rng(0)
-    return [model_inputs(random.integers(3, 512, length).tolist(), names) for _ in range(count)]
+    return [random.integers(3, 512, length).tolist() for _ in range(count)]
 
 
-def logits(model: Any, sample: dict[str, Any]) -> Any:
+def rescaled(model: Any, quantizer: Quantizer | None, folder: Path) -> Equalised:
+    layers = find_layers(model)
+    found = equalise(layers, embedding(model), texts(), quantizer, folder)
+    for layer in layers:
+        layer.write()
+    return found
+
+
+def overflow(model: Any, folder: Path) -> float:
+    return emulate_fp16(find_layers(model), embedding(model), texts(), folder)
+
+
+def logits(model: Any) -> Any:
+    names = {name for port in model.inputs for name in port.get_names()}
     request = openvino.Core().compile_model(model, "CPU", F32).create_infer_request()
-    request.infer(sample)
+    request.infer(model_inputs(texts()[0], names))
     return request.get_tensor("logits").data.copy()
 
 
@@ -53,51 +66,47 @@ def loud(model: Any, factor: float = 256.0) -> Any:
     [INT4, Quantizer(4, False, 32), Quantizer(4, True), Quantizer(8, False), None],
     ids=["int4-g64", "int4-asym-g32", "int4-rows", "int8", "fp16-guard"],
 )
-def test_logits_stay_what_they_were(model: Any, quantizer: Quantizer | None) -> None:
-    inputs = samples(model)
-    before = logits(model, inputs[0])
-    found = equalise(model, inputs, quantizer)
-    assert np.abs(logits(model, inputs[0]) - before).max() <= 1e-4 * np.abs(before).max()
+def test_logits_stay_what_they_were(model: Any, tiny_fp32: Path, quantizer: Quantizer | None) -> None:
+    before = logits(model)
+    found = rescaled(model, quantizer, tiny_fp32)
+    assert np.abs(logits(model) - before).max() <= 1e-4 * np.abs(before).max()
     assert found.layers == 2
     assert set(found.error) == (set() if quantizer is None else {"qkv", "o", "up", "down"})
     assert all(ratio <= 1 for ratio in found.error.values())
 
 
 def test_any_positive_scales_of_neurons_leave_the_function(model: Any) -> None:
-    inputs = samples(model, 1)
-    before = logits(model, inputs[0])
+    before = logits(model)
     random = np.random.default_rng(7)
     for layer in find_layers(model):
         scales = np.exp(random.normal(0, 2, layer.up.value.shape[0])).astype(np.float32)
         layer.up.scale_rows(scales)
         layer.down.scale_columns(1 / scales**2)
         layer.write()
-    assert np.abs(logits(model, inputs[0]) - before).max() <= 1e-4 * np.abs(before).max()
+    assert np.abs(logits(model) - before).max() <= 1e-4 * np.abs(before).max()
 
 
-def test_guard_keeps_squares_within_fp16_and_changes_nothing_else(model: Any) -> None:
-    inputs = samples(loud(model))
-    assert emulate_fp16(model, inputs) > 0
-    before = logits(model, inputs[0])
-    found = equalise(model, inputs, None)
+def test_guard_keeps_squares_within_fp16_and_changes_nothing_else(model: Any, tiny_fp32: Path) -> None:
+    assert overflow(loud(model), tiny_fp32) > 0
+    before = logits(model)
+    found = rescaled(model, None, tiny_fp32)
     assert found.peak_up > FP16_LIMIT
     assert found.guarded > 0
-    assert emulate_fp16(model, inputs) == 0
+    assert overflow(model, tiny_fp32) == 0
     # Powers of two: not one bit of the result moves.
-    assert np.array_equal(logits(model, inputs[0]), before)
-    again = equalise(model, inputs, None)
+    assert np.array_equal(logits(model), before)
+    again = rescaled(model, None, tiny_fp32)
     assert again.peak_up <= FP16_PEAK
     assert again.guarded == 0
 
 
-def test_full_equalisation_keeps_the_guard(model: Any) -> None:
-    inputs = samples(loud(model))
-    equalise(model, inputs, INT4)
-    assert emulate_fp16(model, inputs) == 0
+def test_full_equalisation_keeps_the_guard(model: Any, tiny_fp32: Path) -> None:
+    rescaled(loud(model), INT4, tiny_fp32)
+    assert overflow(model, tiny_fp32) == 0
 
 
-def test_quiet_model_is_not_guarded(model: Any) -> None:
-    found = equalise(model, samples(model), None)
+def test_quiet_model_is_not_guarded(model: Any, tiny_fp32: Path) -> None:
+    found = rescaled(model, None, tiny_fp32)
     assert found.guarded == 0
     assert found.recorded()["fp16_guarded_neurons"] == 0
 
@@ -105,7 +114,7 @@ def test_quiet_model_is_not_guarded(model: Any) -> None:
 def test_constant_that_two_layers_share_changes_only_where_it_is_asked_to(model: Any) -> None:
     first, second = find_layers(model)
     kept = second.mlp_norm.value.copy()
-    first.mlp_norm.value *= 2
+    first.mlp_norm.scale_columns(np.full(kept.size, 2.0, dtype=np.float32))
     first.write()
     assert np.array_equal(find_layers(model)[1].mlp_norm.value, kept)
 
@@ -140,12 +149,14 @@ def test_rounding_is_nncfs(bits: int, sym: bool) -> None:
     assert np.abs(found - expected).max() < 2e-3 * np.abs(weight).max()
 
 
-def test_weight_that_is_not_finite_is_named(model: Any) -> None:
+def test_weight_that_is_not_finite_is_named(model: Any, tiny_fp32: Path) -> None:
     layer = find_layers(model)[1]
-    layer.down.value[3, 4] = np.nan
+    broken = np.ones(layer.down.shape[1], dtype=np.float32)
+    broken[4] = np.nan
+    layer.down.scale_columns(broken)
     layer.write()
     with pytest.raises(CompressionError) as caught:
-        equalise(model, samples(model), INT4)
+        rescaled(model, INT4, tiny_fp32)
     assert str(caught.value) == (
         "model.layers.1.mlp.down_proj.weight holds weights that are not finite; fetch the checkpoint again"
     )
@@ -156,4 +167,10 @@ def test_model_without_decoder_layers_is_refused() -> None:
 
     x = ops.parameter([1, 4], np.float32)
     with pytest.raises(CompressionError, match="^no decoder layers were found"):
-        equalise(openvino.Model([ops.relu(x)], [x]), [], None)
+        find_layers(openvino.Model([ops.relu(x)], [x]))
+
+
+def test_a_layer_that_is_not_written_leaves_the_model(model: Any, tiny_fp32: Path) -> None:
+    before = logits(model)
+    equalise(find_layers(model), embedding(model), texts(), INT4, tiny_fp32)
+    assert np.array_equal(logits(model), before)

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from ov_afm.calibration import model_inputs
+from ov_afm.decoder_graph import find_layers
+from ov_afm.decoder_layer import embedding
 from ov_afm.errors import CompressionError
 from ov_afm.feedback import inverse_root, round_with_feedback
 from ov_afm.fitted import fit
@@ -100,7 +102,8 @@ def test_fitted_model_is_nearer_and_keeps_its_formats(tiny_fp32: Path, tmp_path:
     nearest = kl(logits(model, ids))
     formats = {name: each.quantizer for name, each in stored_matrices(model).items()}
     done: list[tuple[int, int]] = []
-    assert fit(original, model, texts(24), tiny_fp32, on_layer=lambda *each: done.append(each)) == 12
+    layers = find_layers(original)
+    assert fit(layers, embedding(original), model, texts(24), tiny_fp32, on_layer=lambda *each: done.append(each)) == 12
     assert done == [(1, 2), (2, 2)]
     assert kl(logits(model, ids)) < 0.7 * nearest
     # What is written is what is read again.
@@ -138,9 +141,23 @@ def test_recipe_rescales_rounds_and_records_it(tiny_fp32: Path, tmp_path: Path) 
     assert found["layers"]["int4_sym g32"] == 12
 
 
+def test_what_nncf_leaves_as_it_is_gets_its_scales_too(tiny_fp32: Path, tmp_path: Path) -> None:
+    text = tmp_path / "words.txt"
+    text.write_text("\n\n".join(f"Paragraph {number} tells of {number**2} boats." for number in range(200)))
+    changes: dict[str, Any] = {"group_size": 128, "group_size_fallback": "ignore", "backup_precision": "none"}
+    recipe = replace(RECIPES["int4-quality"], dataset=str(text), num_samples=4, **changes)
+    found = compress_ir(tiny_fp32 / "openvino_model.xml", tmp_path, recipe, tiny_fp32)
+    # Only down_proj has rows of 128.
+    assert found["fitted_matrices"] == 2
+    core, ids = openvino.Core(), texts(1, seed=9)[0]
+    expected, made = (logits(core.read_model(each / "openvino_model.xml"), ids) for each in (tiny_fp32, tmp_path))
+    # Without its scales one matrix alone makes it 0.29.
+    assert float((expected.exp() * (expected - made)).sum(-1).mean()) < 0.06
+
+
 def test_layer_that_transformers_does_not_know_is_refused(tiny_fp32: Path, tmp_path: Path) -> None:
     original, model = compressed(tiny_fp32, FORMATS[0])
     config = (tiny_fp32 / "config.json").read_text()
     (tmp_path / "config.json").write_text(config.replace('"attention_bias": false', '"attention_bias": true'))
     with pytest.raises(CompressionError, match="^layer 0 is not the layer of ArceeDecoderLayer: "):
-        fit(original, model, texts(2), tmp_path)
+        fit(find_layers(original), embedding(original), model, texts(2), tmp_path)

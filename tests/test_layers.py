@@ -29,8 +29,8 @@ LAYERS = {
     ),
     "making and running models": (
         "export export_* convert verify compress calibration calibration_text self_sampling quantize recipe_options "
-        "equalise rounding feedback fitted stored decoder_graph bundle info ovms synth prune_* sparsity sparsity.* "
-        "pipeline generate upload"
+        "equalise rounding feedback fitted stored decoder_graph decoder_layer bundle info ovms synth prune_* sparsity "
+        "sparsity.* pipeline generate upload"
     ),
     "programs": (
         "prune tune tune_* bench bench_* recommend evaluate evaluate_* eval_* report report_* serve serve.* chat chat.*"
