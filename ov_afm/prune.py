@@ -142,7 +142,7 @@ class _Options:
 
     def check_resources(self, source: Source, shape: Plan) -> None:
         if self.heal_minutes and not shape.narrowed:
-            msg = "rows of the vocabulary alone leave nothing to heal; leave --heal out, or add --target-params or --kv-heads"
+            msg = "rows of the vocabulary alone leave nothing to heal; leave --heal out, or prune more"
             raise ConfigError(msg)
         if self.heal_minutes and shape.parameters > FULL_PARAMETERS:
             resources.require("heal", "peft")

@@ -25,7 +25,7 @@ from .errors import CompressionError, ConfigError, SourceError
 from .prune_model import check_finite, copy_texts
 from .prune_renumber import named_ids, renumber_config, renumber_tokenizer
 
-__all__ = ["Cut", "choose", "cut_checkpoint", "plan_cut"]
+__all__ = ["Cut", "choose", "cut_checkpoint", "plan_cut", "select_rows"]
 
 
 @dataclass(frozen=True, slots=True)

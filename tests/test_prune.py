@@ -191,18 +191,26 @@ def test_heads_that_do_nothing_cost_nothing_to_prune() -> None:
 
 
 def test_refit_of_heads_beats_no_refit_on_text_that_it_has_not_seen() -> None:
+    def related() -> Any:
+        """A model whose second KV head looks about where the first looks, and reads about the same there."""
+        model = random_model()
+        with torch.no_grad():
+            for layer in model.model.layers:
+                attention = layer.self_attn
+                for matrix, rows in ((attention.q_proj, 32), (attention.k_proj, 16), (attention.v_proj, 16)):
+                    matrix.weight[rows:] = 0.2 * matrix.weight[rows:] + 0.8 * matrix.weight[:rows]
+        return model
+
     unseen = torch.tensor(random_ids(8))
-    # Many narrow heads: what is left of one dropped can be told from those that stay.
-    shape = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 4}
     with torch.no_grad():
-        expected = random_model(**shape)(unseen, use_cache=False).logits.log_softmax(-1)
+        expected = related()(unseen, use_cache=False).logits.log_softmax(-1)
     losses = {}
     for refit in (True, False):
-        model = random_model(**shape)
+        model = related()
         ids = torch.randint(3, 512, (24, 64), generator=torch.Generator().manual_seed(9)).tolist()
-        narrow(model, ids, kv_heads=4, refit=refit)
+        narrow(model, ids, kv_heads=1, refit=refit)
         losses[refit] = loss_against(model, expected, unseen)
-    assert losses[True] < losses[False]
+    assert losses[True] < 0.9 * losses[False]
 
 
 def test_fewer_heads_and_neurons_load_with_transformers(tmp_path: Path) -> None:
@@ -224,6 +232,7 @@ def test_fewer_heads_and_neurons_load_with_transformers(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_command_drops_heads_and_the_result_exports(tiny_checkpoint: Path, tmp_path: Path) -> None:
     from ov_afm import Pipeline, export
+    from ov_afm.params import Params
 
     out = tmp_path / "small"
     assert main([str(tiny_checkpoint), "--kv-heads", "1", "-o", str(out), "--num-samples", "8"]) == 0
@@ -233,7 +242,7 @@ def test_command_drops_heads_and_the_result_exports(tiny_checkpoint: Path, tmp_p
     assert 0 < report["attention_energy_kept"] < 1
     assert report["energy_kept"] is None
     with Pipeline(export(str(out), tmp_path / "int8", recipe="int8").path) as pipeline:
-        assert pipeline.generate("The quick", max_new_tokens=8, ignore_eos=True)
+        assert pipeline.generate("The quick", Params(max_new_tokens=8, ignore_eos=True)).text
 
 
 @pytest.mark.slow
