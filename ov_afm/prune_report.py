@@ -61,7 +61,7 @@ def _show_vocabulary(cut: Mapping[str, Any]) -> None:
     scripts = ", ".join(f"{script} {count}" for script, count in cut["tokens_dropped"].items()) or "none"
     console.note(f"  tokens dropped: {scripts}; rows without a token dropped: {cut['unused_rows_dropped']}")
     mass = cut["dropped_probability"]
-    console.note(f"  on {cut['text']} the original gives the dropped rows {mass['mean']:.2%} of probability")
+    console.note(f"  on {cut['text']} the original gives the dropped rows {100 * mass['mean']:.3g}% of probability")
     if cut["same_tokens"]:
         before, after = cut["reference_perplexity"], cut["perplexity"]
         console.note(f"  vocabulary cut: perplexity {before:.2f} → {after:.2f}, among the rows that each has")
