@@ -1,8 +1,10 @@
 """`ov-afm prune`: a smaller checkpoint out of a large one, with a report of what that cost.
 
-Neurons go first, by their output energy on calibration text; whole layers where neurons alone would leave the MLPs too
-narrow. The result is an ordinary checkpoint that transformers loads and `ov-afm export` exports. What was lost is
-measured on text that was not calibrated on, before and after healing.
+Where it is asked for, rows of the vocabulary go for scripts that are not wanted, and KV heads with their query heads.
+To reach a number of parameters neurons go, by their output energy on calibration text; whole layers where neurons alone
+would leave the MLPs too narrow. The result is an ordinary checkpoint that transformers loads and `ov-afm export`
+exports. What was lost is measured on text that was not calibrated on, before and after healing; the vocabulary is cut
+after that.
 """
 
 from __future__ import annotations
@@ -11,15 +13,16 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import calibration, console, eval_run, eval_table, eval_text, resources, supervise
+from . import calibration, console, eval_pruned, eval_table, prune_report, prune_vocabulary, resources, supervise
 from .errors import CompressionError, ConfigError
-from .eval_measure import summarize
+from .manifest import geometry_of
 from .prune_heal import FULL_PARAMETERS
 from .prune_plan import Plan, parse_count, plan
+from .prune_vocabulary import Cut
 from .sources import Source, resolve
 from .staging import disk_full_as_error, staging
 
@@ -50,7 +53,9 @@ def prune(
     model: str | Path,
     output: str | Path,
     *,
-    target_params: str | int,
+    target_params: str | int | None = None,
+    keep_scripts: Sequence[str] = (),
+    kv_heads: int | None = None,
     dataset: str = calibration.PACKAGED,
     num_samples: int = SAMPLES,
     refit: bool = True,
@@ -65,10 +70,14 @@ def prune(
     Args:
         model: Checkpoint of a ReLU² model: Hub id, folder or `.gguf` file.
         output: New checkpoint folder.
-        target_params: Most parameters of the result, norms left out, such as "2.8B".
+        target_params: Most parameters of the result, norms left out, such as "2.8B"; None where the two options that
+            follow say all. What they take counts towards it.
+        keep_scripts: Scripts whose tokens stay in the vocabulary, such as "latin", see `prune_vocabulary`; none given
+            keeps all.
+        kv_heads: KV heads that stay in every layer, with their query heads; None keeps all.
         dataset: Calibration text, see `calibration`.
         num_samples: Samples of 256 tokens.
-        refit: Let the neurons that stay take over what they can of the others, by least squares.
+        refit: Let the neurons and heads that stay take over what they can of the others, by least squares.
         heal_minutes: Minutes of distillation from the original; 0 for none. An interrupted run goes on.
         text: Evaluation text; None takes the packaged one.
         tokens: Most tokens to evaluate on; None for all.
@@ -77,53 +86,72 @@ def prune(
 
     Raises:
         ConfigError: The target cannot be reached, or an option is out of range.
-        CompressionError: The model is no ReLU² model, or a weight is not finite.
+        CompressionError: The model is no ReLU² model, its tokenizer no byte-level BPE where that is needed, or a weight
+            is not finite.
         SourceError: The model cannot be found or read.
     """
     resources.require("export", "torch", "transformers", "safetensors")
-    if heal_minutes < 0:
-        msg = f"minutes of healing must not be negative, found {heal_minutes}"
+    if target_params is None and not keep_scripts and kv_heads is None:
+        msg = "nothing to prune; give --target-params, --keep-scripts or --kv-heads"
         raise ConfigError(msg)
-    calibration.check(dataset)
-    if any(part.name == calibration.SELF for part in calibration.parts(dataset)):
-        msg = "prune reads its calibration text before there is a model to sample from; give a file, or packaged"
-        raise ConfigError(msg)
+    options = _Options(dataset, num_samples, refit, heal_minutes, text, tokens)
+    options.check()
     target = Path(output)
     with progress if progress is not None else console.Progress() as bars:
         source = _relu2(resolve(model, progress=bars))
-        shape = plan(source.config, target_params if isinstance(target_params, int) else parse_count(target_params))
-        if heal_minutes and shape.parameters > FULL_PARAMETERS:
-            resources.require("heal", "peft")
-        # Weights, and with a refit the residual stream after each layer.
-        streams = shape.layers * num_samples * calibration.SAMPLE_TOKENS * source.config["hidden_size"]
-        resources.check_memory(4.0 * (shape.before + (streams if refit else 0)) + 4e9, "pruning")
+        most = parse_count(target_params) if isinstance(target_params, str) else target_params
+        cut = prune_vocabulary.plan_cut(source.path, source.config, keep_scripts) if keep_scripts else None
+        shape = plan(source.config, most, vocab=len(cut.rows) if cut else None, kv_heads=kv_heads)
+        options.check_resources(source, shape)
         log = resources.log_file(f"prune-{target.name}")
         with staging(target, replace=force) as partial, disk_full_as_error(target.absolute().parent):
-            resources.check_disk(partial, {"the pruned checkpoint": 2.0 * shape.parameters})
-            arguments = {
-                "source": str(source.path),
-                "output": str(partial),
-                "layers": shape.layers,
-                "intermediate": shape.intermediate,
-                "dataset": dataset,
-                "num_samples": num_samples,
-                "refit": refit,
-            }
-            with bars.step("pruning") as advance:
-                made = supervise.run(
-                    "ov_afm.prune_model:prune_checkpoint",
-                    arguments,
-                    log=log,
-                    on_event=_relay(advance),
-                    died=CompressionError,
-                )
-            report = {"plan": shape.to_dict(), "refit": refit, **made}
-            report["pruned"] = _figures(source.path, partial, text, tokens, bars)
-            if heal_minutes:
-                report["healing"] = _heal(source, partial, target, dataset, num_samples, heal_minutes, bars, log)
-                report["healed"] = _figures(source.path, partial, text, tokens, bars)
+            copies = 2 if cut and shape.narrowed else 1
+            resources.check_disk(partial, {"the pruned checkpoint": copies * 2.0 * shape.before})
+            report: dict[str, Any] = {"plan": shape.to_dict(), "refit": refit}
+            whole = source.path
+            if shape.narrowed:
+                # All rows are there until the rest is measured and healed, so that it compares with the original.
+                whole = partial / "whole" if cut else partial
+                report |= _narrow(source, whole, target, shape, options, bars, log)
+            if cut:
+                report["vocabulary"] = _cut(source, whole, partial, cut, options, bars, log)
+                shutil.rmtree(partial / "whole", ignore_errors=True)
             (partial / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return Pruned(target, shape, report)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Arguments of `prune` that its steps share."""
+
+    dataset: str
+    num_samples: int
+    refit: bool
+    heal_minutes: float
+    text: str | Path | None
+    tokens: int | None
+
+    def check(self) -> None:
+        if self.heal_minutes < 0:
+            msg = f"minutes of healing must not be negative, found {self.heal_minutes}"
+            raise ConfigError(msg)
+        calibration.check(self.dataset)
+        if any(part.name == calibration.SELF for part in calibration.parts(self.dataset)):
+            msg = "prune reads its calibration text before there is a model to sample from; give a file, or packaged"
+            raise ConfigError(msg)
+
+    def check_resources(self, source: Source, shape: Plan) -> None:
+        if self.heal_minutes and not shape.narrowed:
+            msg = "rows of the vocabulary alone leave nothing to heal; leave --heal out, or prune more"
+            raise ConfigError(msg)
+        if self.heal_minutes and shape.parameters > FULL_PARAMETERS:
+            resources.require("heal", "peft")
+        # Weights, and with a refit the residual stream after each layer; where heads go, after its attention too.
+        streams = 0
+        if self.refit and shape.narrowed:
+            each = self.num_samples * calibration.SAMPLE_TOKENS * source.config["hidden_size"]
+            streams = shape.layers * each * (2 if shape.kv_heads < geometry_of(source.config)["kv_heads"] else 1)
+        resources.check_memory(4.0 * (shape.before + streams) + 4e9, "pruning")
 
 
 def _relu2(source: Source) -> Source:
@@ -143,75 +171,51 @@ def _relay(advance: Any) -> Callable[[dict[str, Any]], None]:
     return show
 
 
-def _figures(
-    source: Path, pruned: Path, text: str | Path | None, tokens: int | None, bars: console.Progress
+def _narrow(
+    source: Source, output: Path, target: Path, shape: Plan, options: _Options, bars: console.Progress, log: Path
 ) -> dict[str, Any]:
-    """Perplexity of both, KL and agreement, on text that was not calibrated on."""
-    blocks = eval_run.tokens_of(pruned, eval_text.load_text(text), tokens, eval_text.BLOCK_TOKENS, source)
-    scores, _ = eval_run.score(pruned, blocks, eval_run.prepare_reference(source, blocks, bars), bars)
-    return asdict(summarize(scores))
-
-
-def _heal(
-    source: Source,
-    partial: Path,
-    target: Path,
-    dataset: str,
-    num_samples: int,
-    minutes: float,
-    bars: console.Progress,
-    log: Path,
-) -> dict[str, Any]:
-    state = target.resolve().with_name(f".{target.name}.healing")
+    """Write a checkpoint without the layers, neurons and heads that go, healed if asked for; what the report says."""
     arguments = {
-        "student": str(partial),
-        "teacher": str(source.path),
-        "state": str(state),
-        "dataset": dataset,
-        "num_samples": max(num_samples, HEALING_SAMPLES),
-        "minutes": minutes,
+        "source": str(source.path),
+        "output": str(output),
+        "layers": shape.layers,
+        "intermediate": shape.intermediate,
+        "kv_heads": shape.kv_heads,
+        "dataset": options.dataset,
+        "num_samples": options.num_samples,
+        "refit": options.refit,
     }
-    with bars.step("healing") as advance:
-        result: dict[str, Any] = supervise.run(
-            "ov_afm.prune_heal:heal", arguments, log=log, on_event=_relay(advance), died=CompressionError
-        )
-    shutil.rmtree(state, ignore_errors=True)
-    return result
+    report: dict[str, Any] = _child("pruning", "ov_afm.prune_model:prune_checkpoint", arguments, bars, log)
+    report["pruned"] = eval_pruned.measure(source.path, output, options.text, options.tokens, bars)
+    if options.heal_minutes:
+        state = target.resolve().with_name(f".{target.name}.healing")
+        arguments = {
+            "student": str(output),
+            "teacher": str(source.path),
+            "state": str(state),
+            "dataset": options.dataset,
+            "num_samples": max(options.num_samples, HEALING_SAMPLES),
+            "minutes": options.heal_minutes,
+        }
+        report["healing"] = _child("healing", "ov_afm.prune_heal:heal", arguments, bars, log)
+        shutil.rmtree(state, ignore_errors=True)
+        report["healed"] = eval_pruned.measure(source.path, output, options.text, options.tokens, bars)
+    return report
 
 
-def _plot(healing: dict[str, Any], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    losses = healing["losses"]
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot([(at + 0.5) * healing["steps"] / len(losses) for at in range(len(losses))], losses)
-    axes.set_xlabel("step")
-    axes.set_ylabel("KL to the original, training text, nats")
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=130)
+def _cut(
+    source: Source, whole: Path, output: Path, cut: Cut, options: _Options, bars: console.Progress, log: Path
+) -> dict[str, Any]:
+    """Write a checkpoint without the rows that go; what the report says."""
+    arguments = {"source": str(whole), "output": str(output), "rows": cut.rows}
+    _child("cutting the vocabulary", "ov_afm.prune_vocabulary:cut_checkpoint", arguments, bars, log)
+    figures = eval_pruned.measure_cut(source.path, output, cut.rows, options.text, options.tokens, bars)
+    return {**cut.to_dict(), **figures}
 
 
-def _print(result: Pruned) -> None:
-    shape, report = result.plan, result.report
-    console.note(f"  kept: {shape.reason}")
-    if report["layers_dropped"]:
-        console.note(f"  layers dropped: {', '.join(map(str, report['layers_dropped']))}")
-    speed = report["prefill_tokens_per_s"]
-    console.note(f"  prefill in torch at f32: {speed['before']} → {speed['after']} tokens/s")
-    if "healing" in report:
-        healing = report["healing"]
-        losses = " ".join(f"{loss:.2f}" for loss in healing["losses"][:: max(1, len(healing["losses"]) // 10)])
-        console.note(f"  healing ({healing['method']}, {healing['steps']} steps), KL on the training text: {losses}")
-    for stage in ("pruned", "healed"):
-        if stage in report:
-            figures = report[stage]
-            console.note(
-                f"  {stage}: perplexity {figures['reference_perplexity']['value']:.2f} → "
-                f"{figures['perplexity']['value']:.2f}, KL {figures['kl_mean']['value']:.3f}, "
-                f"top-1 {figures['top1_agreement']['value']:.1%}"
-            )
-    print(f"{result.path}  {shape.parameters / 1e9:.3f} B of {shape.before / 1e9:.3f} B parameters")
+def _child(name: str, target: str, arguments: dict[str, Any], bars: console.Progress, log: Path) -> Any:
+    with bars.step(name) as advance:
+        return supervise.run(target, arguments, log=log, on_event=_relay(advance), died=CompressionError)
 
 
 @console.command
@@ -219,11 +223,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`ov-afm prune`."""
     parser = console.parser("prune", "Write a checkpoint with fewer parameters, and measure what that cost.")
     parser.add_argument("model", help="checkpoint of a ReLU² model: Hub id, folder or .gguf file")
-    parser.add_argument("--target-params", required=True, metavar="COUNT", help="such as 2.8B")
+    parser.add_argument("--target-params", metavar="COUNT", help="most parameters that stay, such as 2.8B")
+    parser.add_argument(
+        "--keep-scripts",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="drop tokens with letters of other scripts, such as: latin greek",
+    )
+    parser.add_argument("--kv-heads", type=int, metavar="N", help="KV heads that stay in every layer")
     parser.add_argument("--output", "-o", required=True, metavar="DIR", help="new checkpoint folder")
     parser.add_argument("--dataset", default=calibration.PACKAGED, metavar="DATA", help="calibration text")
     parser.add_argument("--num-samples", type=int, default=SAMPLES, help="calibration samples of 256 tokens")
-    parser.add_argument("--no-refit", action="store_true", help="keep down_proj as it is")
+    parser.add_argument("--no-refit", action="store_true", help="keep down_proj and o_proj as they are")
     parser.add_argument("--heal", type=float, default=0.0, metavar="MINUTES", help="distil from the original so long")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the loss curve of --heal: .svg, .png, .pdf")
     parser.add_argument("--text", metavar="FILE", help="evaluation text instead of the packaged one")
@@ -239,6 +251,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.model,
         args.output,
         target_params=args.target_params,
+        keep_scripts=args.keep_scripts,
+        kv_heads=args.kv_heads,
         dataset=args.dataset,
         num_samples=args.num_samples,
         refit=not args.no_refit,
@@ -247,11 +261,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         force=args.force,
     )
     if args.plot is not None:
-        _plot(result.report["healing"], args.plot)
+        prune_report.plot(result.report["healing"], args.plot)
     if args.json:
         print(json.dumps({"path": str(result.path), **result.report}))
     else:
-        _print(result)
+        shape = result.plan
+        prune_report.show(shape, result.report)
+        print(f"{result.path}  {shape.parameters / 1e9:.3f} B of {shape.before / 1e9:.3f} B parameters")
     return 0
 
 

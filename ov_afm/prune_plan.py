@@ -27,6 +27,10 @@ class Plan:
     Attributes:
         layers: Decoder layers that stay.
         intermediate: Neurons that stay in every MLP; one width for all, which every engine can load.
+        heads: Query heads that stay in every layer.
+        kv_heads: KV heads that stay in every layer.
+        vocab: Rows that stay in embedding and head.
+        narrowed: Whether anything but rows of the vocabulary goes.
         parameters: Of the result, norms left out.
         before: Of the source.
         reason: Why it was chosen, for people.
@@ -34,6 +38,10 @@ class Plan:
 
     layers: int
     intermediate: int
+    heads: int
+    kv_heads: int
+    vocab: int
+    narrowed: bool
     parameters: int
     before: int
     reason: str
@@ -56,26 +64,76 @@ def parse_count(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2]])
 
 
-def plan(config: Mapping[str, Any], target: int) -> Plan:
+def plan(
+    config: Mapping[str, Any], target: int | None = None, *, vocab: int | None = None, kv_heads: int | None = None
+) -> Plan:
     """The largest shape of at most `target` parameters, through the MLPs alone where that is not too narrow.
 
     Args:
         config: Contents of the source's `config.json`.
-        target: Number of parameters, norms left out.
+        target: Number of parameters, norms left out; None where `vocab` and `kv_heads` say all.
+        vocab: Rows of embedding and head that stay; None for all.
+        kv_heads: KV heads that stay in every layer, with their query heads; None for all.
 
     Raises:
-        ConfigError: The target is not below what the model has, or below what can be reached.
+        ConfigError: The target is not below what the model has, or below what can be reached; or `kv_heads` is a number
+            that the model cannot have; or nothing would go.
     """
-    shape = manifest.geometry_of(config)
+    source = manifest.geometry_of(config)
     tied = bool(config.get("tie_word_embeddings"))
-    before = _count(shape, tied)
-    if target >= before:
+    before = _count(source, tied)
+    if target is not None and target >= before:
         msg = f"the model has {before / 1e9:.3f} B parameters already, no more than the target of {target / 1e9:.3f} B"
         raise ConfigError(msg)
+    shape = {**source, "vocab": source["vocab"] if vocab is None else vocab}
+    reasons = [] if vocab is None else [f"{vocab} of {source['vocab']} rows of the vocabulary"]
+    if kv_heads is not None:
+        shape |= _heads(source, kv_heads)
+        queries = f"{shape['heads']} of {source['heads']} query heads"
+        reasons.append(f"{kv_heads} of {source['kv_heads']} KV heads and {queries} in each layer")
+    if target is None and _count(shape, tied) == before:
+        msg = "nothing would go: all rows of the vocabulary and all KV heads stay; ask for fewer, or --target-params"
+        raise ConfigError(msg)
+    if target is not None and target < _count(shape, tied):
+        layers, intermediate, reason = _layers(shape, tied, target)
+        shape |= {"layers": layers, "intermediate": intermediate}
+        reasons.append(reason)
+    return Plan(
+        layers=shape["layers"],
+        intermediate=shape["intermediate"],
+        heads=shape["heads"],
+        kv_heads=shape["kv_heads"],
+        vocab=shape["vocab"],
+        narrowed={**shape, "vocab": source["vocab"]} != source,
+        parameters=_count(shape, tied),
+        before=before,
+        reason="; ".join(reasons),
+    )
+
+
+def _heads(shape: Mapping[str, Any], kv_heads: int) -> dict[str, int]:
+    """Query and KV heads where so many KV heads stay."""
+    if not 1 <= kv_heads <= shape["kv_heads"]:
+        msg = f"KV heads to keep must be 1 to {shape['kv_heads']}, found {kv_heads}"
+        raise ConfigError(msg)
+    group = shape["heads"] // shape["kv_heads"]
+    # transformers refuses other configurations, though none of its code needs that where head_dim is given.
+    possible = [count for count in range(1, shape["kv_heads"] + 1) if shape["hidden"] % (count * group) == 0]
+    if kv_heads not in possible:
+        msg = (
+            f"{kv_heads} KV heads leave {kv_heads * group} query heads, and transformers wants a number that divides "
+            f"the hidden size {shape['hidden']}; KV heads to keep may be {', '.join(map(str, possible))}"
+        )
+        raise ConfigError(msg)
+    return {"heads": kv_heads * group, "kv_heads": kv_heads}
+
+
+def _layers(shape: Mapping[str, Any], tied: bool, target: int) -> tuple[int, int, str]:
+    """Layers, neurons of each MLP, and why."""
     width = _width(shape, tied, target, shape["layers"])
     if width >= NARROWEST_ALONE * shape["intermediate"]:
         reason = f"the MLPs alone: {width} of {shape['intermediate']} neurons in each, all {shape['layers']} layers"
-        return Plan(shape["layers"], width, _count({**shape, "intermediate": width}, tied), before, reason)
+        return shape["layers"], width, reason
     # Depth and width by about the same share: of the layer counts, the one whose shares lie closest.
     reachable = []
     for layers in range(max(1, round(SMALLEST_SHARE * shape["layers"])), shape["layers"]):
@@ -97,7 +155,7 @@ def plan(config: Mapping[str, Any], target: int) -> Plan:
         f"{layers} of {shape['layers']} layers and {width} of {shape['intermediate']} neurons in each: the MLPs alone "
         f"would have to keep less than {NARROWEST_ALONE:.0%}"
     )
-    return Plan(layers, width, _count({**shape, "layers": layers, "intermediate": width}, tied), before, reason)
+    return layers, width, reason
 
 
 def _count(shape: Mapping[str, Any], tied: bool) -> int:

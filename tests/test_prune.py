@@ -13,7 +13,8 @@ import torch
 from ov_afm import calibration, prune_heal
 from ov_afm.errors import CompressionError, ConfigError
 from ov_afm.prune import main, prune
-from ov_afm.prune_model import block_influence, prune_mlps
+from ov_afm.prune_model import block_influence
+from ov_afm.prune_narrow import narrow
 from ov_afm.prune_plan import parse_count, plan
 
 AFM = {
@@ -82,6 +83,35 @@ def test_the_minimum_that_is_named_can_be_reached() -> None:
     assert plan(AFM, int(minimum * 1e9)).parameters <= minimum * 1e9
 
 
+def test_rows_and_heads_that_go_leave_more_for_the_mlps() -> None:
+    target = parse_count("2.8B")
+    plain, found = plan(AFM, target), plan(AFM, target, vocab=100_004, kv_heads=2)
+    # 28,000 rows in two matrices, and half of 36 layers' attention.
+    freed = 2 * 28_000 * 2560 + 36 * 2560 * 128 * 2 * (10 + 2)
+    assert found.intermediate - plain.intermediate == pytest.approx(freed / (36 * 2 * 2560), abs=64)
+    assert found.parameters <= target
+    assert found.reason == (
+        "100004 of 128004 rows of the vocabulary; 2 of 4 KV heads and 10 of 20 query heads in each layer; "
+        f"the MLPs alone: {found.intermediate} of 18432 neurons in each, all 36 layers"
+    )
+
+
+def test_target_that_rows_alone_reach_leaves_the_rest() -> None:
+    found = plan(AFM, parse_count("4.5B"), vocab=90_004)
+    assert (found.layers, found.intermediate, found.kv_heads) == (36, 18432, 4)
+    assert found.reason == "90004 of 128004 rows of the vocabulary"
+    assert not found.narrowed
+
+
+def test_heads_that_transformers_would_refuse_are_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan(AFM, kv_heads=3)
+    assert str(caught.value) == (
+        "3 KV heads leave 15 query heads, and transformers wants a number that divides the hidden size 2560; "
+        "KV heads to keep may be 1, 2, 4"
+    )
+
+
 @pytest.mark.parametrize("text", ["", "0", "-3B", "big", "2.8Bn"])
 def test_target_that_is_no_number_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="is no number of parameters; give one such as 2.8B or 120M"):
@@ -105,7 +135,7 @@ def test_refit_beats_no_refit_on_text_that_it_has_not_seen() -> None:
     for refit in (True, False):
         model = random_model()
         calibration_ids = torch.randint(3, 512, (24, 64), generator=torch.Generator().manual_seed(9)).tolist()
-        prune_mlps(model, calibration_ids, 64, refit=refit)
+        narrow(model, calibration_ids, intermediate=64, refit=refit)
         losses[refit] = loss_against(model, expected, unseen)
     assert losses[True] < 0.9 * losses[False]
 
@@ -116,9 +146,9 @@ def test_neurons_that_never_fire_cost_nothing_to_prune() -> None:
         for layer in model.model.layers:
             layer.mlp.down_proj.weight[:, ::2] = 0
         expected = model(torch.tensor(ids), use_cache=False).logits
-        share = prune_mlps(model, ids, 64, refit=False)
+        kept = narrow(model, ids, intermediate=64, refit=False)
         found = model(torch.tensor(ids), use_cache=False).logits
-    assert share == pytest.approx(1)
+    assert kept.neurons == pytest.approx([1, 1])
     assert torch.allclose(found, expected, atol=1e-4)
     assert model.config.intermediate_size == 64
 
@@ -131,6 +161,88 @@ def test_layer_that_does_nothing_has_no_influence() -> None:
     influence = block_influence(model, random_ids(2))
     assert influence[1] == pytest.approx(0, abs=1e-5)
     assert min(influence[0], influence[2]) > 1e-3
+
+
+# -- Heads
+
+
+def test_keeping_all_heads_changes_nothing() -> None:
+    model, ids = random_model(), random_ids(4)
+    with torch.no_grad():
+        expected = model(torch.tensor(ids), use_cache=False).logits
+        kept = narrow(model, ids, kv_heads=2)
+        found = model(torch.tensor(ids), use_cache=False).logits
+    assert kept.kv_heads == [[0, 1], [0, 1]]
+    assert kept.attention == pytest.approx([1, 1])
+    assert not kept.neurons
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_heads_that_do_nothing_cost_nothing_to_prune() -> None:
+    model, ids = random_model(), random_ids(2)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight[:, :32] = 0  # the two query heads of KV head 0
+        expected = model(torch.tensor(ids), use_cache=False).logits
+        kept = narrow(model, ids, kv_heads=1, refit=False)
+        found = model(torch.tensor(ids), use_cache=False).logits
+    assert kept.kv_heads == [[1], [1]]
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_refit_of_heads_beats_no_refit_on_text_that_it_has_not_seen() -> None:
+    def related() -> Any:
+        """A model whose second KV head looks about where the first looks, and reads about the same there."""
+        model = random_model()
+        with torch.no_grad():
+            for layer in model.model.layers:
+                attention = layer.self_attn
+                for matrix, rows in ((attention.q_proj, 32), (attention.k_proj, 16), (attention.v_proj, 16)):
+                    matrix.weight[rows:] = 0.2 * matrix.weight[rows:] + 0.8 * matrix.weight[:rows]
+        return model
+
+    unseen = torch.tensor(random_ids(8))
+    with torch.no_grad():
+        expected = related()(unseen, use_cache=False).logits.log_softmax(-1)
+    losses = {}
+    for refit in (True, False):
+        model = related()
+        ids = torch.randint(3, 512, (24, 64), generator=torch.Generator().manual_seed(9)).tolist()
+        narrow(model, ids, kv_heads=1, refit=refit)
+        losses[refit] = loss_against(model, expected, unseen)
+    assert losses[True] < 0.9 * losses[False]
+
+
+def test_fewer_heads_and_neurons_load_with_transformers(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model, ids = random_model(), random_ids(4)
+    narrow(model, ids, intermediate=64, kv_heads=1)
+    with torch.no_grad():
+        expected = model(torch.tensor(ids), use_cache=False).logits
+    model.save_pretrained(tmp_path / "small")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "small").eval()
+    assert (again.config.num_attention_heads, again.config.num_key_value_heads) == (2, 1)
+    assert again.config.head_dim == 16
+    with torch.no_grad():
+        found = again(torch.tensor(ids)).logits
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_command_drops_heads_and_the_result_exports(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from ov_afm import Pipeline, export
+    from ov_afm.params import Params
+
+    out = tmp_path / "small"
+    assert main([str(tiny_checkpoint), "--kv-heads", "1", "-o", str(out), "--num-samples", "8"]) == 0
+    report = json.loads((out / "ov_afm_prune.json").read_text())
+    assert report["plan"]["reason"] == "1 of 2 KV heads and 2 of 4 query heads in each layer"
+    assert [len(each) for each in report["kv_heads_kept"]] == [1, 1]
+    assert 0 < report["attention_energy_kept"] < 1
+    assert report["energy_kept"] is None
+    with Pipeline(export(str(out), tmp_path / "int8", recipe="int8").path) as pipeline:
+        assert pipeline.generate("The quick", Params(max_new_tokens=8, ignore_eos=True)).text
 
 
 @pytest.mark.slow
@@ -215,7 +327,7 @@ def pair(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     shutil.copytree(tiny_checkpoint, teacher)
     random_model().save_pretrained(teacher)
     model = random_model()
-    prune_mlps(model, random_ids(8), 64, refit=False)
+    narrow(model, random_ids(8), intermediate=64, refit=False)
     model.save_pretrained(student)
     return str(student), str(teacher)
 

@@ -36,7 +36,7 @@ ARCEE: dict[str, Any] = {
 }
 
 
-def write_tokenizer(path: Path) -> None:
+def write_tokenizer(path: Path, corpus: str = CORPUS) -> None:
     """A byte-level BPE of 512 entries with ChatML control tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -48,7 +48,7 @@ def write_tokenizer(path: Path) -> None:
     trainer = trainers.BpeTrainer(
         vocab_size=512, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    tokenizer.train_from_iterator([CORPUS] * 4, trainer)
+    tokenizer.train_from_iterator([corpus] * 4, trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|endoftext|>",
