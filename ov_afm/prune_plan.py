@@ -88,6 +88,9 @@ def plan(
     shape = {**source, "vocab": source["vocab"] if vocab is None else vocab}
     reasons = [] if vocab is None else [f"{vocab} of {source['vocab']} rows of the vocabulary"]
     if kv_heads is not None:
+        if config.get("attention_bias"):
+            msg = "KV heads are pruned in attention without biases; config.json has attention_bias"
+            raise ConfigError(msg)
         shape |= _heads(source, kv_heads)
         queries = f"{shape['heads']} of {source['heads']} query heads"
         reasons.append(f"{kv_heads} of {source['kv_heads']} KV heads and {queries} in each layer")

@@ -112,6 +112,11 @@ def test_heads_that_transformers_would_refuse_are_refused() -> None:
     )
 
 
+def test_heads_with_biases_are_refused() -> None:
+    with pytest.raises(ConfigError, match="^KV heads are pruned in attention without biases; "):
+        plan({**AFM, "attention_bias": True}, kv_heads=2)
+
+
 @pytest.mark.parametrize("text", ["", "0", "-3B", "big", "2.8Bn"])
 def test_target_that_is_no_number_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="is no number of parameters; give one such as 2.8B or 120M"):
