@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import calibration, supervise
-from .decoder_graph import Layer, find_layers
-from .decoder_layer import embedding
 from .errors import CompressionError
 from .presets import Recipe
+
+if TYPE_CHECKING:
+    from .decoder_graph import Layer
 
 __all__ = ["compress_ir", "describe_weights"]
 
@@ -41,6 +42,9 @@ def compress_ir(ir: Path, out: Path, settings: Recipe, tokenizer: Path) -> dict[
     """
     import nncf
     import openvino
+
+    from .decoder_graph import find_layers
+    from .decoder_layer import embedding
 
     model = openvino.Core().read_model(ir)
     present = _weight_formats(model)
