@@ -91,8 +91,10 @@ inline M512 fmadd_ps(const M512& a, const M512& b, const M512& c) {
   return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
 }
 
-#define RELU2_HALVES(T, name, sibling) \
-  inline T name(const T& a, const T& b) { return {sibling(a.low, b.low), sibling(a.high, b.high)}; }
+#define RELU2_HALVES(T, name, sibling)                       \
+  inline T name(const T& a, const T& b) {                    \
+    return {sibling(a.low, b.low), sibling(a.high, b.high)}; \
+  }
 RELU2_HALVES(M512i, and_si512, _mm256_and_si256)
 RELU2_HALVES(M512i, unpacklo_epi8, _mm256_unpacklo_epi8)
 RELU2_HALVES(M512i, unpackhi_epi8, _mm256_unpackhi_epi8)
