@@ -17,7 +17,11 @@ PREDICTOR = {"maxReplicas", "minReplicas", "scaleMetric", "scaleTarget", "timeou
 
 @pytest.mark.parametrize(
     ("schema", "path"),
-    [("vendor.compose-spec", "deploy/compose.yaml"), ("vendor.github-workflows", ".github/workflows/test.yml")],
+    [
+        ("vendor.compose-spec", "deploy/compose.yaml"),
+        ("vendor.github-workflows", ".github/workflows/test.yml"),
+        ("vendor.github-workflows", ".github/workflows/wheels.yml"),
+    ],
 )
 def test_a_file_follows_its_schema(schema: str, path: str) -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, ROOT / path]

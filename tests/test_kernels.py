@@ -1,7 +1,16 @@
-"""The native kernels against the numpy reference, for every instruction set that this CPU has."""
+"""The native kernels against the numpy reference, for every instruction set that this CPU has.
+
+Those with VNNI also run over emulated instructions, by the stand-alone C++ test and its own reference.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,6 +113,29 @@ def test_every_variant_agrees_with_numpy(isa: str, bits: int, up_weights: Any, d
     model = build_model(up, down, isa=isa, activation_bits=bits)
     x = rng.standard_normal((tokens, 256)).astype(np.float32)
     assert_close(run(model, x), reference.ffn(x, up, down), bits)
+
+
+def compiled(target: str, folder: Path) -> Path:
+    """One of CMake's test programs."""
+    csrc = Path(__file__).parents[1] / "csrc"
+    options = [f"-DPython_EXECUTABLE={sys.executable}", "-DOV_AFM_REQUIRE_KERNELS=ON", "-DOV_AFM_BUILD_TESTS=ON"]
+    for command in (["-S", csrc, "-B", folder, *options], ["--build", folder, "--target", target]):
+        done = subprocess.run(["cmake", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert done.returncode == 0, done.stdout[-4000:]
+    return folder / target
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="the emulated instructions are compiled by GCC and Clang only")
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="no CMake")
+def test_vnni_variants_agree_with_the_reference_by_emulation(tmp_path: Path) -> None:
+    if not extension.has_isa("avx2"):
+        pytest.skip("the emulation needs AVX2")
+    done = subprocess.run([compiled("test_kernels_emulated", tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    cases = {isa: len(re.findall(rf"^{isa} .*relative error", done.stdout, re.MULTILINE)) for isa in ISAS}
+    assert cases["avx2vnni"] == cases["avx512vnni"] == cases["portable"] > 0
+    assert "EMULATED" in done.stdout
 
 
 def test_outputs_beyond_one_tile_of_sums_agree_with_numpy() -> None:
