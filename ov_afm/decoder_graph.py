@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float32]
 
-__all__ = ["Layer", "Weight", "constant_as_f32", "find_layers"]
+__all__ = ["Layer", "Matrix", "Weight", "constant_as_f32", "find_layers", "find_matrices"]
 
 MATRIX = re.compile(r"layers\.(\d+)\.(?:self_attn|mlp)\.(q|k|v|o|up|gate|down)_proj/")
 
@@ -144,6 +144,37 @@ class Layer:
         """Free the values of all weights."""
         for weight in (*self.matrices(), *self.norms()):
             weight.forget()
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A weight and what reads it.
+
+    Attributes:
+        kind: One of `presets.KINDS`.
+        reader: Name of the MatMul or Gather.
+        key: Name of the constant; a tied embedding has two readers.
+    """
+
+    kind: str
+    reader: str
+    key: str
+
+
+def find_matrices(model: Any) -> list[Matrix]:
+    """The matrices of an IR that Optimum exported, uncompressed: those of its decoder layers, embedding and head."""
+    found = []
+    for node in model.get_ordered_ops():
+        name, type_name = node.get_friendly_name(), node.get_type_name()
+        match = MATRIX.search(name)
+        if type_name == "Gather" and "embed_tokens/" in name:
+            found.append(Matrix("embedding", name, Weight(node.input(0)).key))
+        elif type_name == "MatMul" and "lm_head/" in name:
+            found.append(Matrix("head", name, Weight(node.input(1)).key))
+        elif type_name == "MatMul" and match:
+            kind = match[2] if match[2] in ("up", "gate", "down") else "attention"
+            found.append(Matrix(kind, name, Weight(node.input(1)).key))
+    return found
 
 
 def find_layers(model: Any) -> list[Layer]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .errors import DeviceError
-from .presets import CHANNEL_WISE, Recipe
+from .presets import CHANNEL_WISE, KINDS, TABLES, Recipe
 
 __all__ = ["RULES", "Rule", "check", "kind_of", "violations"]
 
@@ -39,6 +39,11 @@ class Rule:
     source: str
 
 
+def _layers_in_backup(recipe: Recipe) -> str:
+    """Kinds of matrices of the decoder layers that are in 8 bits, as they are asked for."""
+    return ", ".join(f"{kind}=int8" for kind in KINDS if kind not in TABLES and recipe.in_backup(kind))
+
+
 RULES: tuple[Rule, ...] = (
     Rule(
         "NPU",
@@ -58,8 +63,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "NPU",
-        lambda recipe: recipe.weight_format == "int4" and recipe.ratio != 1.0,
-        lambda recipe: f"ratio {recipe.ratio:g}",
+        lambda recipe: recipe.weight_format == "int4" and (recipe.ratio != 1.0 or _layers_in_backup(recipe) != ""),
+        lambda recipe: _layers_in_backup(recipe) or f"ratio {recipe.ratio:g}",
         "ratio 1.0 (no mixed precision)",
         NPU_GUIDE,
     ),
@@ -73,7 +78,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "NPU",
         lambda recipe: (
-            recipe.weight_format == "int4" and recipe.backup_precision == "int8_asym" and not recipe.all_layers
+            recipe.weight_format == "int4"
+            and recipe.backup_precision == "int8_asym"
+            and any(map(recipe.in_backup, TABLES))
         ),
         lambda recipe: "backup precision int8_asym",
         "backup precision int8_sym or none",

@@ -12,7 +12,7 @@ text. NNCF's own AWQ knows no pattern that fits this MLP and does nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,7 @@ def equalise(
     quantizer: Quantizer | None,
     folder: Path,
     *,
+    kinds: Mapping[str, Quantizer] | None = None,
     on_layer: Callable[[int, int], None] | None = None,
 ) -> Equalised:
     """Rescale the layers of an uncompressed IR; its function stays what it was, once all of them are written.
@@ -97,6 +98,7 @@ def equalise(
         samples: Calibration tokens.
         quantizer: What the weights will be rounded to; None only keeps squares within fp16.
         folder: Where the model's `config.json` is.
+        kinds: Rounding of kinds of matrices that have one of their own; where `gate` and `up` differ, `up` counts.
         on_layer: Gets layers done and layers in all.
 
     Raises:
@@ -111,15 +113,17 @@ def equalise(
     decoder, stream = DecoderLayer(folder), embedded(samples, table)
     errors: dict[str, list[tuple[float, float]]] = {}
     guarded, peak = 0, 0.0
+    attention, up, down = ((kinds or {}).get(kind, quantizer) for kind in ("attention", "up", "down"))
     for index, layer in enumerate(layers):
         _check_finite(layer)
         seen = _observe(decoder, layer, stream)
         peak = max(peak, float(seen.peaks.max(initial=0.0)))
-        if quantizer is not None:
-            _fold_attention(layer, seen, quantizer, errors)
-            _fold_mlp_input(layer, seen, quantizer, errors)
+        if attention is not None:
+            _fold_attention(layer, seen, attention, errors)
+        if up is not None:
+            _fold_mlp_input(layer, seen, up, errors)
         if layer.relu2:
-            guarded += _fold_neurons(layer, seen, quantizer, errors)
+            guarded += _fold_neurons(layer, seen, down, errors)
         layer.forget()
         if on_layer:
             on_layer(index + 1, len(layers))

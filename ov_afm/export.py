@@ -152,7 +152,9 @@ def _finished(
     with progress.step("comparing with what is there", total=_weight_bytes(source), unit="B") as advance:
         same_source = there.source == source.describe(advance)
     wanted = {} if source.prebuilt else settings.recorded()
-    same_recipe = all(there.recipe.get(key) == value for key, value in wanted.items())
+    # What an older ov_afm did not record it did not do.
+    recorded = {**Recipe().recorded(), **there.recipe}
+    same_recipe = all(recorded[key] == value for key, value in wanted.items())
     if not (same_source and same_recipe and _same_data(settings, there)):
         msg = (
             f"{target} holds another model ({there.source.get('id')}, recipe {there.recipe.get('name')}); "

@@ -14,7 +14,18 @@ from typing import Any, Literal, get_args
 
 from .errors import ConfigError
 
-__all__ = ["DEFAULT_MODEL", "EMBEDDED_MODEL", "GEOMETRIES", "RECIPES", "SAMPLING", "Geometry", "Recipe", "Sampling"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "EMBEDDED_MODEL",
+    "GEOMETRIES",
+    "KINDS",
+    "RECIPES",
+    "SAMPLING",
+    "TABLES",
+    "Geometry",
+    "Recipe",
+    "Sampling",
+]
 
 DEFAULT_MODEL = "arcee-ai/AFM-4.5B"
 EMBEDDED_MODEL = "smollm2-135m-instruct"
@@ -23,6 +34,10 @@ WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
 BackupPrecision = Literal["none", "int8_sym", "int8_asym"]
 Equalise = Literal["none", "fp16", "full"]
 Rounding = Literal["nearest", "fitted"]
+# Kinds of matrices that may have a format of their own; `attention` is q, k, v and o.
+TABLES = ("embedding", "head")
+KINDS = (*TABLES, "attention", "up", "gate", "down")
+KIND_FORMATS = ("int4", "int8")
 CHANNEL_WISE = -1
 
 
@@ -38,6 +53,8 @@ class Recipe:
         ratio: Share of the 4-bit candidates that become 4-bit, 0 to 1; the rest take the backup precision.
         backup_precision: Format of what a 4-bit recipe leaves out (embedding, head, `1 - ratio`).
         all_layers: Embedding and head take the primary format too.
+        kinds: Kinds of matrices (`KINDS`) with a format of their own, as pairs: `int4` is the 4-bit format of the
+            recipe, `int8` its backup precision. `ratio` chooses among the others. Kept in the order of `KINDS`.
         group_size_fallback: What to do with a layer whose input dimension `group_size` does not divide:
             `error`, or `adjust` (largest divisor that fits, recorded) or `ignore` (stays uncompressed, recorded).
         awq: Activation-aware scaling of weights (needs calibration data, and a pattern NNCF knows).
@@ -58,6 +75,7 @@ class Recipe:
     ratio: float = 1.0
     backup_precision: BackupPrecision = "int8_asym"
     all_layers: bool = False
+    kinds: tuple[tuple[str, str], ...] = ()
     group_size_fallback: Literal["error", "adjust", "ignore"] = "adjust"
     awq: bool = False
     scale_estimation: bool = False
@@ -112,6 +130,7 @@ class Recipe:
                 "--group-size": self.group_size != CHANNEL_WISE,
                 "--ratio": self.ratio != 1.0,
                 "--all-layers": self.all_layers,
+                "--kind": bool(self.kinds),
                 "--awq": self.awq,
                 "--scale-estimation": self.scale_estimation,
                 "--gptq": self.gptq,
@@ -120,6 +139,32 @@ class Recipe:
             if wrong:
                 msg = f"{', '.join(wrong)} only applies to int4, found weight format {self.weight_format}"
                 raise ConfigError(msg)
+        self._check_kinds()
+
+    def _check_kinds(self) -> None:
+        for kind, stored in self.kinds:
+            if kind not in KINDS:
+                msg = f"kind of matrices {kind!r} is unknown; choose one of {', '.join(KINDS)}"
+                raise ConfigError(msg)
+            if stored not in KIND_FORMATS:
+                msg = f"format {stored!r} of kind {kind} is unknown; choose one of {', '.join(KIND_FORMATS)}"
+                raise ConfigError(msg)
+            if stored == "int8" and self.backup_precision == "none":
+                msg = f"{kind}=int8 takes the backup precision, found none; choose int8_sym or int8_asym"
+                raise ConfigError(msg)
+            if kind in TABLES and self.all_layers:
+                msg = f"--all-layers has a format for embedding and head already, found {kind}={stored}; choose one"
+                raise ConfigError(msg)
+        if len(dict(self.kinds)) < len(self.kinds):
+            msg = f"a kind of matrices has one format, found {' '.join('='.join(pair) for pair in self.kinds)}"
+            raise ConfigError(msg)
+        ordered = tuple(sorted(self.kinds, key=lambda pair: KINDS.index(pair[0])))
+        object.__setattr__(self, "kinds", ordered)
+
+    def in_backup(self, kind: str) -> bool:
+        """Whether an int4 recipe keeps a kind of matrices out of its 4 bits, whatever `ratio` chooses."""
+        by_rule = kind in TABLES and not self.all_layers
+        return dict(self.kinds).get(kind, "int8" if by_rule else "int4") == "int8"
 
     @property
     def needs_data(self) -> bool:
@@ -133,17 +178,18 @@ class Recipe:
         return {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}[self.weight_format]
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields."""
-        return asdict(self)
+        """All fields, as JSON values."""
+        return {**asdict(self), "kinds": dict(self.kinds)}
 
     def recorded(self) -> dict[str, Any]:
         """All fields as the manifest keeps them: calibration data by name, without a path of this machine."""
-        return {**asdict(self), "dataset": None if self.dataset is None else Path(self.dataset).name}
+        return {**self.to_dict(), "dataset": None if self.dataset is None else Path(self.dataset).name}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Recipe:
         """The recipe of a manifest; keys that a newer ov_afm added are ignored."""
-        return cls(**{key: value for key, value in fields.items() if key in cls.__dataclass_fields__})
+        known = {key: value for key, value in fields.items() if key in cls.__dataclass_fields__}
+        return cls(**{**known, "kinds": tuple(dict(known.get("kinds", ())).items())})
 
 
 RECIPES: dict[str, Recipe] = {

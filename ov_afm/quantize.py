@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import calibration, supervise
 from .errors import CompressionError
-from .presets import Recipe
+from .presets import TABLES, Recipe
 
 if TYPE_CHECKING:
-    from .decoder_graph import Layer
+    from .decoder_graph import Layer, Matrix
 
 __all__ = ["compress_ir", "describe_weights"]
 
+# Less than the share of one matrix.
+NO_RATIO = 1e-9
 AWQ_NO_PATTERN = "No matching patterns were found for applying AWQ"
 
 
@@ -38,12 +40,13 @@ def compress_ir(ir: Path, out: Path, settings: Recipe, tokenizer: Path) -> dict[
         `layers`: weight matrices by format; `notes` for the user; `calibration` data if any was used.
 
     Raises:
-        CompressionError: The weights are compressed already, or NNCF refuses the recipe for this model.
+        CompressionError: The weights are compressed already, the model lacks a kind of matrices that the recipe names,
+            or NNCF refuses the recipe for this model.
     """
     import nncf
     import openvino
 
-    from .decoder_graph import find_layers
+    from .decoder_graph import find_layers, find_matrices
     from .decoder_layer import embedding
 
     model = openvino.Core().read_model(ir)
@@ -51,6 +54,8 @@ def compress_ir(ir: Path, out: Path, settings: Recipe, tokenizer: Path) -> dict[
     if any(name.startswith(("int", "uint", "nf4")) for name in present):
         msg = f"the weights are compressed already ({', '.join(present)}); start from an fp16 or fp32 export"
         raise CompressionError(msg)
+    matrices = find_matrices(model) if settings.kinds else []
+    _check_kinds(settings, matrices)
     notes: list[str] = []
     done: dict[str, Any] = {}
     samples: list[dict[str, Any]] = []
@@ -69,10 +74,10 @@ def compress_ir(ir: Path, out: Path, settings: Recipe, tokenizer: Path) -> dict[
     if settings.bits > 8:
         openvino.save_model(model, out / "openvino_model.xml", compress_to_fp16=settings.bits == 16)
         return {"notes": notes, **done}
-    options = _nncf_options(settings, samples)
     with _relay_progress(), _collect_warnings(settings, notes):
         try:
-            model = nncf.compress_weights(model, **options)
+            for options in _passes(settings, samples, matrices):
+                model = nncf.compress_weights(model, **options)
         except (nncf.InvalidGroupSizeError, nncf.ValidationError, nncf.ParameterNotSupportedError) as error:
             msg = f"NNCF cannot apply recipe {settings.name}: {' '.join(str(error).split())}"
             raise CompressionError(msg) from error
@@ -104,11 +109,13 @@ def _equalise(
 
     rounding = settings.equalise == "full" and settings.bits <= 8
     quantizer = Quantizer(settings.bits, settings.sym, settings.group_size) if rounding else None
+    backup = Quantizer(8, settings.backup_precision == "int8_sym")
+    kinds = {kind: backup for kind, stored in settings.kinds if stored == "int8"} if rounding else {}
 
     def show(done: int, total: int) -> None:
         supervise.emit("progress", name="equalising", done=done, total=total)
 
-    found = equalise(layers, table, ids, quantizer, folder, on_layer=show)
+    found = equalise(layers, table, ids, quantizer, folder, kinds=kinds, on_layer=show)
     if found.peak_up > FP16_LIMIT:
         notes.append(
             f"up_proj reaches {found.peak_up:.0f}, whose square overflows fp16; {found.guarded} neurons were rescaled "
@@ -126,6 +133,59 @@ def _fit(layers: Sequence[Layer], table: Any, model: Any, ids: list[list[int]], 
     return fit(layers, table, model, ids, folder, on_layer=show)
 
 
+def _check_kinds(settings: Recipe, matrices: Sequence[Matrix]) -> None:
+    """Refuse kinds that the model lacks, or that are one matrix with another format.
+
+    Raises:
+        CompressionError: Says which.
+    """
+    formats = dict(settings.kinds)
+    present = {matrix.kind for matrix in matrices}
+    lacking = [kind for kind in formats if kind not in present]
+    if lacking:
+        msg = f"the model has no matrices of kind {', '.join(lacking)}; it has {', '.join(sorted(present)) or 'none'}"
+        raise CompressionError(msg)
+    tied = len({matrix.key for matrix in matrices if matrix.kind in TABLES}) == 1
+    given = [formats.get(kind) for kind in TABLES]
+    if tied and given[0] != given[1]:
+        found = ", ".join(f"{kind}={formats[kind]}" for kind in TABLES if kind in formats)
+        both = given[0] or given[1]
+        msg = (
+            f"embedding and head are one matrix in this model, found {found}; "
+            f"give both the same: --kind embedding={both},head={both}"
+        )
+        raise CompressionError(msg)
+
+
+def _passes(settings: Recipe, samples: list[dict[str, Any]], matrices: Sequence[Matrix]) -> Iterator[dict[str, Any]]:
+    """What NNCF is told, one pass after the other: the recipe's rule, then the kinds with a format of their own.
+
+    The rule comes first: NNCF takes the last MatMul that is not compressed yet for the head. What a pass leaves out or
+    finds compressed stays as it is.
+    """
+    import nncf
+
+    formats = dict(settings.kinds)
+
+    def only(wanted: Callable[[str], bool]) -> dict[str, Any]:
+        left_out = [matrix.reader for matrix in matrices if not wanted(matrix.kind)]
+        return {"ignored_scope": nncf.IgnoredScope(names=left_out)}
+
+    options = _nncf_options(settings, samples)
+    if not formats:
+        yield options
+        return
+    if any(matrix.kind not in formats for matrix in matrices):
+        yield options | only(lambda kind: kind not in formats)
+    if "int4" in formats.values():
+        # No pattern of AWQ has a table in it.
+        awq = settings.awq and any(stored == "int4" and kind not in TABLES for kind, stored in settings.kinds)
+        yield options | {"ratio": 1.0, "all_layers": True, "awq": awq} | only(lambda kind: formats.get(kind) == "int4")
+    if "int8" in formats.values():
+        mode = nncf.CompressWeightsMode[settings.backup_precision.upper()]
+        yield {"mode": mode} | only(lambda kind: formats.get(kind) == "int8")
+
+
 def _nncf_options(settings: Recipe, samples: list[dict[str, Any]]) -> dict[str, Any]:
     import nncf
 
@@ -136,7 +196,8 @@ def _nncf_options(settings: Recipe, samples: list[dict[str, Any]]) -> dict[str, 
     fallback = nncf.GroupSizeFallbackMode[settings.group_size_fallback.upper()]
     options |= {
         "group_size": settings.group_size,
-        "ratio": settings.ratio,
+        # NNCF takes 0 for "not given", that is 1.
+        "ratio": settings.ratio or NO_RATIO,
         "all_layers": settings.all_layers,
         "backup_mode": nncf.BackupMode[settings.backup_precision.upper()],
         "awq": settings.awq,
@@ -191,7 +252,7 @@ def _fallback_notes(settings: Recipe, formats: dict[str, int]) -> list[str]:
     expected = f"g{settings.group_size}"
     other = {name: count for name, count in formats.items() if name.startswith("int4") and not name.endswith(expected)}
     # Without a backup precision, embedding and head stay as they are too.
-    left = 2 if settings.backup_precision == "none" and not settings.all_layers else 0
+    left = sum(map(settings.in_backup, TABLES)) if settings.backup_precision == "none" else 0
     floats = {name: count for name, count in formats.items() if not name.startswith("int")}
     if sum(floats.values()) > left:
         other |= floats
@@ -226,11 +287,12 @@ def _collect_warnings(settings: Recipe, notes: list[str]) -> Iterator[None]:
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if settings.awq and AWQ_NO_PATTERN in record.getMessage():
-                notes.append(
-                    "AWQ did nothing: NNCF knows no pattern that fits this model's MLP; the weights are plain "
-                    f"{settings.weight_format}"
-                )
+            note = (
+                "AWQ did nothing: NNCF knows no pattern that fits this model's MLP; the weights are plain "
+                f"{settings.weight_format}"
+            )
+            if settings.awq and AWQ_NO_PATTERN in record.getMessage() and note not in notes:
+                notes.append(note)
 
     handler, logger = Collector(), logging.getLogger("nncf")
     logger.addHandler(handler)

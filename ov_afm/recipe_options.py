@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import calibration
 from .errors import ConfigError
-from .presets import RECIPES, Recipe
+from .presets import KINDS, RECIPES, Recipe
 
 __all__ = ["add_recipe_arguments", "load_recipe", "recipe_from_arguments", "resolve_recipe"]
 
@@ -67,6 +67,8 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ratio", type=float, help="share of layers in 4 bits, the rest in backup precision")
     group.add_argument("--backup-precision", choices=["none", "int8_sym", "int8_asym"], help="format of the rest")
     group.add_argument("--all-layers", action="store_true", default=None, help="4 bits for embedding and head too")
+    group.add_argument("--kind", dest="kinds", type=_kinds, metavar="KIND=FORMAT,...",
+                       help=f"head=int4,attention=int8: a format of their own for {', '.join(KINDS)}")  # fmt: skip
     group.add_argument("--group-size-fallback", choices=["error", "adjust", "ignore"],
                        help="for a layer whose width the group size does not divide")  # fmt: skip
     group.add_argument("--awq", action="store_true", default=None, help="activation-aware weight scaling")
@@ -83,6 +85,12 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", metavar="NAME", help="refuse a recipe that this device cannot run")
 
 
+def _kinds(text: str) -> tuple[tuple[str, str], ...]:
+    """`head=int4,down=int8` as a recipe has it; what is wrong with it the recipe says."""
+    words = (word.partition("=") for word in text.split(","))
+    return tuple((kind.strip(), stored.strip()) for kind, _, stored in words)
+
+
 def recipe_from_arguments(args: argparse.Namespace) -> Recipe | None:
     """The recipe that the command line asks for; None if it asks for none.
 
@@ -94,7 +102,7 @@ def recipe_from_arguments(args: argparse.Namespace) -> Recipe | None:
     if args.recipe is None and not changes:
         return None
     base = load_recipe(args.recipe or args.weight_format or "int8")
-    if all(getattr(base, name) == value for name, value in changes.items()):
+    if dataclasses.replace(base, **changes) == base:
         return base
     # Data does not change what a recipe is; any other difference makes it the user's own.
     name = base.name if set(changes) <= {"dataset", "num_samples"} else "custom"

@@ -1,8 +1,9 @@
 """`ov-afm tune`: search the compression recipe for a size, or for a fidelity.
 
 Every trial is a real compression, judged by KL divergence from the uncompressed model on text that was not calibrated
-on. First the formats are tried plain and equalised; then what is near the bound is refined: scale estimation, GPTQ,
-fitted rounding, some layers in 8 bits, the tables in 4. Finished trials are kept: an interrupted search goes on.
+on. First the formats are tried plain, equalised and fitted; then what is near the bound is refined: attention,
+`down_proj` or a share of the layers in 8 bits, head and embedding in 4, scale estimation, GPTQ. Finished trials are
+kept: an interrupted search goes on.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,8 @@ def _read_trials(path: Path, key: dict[str, Any]) -> dict[str, Trial]:
             continue
         if record["key"] == key:
             trial = Trial(**record["trial"])
+            # An older ov_afm recorded fewer fields.
+            trial = replace(trial, recipe=Recipe.from_dict(trial.recipe).to_dict())
             found[json.dumps(trial.recipe, sort_keys=True)] = trial
     return found
 

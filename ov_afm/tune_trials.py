@@ -13,6 +13,10 @@ __all__ = ["Trial", "candidates", "chosen", "front", "refinements"]
 GROUP_SIZES = (128, 64, 32)
 RATIOS = (0.9, 0.8)
 NUM_SAMPLES = 64
+FITTED = " + fitted"
+# Kinds of matrices that gain or lose most by a format of their own.
+SMALLER: tuple[tuple[str, str], ...] = (("head", "int4"), ("embedding", "int4"))
+NEARER: tuple[tuple[str, str], ...] = (("attention", "int8"), ("down", "int8"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +43,12 @@ class Trial:
 
 
 def candidates(dataset: str | None = None) -> Iterator[tuple[str, Recipe]]:
-    """The first round: every format, plain and equalised, from the smallest."""
+    """The first round: every format, plain, equalised and fitted."""
     for group_size in GROUP_SIZES:
         plain = Recipe("tuned", "int4", sym=True, group_size=group_size, num_samples=NUM_SAMPLES, dataset=dataset)
         yield f"int4 g{group_size}", plain
         yield f"int4 g{group_size} + equalise", replace(plain, equalise="full")
+        yield f"int4 g{group_size} + equalise{FITTED}", _fitted(replace(plain, equalise="full"))
     channel = Recipe("tuned", "int4", sym=True, backup_precision="int8_sym", num_samples=NUM_SAMPLES, dataset=dataset)
     yield "int4 rows + equalise", replace(channel, equalise="full")
     plain = replace(RECIPES["int8"], name="tuned", num_samples=NUM_SAMPLES, dataset=dataset)
@@ -57,15 +62,25 @@ def refinements(trial: Trial) -> Iterator[tuple[str, Recipe]]:
     recipe = Recipe.from_dict(trial.recipe)
     if recipe.bits != 4:
         return
-    yield f"{trial.label} + scale estimation", replace(recipe, scale_estimation=True)
-    yield f"{trial.label} + GPTQ", replace(recipe, gptq=True)
-    label, fitted = f"{trial.label} + fitted", replace(recipe, rounding="fitted")
+    base = trial.label.removesuffix(FITTED)
+    label, fitted = f"{base}{FITTED}", _fitted(recipe)
     yield label, fitted
+    for kind, stored in (*NEARER, *SMALLER):
+        yield f"{label}, {kind} {stored}", replace(fitted, kinds=((kind, stored),))
+    yield f"{label}, tables too", replace(fitted, all_layers=True)
     for ratio in RATIOS:
         yield f"{label}, {ratio:.0%} of layers", replace(fitted, ratio=ratio)
-    yield f"{label}, tables too", replace(fitted, all_layers=True)
     if recipe.sym:
         yield f"{label}, asymmetric", replace(fitted, sym=False)
+    nearest = replace(recipe, rounding="nearest", num_samples=NUM_SAMPLES)
+    yield f"{base} + scale estimation", replace(nearest, scale_estimation=True)
+    yield f"{base} + GPTQ", replace(nearest, gptq=True)
+
+
+def _fitted(recipe: Recipe) -> Recipe:
+    """A recipe with the rounding of the named `int4-quality`."""
+    quality = RECIPES["int4-quality"]
+    return replace(recipe, rounding=quality.rounding, num_samples=quality.num_samples)
 
 
 def front(trials: Sequence[Trial]) -> list[Trial]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 
-from ov_afm import calibration, manifest, supervise
+from ov_afm import calibration, convert, manifest, supervise
 from ov_afm.compress import add_recipe_arguments, compress, compress_ir, main, recipe_from_arguments, resolve_recipe
 from ov_afm.errors import CompressionError, ConfigError, DeviceError, OVAFMError
 from ov_afm.presets import RECIPES, Recipe
@@ -67,11 +70,126 @@ def test_layers_take_the_formats_of_the_recipe(
     assert quantize(tiny_fp32, tmp_path / "out", **recipe) == {"layers": layers, "notes": []}
 
 
+# Of two layers, in bits; attention is q, k, v and o.
+TABLES_8 = {"embedding": 8, "head": 8}
+KINDS = [
+    ({"head": "int4"}, {"embedding": 8}),
+    ({"embedding": "int4"}, {"head": 8}),
+    ({"attention": "int8"}, {**TABLES_8, "attention": 8}),
+    ({"down": "int8"}, {**TABLES_8, "down": 8}),
+    ({"embedding": "int4", "up": "int8"}, {"head": 8, "up": 8}),
+    (dict.fromkeys(("embedding", "head", "attention", "up", "down"), "int4"), {}),
+]
+
+
+def bits_of_kinds(folder: Path) -> dict[str, int]:
+    """Bits of each kind of matrices in a compressed IR; a kind of several is an error."""
+    import openvino
+
+    found: dict[str, set[int]] = {}
+    for node in openvino.Core().read_model(folder / "openvino_model.xml").get_ops():
+        match = re.search(
+            r"(embed_tokens|lm_head|self_attn|up|down)(_proj|\.[qkvo]_proj)?\.weight$", node.get_friendly_name()
+        )
+        if node.get_type_name() == "Constant" and match:
+            kind = {"embed_tokens": "embedding", "lm_head": "head", "self_attn": "attention"}.get(match[1], match[1])
+            found.setdefault(kind, set()).add(int(node.get_element_type().get_type_name()[1:]))
+    assert all(len(bits) == 1 for bits in found.values()), found
+    return {kind: bits.pop() for kind, bits in found.items()}
+
+
+def formats(kinds: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(kinds.items())
+
+
+@pytest.mark.parametrize(("kinds", "eight"), KINDS, ids=["-".join(kinds) for kinds, _ in KINDS])
+def test_kinds_take_their_own_formats(
+    tiny_fp32: Path, tmp_path: Path, kinds: dict[str, str], eight: dict[str, int]
+) -> None:
+    found = quantize(tiny_fp32, tmp_path / "out", group_size=32, sym=True, kinds=formats(kinds))
+    assert found["notes"] == []
+    assert set(found["layers"]) <= {"int4_sym g32", "int8_asym per row"}
+    every = dict.fromkeys(("embedding", "head", "attention", "up", "down"), 4)
+    assert bits_of_kinds(tmp_path / "out") == {**every, **eight}
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {"scale_estimation": True},
+        {"gptq": True},
+        {"equalise": "full"},
+        {"rounding": "fitted"},
+        {"equalise": "full", "rounding": "fitted"},
+    ],
+    ids=["scale-estimation", "gptq", "equalise", "fitted", "quality"],
+)
+def test_every_rounding_keeps_the_formats_of_kinds(
+    tiny_fp32: Path, tmp_path: Path, text: Path, algorithm: dict[str, Any]
+) -> None:
+    kinds = formats({"head": "int4", "attention": "int8"})
+    options = {"group_size": 32, "kinds": kinds, "backup_precision": "int8_sym"}
+    plain = quantize(tiny_fp32, tmp_path / "plain", **options)
+    found = quantize(tiny_fp32, tmp_path / "out", **options, **algorithm, dataset=str(text), num_samples=3)
+    assert found["layers"] == plain["layers"] == {"int8_sym per row": 9, "int4_asym g32": 5}
+    assert bits_of_kinds(tmp_path / "out") == {"embedding": 8, "head": 4, "attention": 8, "up": 4, "down": 4}
+    weights = [(tmp_path / name / "openvino_model.bin").read_bytes() for name in ("plain", "out")]
+    assert weights[0] != weights[1]
+
+
+def test_ratio_chooses_among_kinds_without_a_format(tiny_fp32: Path, tmp_path: Path) -> None:
+    kinds = formats({"head": "int4", "up": "int4", "down": "int4"})
+    assert quantize(tiny_fp32, tmp_path / "out", group_size=32, ratio=0.0, kinds=kinds)["layers"] == {
+        "int8_asym per row": 9,
+        "int4_asym g32": 5,
+    }
+    assert bits_of_kinds(tmp_path / "out") == {"embedding": 8, "head": 4, "attention": 8, "up": 4, "down": 4}
+
+
+def test_table_that_takes_four_bits_leaves_the_other_as_it_is_without_backup(tiny_fp32: Path, tmp_path: Path) -> None:
+    kinds = formats({"head": "int4"})
+    found = quantize(tiny_fp32, tmp_path / "out", group_size=32, backup_precision="none", kinds=kinds)
+    assert found == {"layers": {"f32": 1, "int4_asym g32": 13}, "notes": []}
+
+
+def test_kind_that_the_model_lacks_is_refused(tiny_fp32: Path, tmp_path: Path) -> None:
+    with pytest.raises(CompressionError) as caught:
+        quantize(tiny_fp32, tmp_path / "out", kinds=formats({"gate": "int8"}))
+    expected = "the model has no matrices of kind gate; it has attention, down, embedding, head, up"
+    assert str(caught.value) == expected
+
+
+def test_tied_embedding_has_one_format(tmp_path: Path) -> None:
+    checkpoint, model = tmp_path / "checkpoint", tmp_path / "model"
+    tiny.write_arcee(checkpoint, tie_word_embeddings=True)
+    for folder in (model, tmp_path / "work"):
+        folder.mkdir()
+    fp32 = RECIPES["fp32"].to_dict()
+    convert.build(
+        str(checkpoint), str(model), str(tmp_path / "work"), recipe=fp32, proof_bytes=0, prove=False,
+        trust_remote_code=False,
+    )  # fmt: skip
+    with pytest.raises(CompressionError) as caught:
+        quantize(model, tmp_path / "out", group_size=32, kinds=formats({"head": "int4"}))
+    assert str(caught.value) == (
+        "embedding and head are one matrix in this model, found head=int4; "
+        "give both the same: --kind embedding=int4,head=int4"
+    )
+    kinds = formats({"head": "int4", "embedding": "int4", "down": "int8"})
+    found = quantize(model, tmp_path / "out", group_size=32, kinds=kinds)
+    assert found == {"layers": {"int4_asym g32": 11, "int8_asym per row": 2}, "notes": []}
+    assert bits_of_kinds(tmp_path / "out") == {"embedding": 4, "attention": 4, "up": 4, "down": 8}
+
+
 def test_ratio_leaves_layers_in_backup_precision(tiny_fp32: Path, tmp_path: Path) -> None:
     layers = quantize(tiny_fp32, tmp_path / "out", group_size=32, ratio=0.5)["layers"]
     assert layers["int8_asym per row"] > 2
     assert layers["int4_asym g32"] > 0
     assert sum(layers.values()) == 14
+
+
+def test_ratio_zero_leaves_all_layers_in_backup_precision(tiny_fp32: Path, tmp_path: Path) -> None:
+    assert quantize(tiny_fp32, tmp_path / "out", group_size=32, ratio=0.0)["layers"] == {"int8_asym per row": 14}
 
 
 def test_group_size_that_does_not_divide_is_adjusted_and_told(tiny_fp32: Path, tmp_path: Path) -> None:
@@ -189,6 +307,9 @@ def test_device_that_cannot_run_the_recipe_is_refused_before_any_work(
         compress(tiny_fp32, tmp_path / "out", recipe=Recipe(weight_format="int4", group_size=64), device="NPU")
     with pytest.raises(DeviceError, match="NPU"):
         compress(tiny_fp32, tmp_path / "out", recipe=Recipe(weight_format="int4", sym=True, ratio=0.8), device="NPU")
+    mixed = replace(RECIPES["int4-npu"], kinds=(("down", "int8"),))
+    with pytest.raises(DeviceError, match="down=int8.*: it needs ratio 1.0"):
+        compress(tiny_fp32, tmp_path / "out", recipe=mixed, device="NPU")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -267,6 +388,15 @@ def test_flags_override_parts_and_make_the_recipe_custom() -> None:
         all_layers=True,
         backup_precision="none",
     )
+
+
+def test_formats_of_kinds_are_one_flag() -> None:
+    found = recipe_of("--recipe", "int4", "--kind", "attention=int8, head=int4")
+    assert found == Recipe(
+        weight_format="int4", sym=True, group_size=128, kinds=(("head", "int4"), ("attention", "int8"))
+    )
+    with pytest.raises(ConfigError, match="^format '' of kind head is unknown; choose one of int4, int8$"):
+        recipe_of("--recipe", "int4", "--kind", "head")
 
 
 def test_data_does_not_change_the_name_of_a_recipe() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,10 @@ def test_npu_recipes_run_on_npu(name: str) -> None:
         (INT4_ASYM, "asymmetric int4"),
         (RECIPES["int4-quality"], "group size 64"),
         (RECIPES["int4"], "backup precision int8_asym"),
+        (replace(RECIPES["int4-npu"], kinds=(("attention", "int8"),)), "attention=int8"),
+        (replace(RECIPES["int4"], kinds=(("embedding", "int4"),)), "backup precision int8_asym"),
     ],
-    ids=["int8", "asymmetric", "mixed", "backup"],
+    ids=["int8", "asymmetric", "mixed", "backup", "kind", "backup-of-head"],
 )
 @pytest.mark.parametrize("device", ["NPU", "npu", "NPU.0"])
 def test_what_the_npu_cannot_run_is_refused_by_name(recipe: Recipe, found: str, device: str) -> None:
@@ -83,6 +86,10 @@ def test_what_the_npu_cannot_run_is_refused_by_name(recipe: Recipe, found: str, 
         DeviceError, match=f"^{device} cannot run recipe {recipe.name!r} .*{found}.*use recipe int4-npu"
     ):
         devices.check(recipe, device)
+
+
+def test_npu_takes_tables_in_four_bits() -> None:
+    devices.check(replace(RECIPES["int4"], kinds=(("embedding", "int4"), ("head", "int4"))), "NPU")
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)

@@ -75,6 +75,19 @@ def test_logits_stay_what_they_were(model: Any, tiny_fp32: Path, quantizer: Quan
     assert all(ratio <= 1 for ratio in found.error.values())
 
 
+def test_kinds_are_rescaled_for_their_own_rounding(model: Any, tiny_fp32: Path) -> None:
+    layers, table = find_layers(model), embedding(model)
+    found = equalise(layers, table, texts(), INT4, tiny_fp32, kinds={"attention": Quantizer(8, False)})
+    mixed = [(layer.q.value, layer.down.value) for layer in layers]
+    again = find_layers(model)
+    plain = equalise(again, table, texts(), INT4, tiny_fp32)
+    for (q, down), layer in zip(mixed, again, strict=True):
+        assert not np.array_equal(q, layer.q.value)
+        assert np.array_equal(down, layer.down.value)
+    assert found.error["qkv"] != plain.error["qkv"]
+    assert found.error["down"] == plain.error["down"]
+
+
 def test_any_positive_scales_of_neurons_leave_the_function(model: Any) -> None:
     before = logits(model)
     random = np.random.default_rng(7)

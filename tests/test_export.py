@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -430,6 +431,20 @@ def test_default_output_is_named_after_model_and_recipe(
     copy(tiny_model, tmp_path / "tiny-arcee-int8")
     monkeypatch.chdir(tmp_path)
     assert export(tiny_checkpoint).path == Path("tiny-arcee-int8")
+
+
+def test_manifest_of_an_older_version_is_the_same_export(
+    tiny_checkpoint: Path, tiny_model: Path, tmp_path: Path, no_work: None
+) -> None:
+    there = copy(tiny_model, tmp_path / "model")
+    fields = json.loads((there / manifest.FILE_NAME).read_text())["recipe"]
+    assert fields.pop("kinds") == {}
+    recipe = Recipe(weight_format="int4", group_size=32)
+    older = {key: value for key, value in recipe.recorded().items() if key != "kinds"}
+    tiny.edit_json(there / manifest.FILE_NAME, recipe={**fields, **older})
+    assert export(tiny_checkpoint, there, recipe=recipe).log is None
+    other = replace(recipe, kinds=(("head", "int4"),))
+    assert "holds another model" in error_of(tiny_checkpoint, there, recipe=other)
 
 
 def test_changed_calibration_data_is_another_export(

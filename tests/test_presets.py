@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from ov_afm.errors import ConfigError
-from ov_afm.presets import GEOMETRIES, RECIPES, SAMPLING, Recipe, Sampling
+from ov_afm.presets import GEOMETRIES, KINDS, RECIPES, SAMPLING, Recipe, Sampling
 
 
 @pytest.mark.parametrize(
@@ -83,3 +85,53 @@ def test_sampling_that_the_makers_recommend() -> None:
 
 def test_afm_has_its_published_size() -> None:
     assert GEOMETRIES["afm-4.5b"].parameters == pytest.approx(4.62e9, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"kinds": (("norm", "int8"),)},
+            "kind of matrices 'norm' is unknown; choose one of embedding, head, attention, up, gate, down",
+        ),
+        ({"kinds": (("head", "int2"),)}, "format 'int2' of kind head is unknown; choose one of int4, int8"),
+        ({"kinds": (("head", ""),)}, "format '' of kind head is unknown; choose one of int4, int8"),
+        (
+            {"kinds": (("down", "int8"),), "backup_precision": "none"},
+            "down=int8 takes the backup precision, found none; choose int8_sym or int8_asym",
+        ),
+        (
+            {"kinds": (("embedding", "int8"),), "all_layers": True},
+            "--all-layers has a format for embedding and head already, found embedding=int8; choose one",
+        ),
+        (
+            {"kinds": (("up", "int4"), ("up", "int8"))},
+            "a kind of matrices has one format, found up=int4 up=int8",
+        ),
+        (
+            {"kinds": (("head", "int4"),), "weight_format": "int8"},
+            "--kind only applies to int4, found weight format int8",
+        ),
+    ],
+    ids=["kind", "format", "no-format", "no-backup", "all-layers", "twice", "int8"],
+)
+def test_impossible_formats_of_kinds_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Recipe(**{"weight_format": "int4", **fields})
+    assert str(caught.value) == message
+
+
+def test_formats_of_kinds_survive_json_in_any_order() -> None:
+    recipe = Recipe(weight_format="int4", kinds=(("down", "int8"), ("head", "int4")))
+    fields = recipe.to_dict()
+    assert fields["kinds"] == {"head": "int4", "down": "int8"}
+    assert json.loads(json.dumps(fields)) == fields
+    assert Recipe.from_dict(fields) == recipe
+    assert hash(recipe) == hash(replace(recipe, kinds=(("head", "int4"), ("down", "int8"))))
+    assert Recipe.from_dict({"weight_format": "int4"}).kinds == ()
+
+
+def test_what_is_kept_out_of_four_bits() -> None:
+    recipe = Recipe(weight_format="int4", kinds=(("down", "int8"), ("head", "int4")))
+    assert [kind for kind in KINDS if recipe.in_backup(kind)] == ["embedding", "down"]
+    assert not any(map(Recipe(weight_format="int4", all_layers=True).in_backup, KINDS))

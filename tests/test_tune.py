@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from ov_afm.compress import resolve_recipe
 from ov_afm.errors import ConfigError
-from ov_afm.presets import Recipe
-from ov_afm.tune import main, tune
+from ov_afm.presets import RECIPES, Recipe
+from ov_afm.tune import _read_trials, main, tune
 from ov_afm.tune_trials import Trial, candidates, chosen, front, refinements
 
 
@@ -40,14 +41,48 @@ def test_choice_keeps_to_the_bounds(size: float | None, kl: float | None, label:
     assert (found.label if found else None) == label
 
 
-def test_every_recipe_of_the_search_is_a_recipe() -> None:
+def searched() -> tuple[dict[str, Recipe], dict[str, Recipe]]:
+    """Both rounds, as if every trial of the first were refined."""
     first = list(candidates())
     second = [pair for label, recipe in first for pair in refinements(Trial(label, recipe.to_dict()))]
-    labels = [label for label, _ in first + second]
-    assert len(set(labels)) == len(labels)
-    assert {recipe.bits for _, recipe in first} == {4, 8}
-    assert any(recipe.gptq for _, recipe in second)
-    assert any(recipe.rounding == "fitted" for _, recipe in second)
+    for label, recipe in first + second:
+        # A label is one recipe, so that what both rounds have is tried once.
+        assert {other for name, other in first + second if name == label} == {recipe}
+        assert {name for name, other in first + second if other == recipe} == {label}
+    return dict(first), dict(second)
+
+
+def test_every_recipe_of_the_search_is_a_recipe() -> None:
+    first, second = searched()
+    assert {recipe.bits for recipe in first.values()} == {4, 8}
+    assert any(recipe.gptq for recipe in second.values())
+    assert any(recipe.scale_estimation for recipe in second.values())
+
+
+def test_first_round_holds_the_named_quality_recipes() -> None:
+    first, _ = searched()
+    fitted = [recipe for recipe in first.values() if recipe.rounding == "fitted"]
+    for name in ("int4-quality", "int8-quality"):
+        assert replace(RECIPES[name], name="tuned") in fitted
+    assert {recipe.group_size for recipe in fitted if recipe.bits == 4} == {128, 64, 32}
+
+
+def test_second_round_gives_kinds_their_own_formats() -> None:
+    _, second = searched()
+    base = "int4 g64 + equalise + fitted"
+    plain = second[base]
+    assert (plain.rounding, plain.equalise, plain.kinds) == ("fitted", "full", ())
+    for kind, stored in (("head", "int4"), ("embedding", "int4"), ("attention", "int8"), ("down", "int8")):
+        assert second[f"{base}, {kind} {stored}"] == replace(plain, kinds=((kind, stored),))
+
+
+def test_trials_of_a_version_that_recorded_less_are_known(tmp_path: Path) -> None:
+    recipe = Recipe("tuned", "int4", sym=True, group_size=64)
+    fields = {key: value for key, value in recipe.to_dict().items() if key != "kinds"}
+    path = tmp_path / "trials.jsonl"
+    path.write_text(json.dumps({"key": {"model": "a"}, "trial": asdict(Trial("old", fields, 1, 0.5))}) + "\n")
+    (known,) = _read_trials(path, {"model": "a"}).items()
+    assert known == (json.dumps(recipe.to_dict(), sort_keys=True), Trial("old", recipe.to_dict(), 1, 0.5))
 
 
 @pytest.mark.parametrize(
