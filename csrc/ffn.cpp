@@ -1,24 +1,11 @@
 #include "ffn.h"
 
-#if defined(_MSC_VER)
-#include <intrin.h>
-#endif
-
 #include <limits>
 
 #include "activations.h"
 
 namespace relu2 {
 namespace {
-
-void prefetch(const uint8_t* p, size_t bytes) {
-  for (size_t i = 0; i < bytes; i += 64)
-#if defined(_MSC_VER)
-    _mm_prefetch(reinterpret_cast<const char*>(p + i), _MM_HINT_T0);
-#else
-    __builtin_prefetch(p + i);
-#endif
-}
 
 // One chunk of tokens of one call.
 class Chunk {
@@ -54,31 +41,44 @@ class Chunk {
 
   size_t neurons(size_t g) const { return std::min(ffn_.down.group, ffn_.down.inputs - g * ffn_.down.group); }
 
-  void up(size_t g, float* z, size_t stride) const {
+  void up(size_t g, float* z, size_t stride, Fetch& next) const {
     const size_t first = g * ffn_.down.group / kBlock, count = round_up(neurons(g), kBlock) / kBlock;
-    for (size_t b = 0; b < count; b++) kernels_.up(ffn_.up, first + b, quantized_, z + b * kBlock, stride);
+    for (size_t b = 0; b < count; b++) kernels_.up(ffn_.up, first + b, quantized_, z + b * kBlock, stride, next);
   }
 
-  // The first rows of a group are fetched while the next group's neurons are computed; those fetch the others.
+  // While neurons of one group are computed, the rows of those active in the group before are fetched; while these are
+  // added up, the next group's weights are.
   void one_token(size_t begin, size_t end, float* out) {
     Active active[2];
     alignas(64) float z[kMaxGroup];
+    const uint8_t* rows[kMaxGroup];
     for (size_t g = begin; g < end; g++) {
-      Active& now = active[g % 2];
-      up(g, z, kMaxGroup);
-      if (!kernels_.select(z, neurons(g), ffn_.threshold, now)) poisoned_[0] = true;
-      for (size_t i = 0; i < std::min<size_t>(now.count, 8); i++)
-        prefetch(ffn_.down.record(g) + now.rows[i] * ffn_.down.row_bytes(), ffn_.down.row_bytes());
-      if (g > begin) kernels_.down_sparse(ffn_.down, g - 1, active[(g - 1) % 2], out);
+      Fetch down;
+      if (g > begin) {
+        const Active& before = active[(g - 1) % 2];
+        down = {rows, before.count, ffn_.down.row_bytes(), 0};
+        for (size_t i = 0; i < before.count; i++)
+          rows[i] = ffn_.down.record(g - 1) + before.rows[i] * ffn_.down.row_bytes();
+      }
+      up(g, z, kMaxGroup, down);
+      if (!kernels_.select(z, neurons(g), ffn_.threshold, active[g % 2])) poisoned_[0] = true;
+      if (g == begin) continue;
+      const size_t block = (g + 1) * ffn_.down.group / kBlock;
+      const uint8_t* records = ffn_.up.record(block);
+      const size_t blocks = g + 1 < end ? std::min(ffn_.up.blocks() - block, ffn_.down.group / kBlock) : 0;
+      Fetch up{&records, blocks ? size_t(1) : 0, blocks * ffn_.up.record_bytes(), 0};
+      kernels_.down_sparse(ffn_.down, g - 1, active[(g - 1) % 2], out, up);
     }
-    if (begin < end) kernels_.down_sparse(ffn_.down, end - 1, active[(end - 1) % 2], out);
+    Fetch none;
+    if (begin < end) kernels_.down_sparse(ffn_.down, end - 1, active[(end - 1) % 2], out, none);
   }
 
   void many_tokens(size_t begin, size_t end, float* out) {
     Buffer<float> z(tokens_ * kMaxGroup);
     OwnedActivations h(ffn_.down.group, step(ffn_.down.group), tokens_, bits_);
+    Fetch none;
     for (size_t g = begin; g < end; g++) {
-      up(g, z.data(), kMaxGroup);
+      up(g, z.data(), kMaxGroup, none);
       size_t count = 0;
       for (size_t t = 0; t < tokens_; t++)
         count += std::count_if(z.data() + t * kMaxGroup, z.data() + t * kMaxGroup + neurons(g),
@@ -90,9 +90,10 @@ class Chunk {
 
   void by_lists(size_t g, const float* z, float* out) {
     Active active;
+    Fetch none;
     for (size_t t = 0; t < tokens_; t++) {
       if (!kernels_.select(z + t * kMaxGroup, neurons(g), ffn_.threshold, active)) poisoned_[t] = true;
-      kernels_.down_sparse(ffn_.down, g, active, out + t * stride_);
+      kernels_.down_sparse(ffn_.down, g, active, out + t * stride_, none);
     }
   }
 

@@ -42,6 +42,24 @@ struct Active {
   uint8_t rows[kMaxGroup + 4];  // padded with the last row to whole quads
 };
 
+// Weights that come next, fetched into the second-level cache while others are computed with, so that memory never waits
+// for arithmetic: a list of rows, front to back.
+struct Fetch {
+  const uint8_t* const* rows = nullptr;
+  size_t count = 0;
+  size_t row_bytes = 0;
+  size_t at = 0;  // in the first row
+
+  template <class V, int kLines>
+  RELU2_INLINE void lines() {
+    for (int i = 0; i < kLines && count; i++) {
+      V::prefetch_far(*rows + at);
+      at += 64;
+      if (at >= row_bytes) at = 0, rows++, count--;
+    }
+  }
+};
+
 struct Kernels {
   const char* name;
   size_t tile;  // widest tile of tokens
@@ -50,13 +68,13 @@ struct Kernels {
   bool (*quantize)(const float* x, size_t stride, size_t size, const Activations& to, size_t first, size_t width);
 
   // z[token * z_stride + 0..15] = the 16 neurons of one block for all tokens.
-  void (*up)(const UpMatrix& up, size_t block, const Activations& x, float* z, size_t z_stride);
+  void (*up)(const UpMatrix& up, size_t block, const Activations& x, float* z, size_t z_stride, Fetch& next);
 
   // Neurons above the threshold, squared and quantized; false if a square is not finite.
   bool (*select)(const float* z, size_t count, float threshold, Active& out);
 
   // y[0..padded outputs) += rows of the active neurons of one group.
-  void (*down_sparse)(const DownMatrix& down, size_t g, const Active& active, float* y);
+  void (*down_sparse)(const DownMatrix& down, size_t g, const Active& active, float* y, Fetch& next);
 
   // The same for all tokens and all neurons of the group.
   void (*down_dense)(const DownMatrix& down, size_t g, const Activations& h, float* y, size_t y_stride);

@@ -121,7 +121,7 @@ constexpr size_t kAhead = 2048;
 
 // One token: weights go from memory through registers once.
 template <class V, int kBits, int kActBits>
-void up_stream(const UpMatrix& m, size_t block, const Activations& x, float* z) {
+void up_stream(const UpMatrix& m, size_t block, const Activations& x, float* z, Fetch& next) {
   constexpr int kParts = Columns<V>::kParts;
   constexpr size_t kInputs = kPiece * 8 / kBits / kBlock;
   const uint8_t* p = m.record(block);
@@ -137,6 +137,7 @@ void up_stream(const UpMatrix& m, size_t block, const Activations& x, float* z) 
     for (; input < end; input += kInputs, p += kPiece) {
       using Codes = Decoded<V, kBits, kActBits>;
       V::prefetch(p + kAhead);
+      next.lines<V, 8 / kBits>();
       RELU2_UNROLL for (int n = 0; n < kParts; n++) {
         const Codes codes(V::load(p + n * V::kLanes * 4));
         RELU2_UNROLL for (int u = 0; u < Codes::kUnits; u++) acc[n] =
@@ -175,16 +176,16 @@ void up_tiled(const UpMatrix& m, size_t block, const Activations& x, float* z, s
 }
 
 template <class V, int kBits>
-void up_bits(const UpMatrix& m, size_t block, const Activations& x, float* z, size_t stride) {
+void up_bits(const UpMatrix& m, size_t block, const Activations& x, float* z, size_t stride, Fetch& next) {
   if (x.tokens == 1)
-    x.bits == 8 ? up_stream<V, kBits, 8>(m, block, x, z) : up_stream<V, kBits, 16>(m, block, x, z);
+    x.bits == 8 ? up_stream<V, kBits, 8>(m, block, x, z, next) : up_stream<V, kBits, 16>(m, block, x, z, next);
   else
     x.bits == 8 ? up_tiled<V, kBits, 8>(m, block, x, z, stride) : up_tiled<V, kBits, 16>(m, block, x, z, stride);
 }
 
 template <class V>
-void up(const UpMatrix& m, size_t block, const Activations& x, float* z, size_t stride) {
-  m.bits == 4 ? up_bits<V, 4>(m, block, x, z, stride) : up_bits<V, 8>(m, block, x, z, stride);
+void up(const UpMatrix& m, size_t block, const Activations& x, float* z, size_t stride, Fetch& next) {
+  m.bits == 4 ? up_bits<V, 4>(m, block, x, z, stride, next) : up_bits<V, 8>(m, block, x, z, stride, next);
 }
 
 // Outputs whose sums are held while rows pass: 16 KiB, half of a first-level cache.
@@ -217,13 +218,14 @@ RELU2_INLINE size_t column_of(size_t at) {
   return at / kPiece * (kPiece * 8 / kBits) + at % kPiece / 4;
 }
 
-// sums += rows[0 .. 4 * kRowQuads) from byte `from` to `to`, times their neurons. Rows are read from front to back, so
-// that memory delivers them at full speed; the rows after them are fetched meanwhile.
+// sums += rows[0 .. 4 * kRowQuads) from byte `from` to `to`, times their neurons. The rows are in a cache already; as much
+// as is read of them is fetched of what comes next.
 template <class V, int kBits, int kRowQuads>
-RELU2_INLINE void add_rows(const uint8_t* const* rows, const int32_t* h, size_t from, size_t to, int32_t* sums) {
+RELU2_INLINE void add_rows(const uint8_t* const* rows, const int32_t* h, size_t from, size_t to, int32_t* sums,
+                          Fetch& next) {
   using Codes = Decoded<V, kBits, 16>;
   for (size_t piece = from; piece < to; piece += kPiece) {
-    RELU2_UNROLL for (int i = 0; i < 4 * kRowQuads; i++) V::prefetch(rows[4 * kRowQuads + i] + piece);
+    next.lines<V, 4 * kRowQuads>();
     RELU2_UNROLL for (size_t at = piece; at < piece + kPiece; at += V::kLanes * 4) {
       int32_t* out = sums + column_of<kBits>(at) - column_of<kBits>(from);
       Quad<V> quads[kRowQuads];
@@ -243,20 +245,19 @@ RELU2_INLINE void add_rows(const uint8_t* const* rows, const int32_t* h, size_t 
 }
 
 template <class V, int kBits>
-void down_sparse_bits(const DownMatrix& m, size_t g, const Active& active, float* y) {
+void down_sparse_bits(const DownMatrix& m, size_t g, const Active& active, float* y, Fetch& next) {
   constexpr size_t kTileBytes = kTileOutputs * kBits / 8;
-  const uint8_t* rows[kMaxGroup + 12];
+  const uint8_t* rows[kMaxGroup + 4];
   const size_t padded = (active.count + 3) / 4 * 4, row_bytes = m.row_bytes();
   for (size_t i = 0; i < padded; i++) rows[i] = m.record(g) + active.rows[i] * row_bytes;
-  for (size_t i = padded; i < padded + 8; i++) rows[i] = rows[padded - 1];
   alignas(64) int32_t sums[kTileOutputs];
   for (size_t from = 0; from < row_bytes; from += kTileBytes) {
     const size_t to = from + kTileBytes < row_bytes ? from + kTileBytes : row_bytes;
     const size_t first = column_of<kBits>(from), outputs = column_of<kBits>(to) - first;
     for (size_t o = 0; o < outputs; o++) sums[o] = 0;
     size_t i = 0;
-    for (; i + 8 <= padded; i += 8) add_rows<V, kBits, 2>(rows + i, active.values + i / 2, from, to, sums);
-    if (i < padded) add_rows<V, kBits, 1>(rows + i, active.values + i / 2, from, to, sums);
+    for (; i + 8 <= padded; i += 8) add_rows<V, kBits, 2>(rows + i, active.values + i / 2, from, to, sums, next);
+    if (i < padded) add_rows<V, kBits, 1>(rows + i, active.values + i / 2, from, to, sums, next);
     const typename V::F scale = V::set1_float(active.scale);
     for (size_t o = 0; o < outputs; o += V::kLanes) {
       const size_t at = first + o;
@@ -268,9 +269,9 @@ void down_sparse_bits(const DownMatrix& m, size_t g, const Active& active, float
 }
 
 template <class V>
-void down_sparse(const DownMatrix& m, size_t g, const Active& active, float* y) {
+void down_sparse(const DownMatrix& m, size_t g, const Active& active, float* y, Fetch& next) {
   if (active.count == 0) return;
-  m.bits == 4 ? down_sparse_bits<V, 4>(m, g, active, y) : down_sparse_bits<V, 8>(m, g, active, y);
+  m.bits == 4 ? down_sparse_bits<V, 4>(m, g, active, y, next) : down_sparse_bits<V, 8>(m, g, active, y, next);
 }
 
 template <class V, int kBits, int kActBits>

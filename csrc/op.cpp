@@ -1,8 +1,9 @@
-// The OpenVINO side: operations "ov_afm::ReLU2FFN" and "ov_afm::PackedLinear", for any number of tokens.
+// The OpenVINO side: operations "ov_afm::ReLU2FFN", "ov_afm::PackedLinear" and "ov_afm::PackedHead", for any number of tokens.
 #include "op.h"
 
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
+#include <type_traits>
 
 namespace ov_afm {
 namespace {
@@ -28,9 +29,9 @@ ov::PartialShape activations(const ov::Node* node, int64_t activation_bits, int6
 }
 
 void check_bytes(const ov::Node* node, size_t input, size_t expected) {
-  NODE_VALIDATION_CHECK(node, node->get_input_partial_shape(input) == ov::PartialShape({int64_t(expected)}),
-                        "packed weights are damaged: ", node->get_input_partial_shape(input), " bytes where ", expected,
-                        " are expected");
+  const ov::PartialShape& shape = node->get_input_partial_shape(input);
+  NODE_VALIDATION_CHECK(node, shape.is_static() && ov::shape_size(shape.to_shape()) == expected,
+                        "packed weights are damaged: ", shape, " bytes where ", expected, " are expected");
 }
 
 const relu2::Kernels* kernels_for(const ov::Node* node, const std::string& isa) {
@@ -43,6 +44,14 @@ void fill(relu2::Matrix& m, const MatrixAttributes& a, int64_t inputs, int64_t o
   m.data = static_cast<const uint8_t*>(data);
   m.inputs = static_cast<size_t>(inputs), m.outputs = static_cast<size_t>(outputs);
   m.bits = static_cast<int>(a.bits), m.asymmetric = a.asymmetric;
+}
+
+template <class Node>
+std::shared_ptr<ov::Node> copy_of(const Node& node, const ov::OutputVector& inputs) {
+  auto copy = std::make_shared<Node>(node);
+  copy->set_arguments(inputs);
+  copy->validate_and_infer_types();
+  return copy;
 }
 
 }  // namespace
@@ -66,11 +75,7 @@ void ReLU2FFN::validate_and_infer_types() {
 }
 
 std::shared_ptr<ov::Node> ReLU2FFN::clone_with_new_inputs(const ov::OutputVector& inputs) const {
-  check_new_args_count(this, inputs);
-  auto copy = std::make_shared<ReLU2FFN>(*this);
-  copy->set_arguments(inputs);
-  copy->validate_and_infer_types();
-  return copy;
+  return copy_of(*this, inputs);
 }
 
 bool ReLU2FFN::visit_attributes(ov::AttributeVisitor& visitor) {
@@ -111,36 +116,27 @@ bool ReLU2FFN::evaluate(ov::TensorVector& outputs, const ov::TensorVector& input
   return true;
 }
 
-PackedLinear::PackedLinear(const ov::OutputVector& inputs) : Op(inputs) {
-  constructor_validate_and_infer_types();
-}
-
-void PackedLinear::validate_and_infer_types() {
-  NODE_VALIDATION_CHECK(this, !outputs_.empty() && get_input_size() == outputs_.size() + 1,
-                        "PackedLinear takes activations and the weights of ", outputs_.size(), " matrices, found ",
-                        get_input_size(), " inputs");
+template <class Base>
+void Packed<Base>::validate_and_infer_types() {
+  const size_t times = std::is_base_of_v<ov::op::v0::MatMul, Base> ? 2 : 1;  // op.h says why
+  NODE_VALIDATION_CHECK(this, !outputs_.empty() && this->get_input_size() == times * outputs_.size() + 1,
+                        this->get_type_name(), " takes activations and the weights of ", outputs_.size(),
+                        " matrices, found ", this->get_input_size(), " inputs");
   check(this, weights_, "packed");
   NODE_VALIDATION_CHECK(this, inputs_ > 0, "sizes must be positive");
   ov::PartialShape shape = activations(this, activation_bits_, inputs_);
   kernels_ = kernels_for(this, isa_);
-  set_output_size(outputs_.size());
+  this->set_output_size(outputs_.size());
   for (size_t i = 0; i < outputs_.size(); i++) {
     NODE_VALIDATION_CHECK(this, outputs_[i] > 0, "sizes must be positive");
     check_bytes(this, i + 1, matrix(i).bytes());
     shape[shape.size() - 1] = outputs_[i];
-    set_output_type(i, ov::element::f32, shape);
+    this->set_output_type(i, ov::element::f32, shape);
   }
 }
 
-std::shared_ptr<ov::Node> PackedLinear::clone_with_new_inputs(const ov::OutputVector& inputs) const {
-  check_new_args_count(this, inputs);
-  auto copy = std::make_shared<PackedLinear>(*this);
-  copy->set_arguments(inputs);
-  copy->validate_and_infer_types();
-  return copy;
-}
-
-bool PackedLinear::visit_attributes(ov::AttributeVisitor& visitor) {
+template <class Base>
+bool Packed<Base>::visit_attributes(ov::AttributeVisitor& visitor) {
   visitor.on_attribute("inputs", inputs_);
   visitor.on_attribute("outputs", outputs_);
   visitor.on_attribute("bits", weights_.bits);
@@ -151,16 +147,19 @@ bool PackedLinear::visit_attributes(ov::AttributeVisitor& visitor) {
   return true;
 }
 
-relu2::UpMatrix PackedLinear::matrix(size_t i) const {
+template <class Base>
+relu2::UpMatrix Packed<Base>::matrix(size_t i) const {
   relu2::UpMatrix m;
   fill(m, weights_, inputs_, outputs_[i], nullptr);
   m.group = weights_.group > 0 ? static_cast<size_t>(weights_.group) : m.padded_inputs();
   return m;
 }
 
-bool PackedLinear::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
+template <class Base>
+bool Packed<Base>::evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const {
   ov::Shape shape = inputs[0].get_shape();
-  OPENVINO_ASSERT(shape.back() == static_cast<size_t>(inputs_), get_friendly_name(), ": wrong number of features");
+  OPENVINO_ASSERT(shape.back() == static_cast<size_t>(inputs_), this->get_friendly_name(),
+                  ": wrong number of features");
   const size_t tokens = ov::shape_size(shape) / shape.back();
   relu2::Linear linear;
   linear.activation_bits = static_cast<int>(activation_bits_);
@@ -168,7 +167,7 @@ bool PackedLinear::evaluate(ov::TensorVector& outputs, const ov::TensorVector& i
   for (size_t i = 0; i < outputs_.size(); i++) {
     linear.matrices.push_back(matrix(i));
     OPENVINO_ASSERT(inputs[i + 1].get_byte_size() == linear.matrices[i].bytes(), "packed weights of ",
-                    get_friendly_name(), " are damaged");
+                    this->get_friendly_name(), " are damaged");
     linear.matrices[i].data = static_cast<const uint8_t*>(inputs[i + 1].data());
     shape.back() = static_cast<size_t>(outputs_[i]);
     outputs[i].set_shape(shape);
@@ -178,10 +177,19 @@ bool PackedLinear::evaluate(ov::TensorVector& outputs, const ov::TensorVector& i
   return true;
 }
 
+std::shared_ptr<ov::Node> PackedLinear::clone_with_new_inputs(const ov::OutputVector& inputs) const {
+  return copy_of(*this, inputs);
+}
+
+std::shared_ptr<ov::Node> PackedHead::clone_with_new_inputs(const ov::OutputVector& inputs) const {
+  return copy_of(*this, inputs);
+}
+
 }  // namespace ov_afm
 
 OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({std::make_shared<ov::OpExtension<ov_afm::ReLU2FFN>>(),
-                                                            std::make_shared<ov::OpExtension<ov_afm::PackedLinear>>()}));
+                                                            std::make_shared<ov::OpExtension<ov_afm::PackedLinear>>(),
+                                                            std::make_shared<ov::OpExtension<ov_afm::PackedHead>>()}));
 
 #if defined(_MSC_VER)
 #define RELU2_EXPORT __declspec(dllexport)

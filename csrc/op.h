@@ -1,6 +1,7 @@
 // What the kernels do as OpenVINO operations: an MLP down(relu(up(x))²), and matrices that share an input.
 #pragma once
 
+#include <openvino/op/matmul.hpp>
 #include <openvino/op/op.hpp>
 #include <string>
 #include <vector>
@@ -43,16 +44,11 @@ class ReLU2FFN : public ov::op::Op {
 };
 
 // Inputs: activations f32 [..., inputs]; the packed weights of each matrix (UP layout), u8 [bytes].
-// Outputs: f32 [..., outputs] of each matrix.
-class PackedLinear : public ov::op::Op {
+// Outputs: f32 [..., outputs] of each matrix. `Base` is what the rest of OpenVINO takes the operation for.
+template <class Base>
+class Packed : public Base {
  public:
-  OPENVINO_OP("PackedLinear", "ov_afm");
-
-  PackedLinear() = default;
-  explicit PackedLinear(const ov::OutputVector& inputs);
-
   void validate_and_infer_types() override;
-  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override;
   bool visit_attributes(ov::AttributeVisitor& visitor) override;
   bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override;
   bool has_evaluate() const override { return true; }
@@ -66,6 +62,23 @@ class PackedLinear : public ov::op::Op {
   int64_t activation_bits_ = 0;
   std::string isa_;  // empty: the fastest
   const relu2::Kernels* kernels_ = nullptr;
+};
+
+class PackedLinear : public Packed<ov::op::Op> {
+ public:
+  OPENVINO_OP("PackedLinear", "ov_afm");
+
+  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override;
+};
+
+// The head, one matrix. GenAI computes logits only for the tokens that it samples: it looks for a MatMul before the
+// result and picks rows of its first input. The weights are given twice, because passes that rewrite a MatMul match one
+// of two inputs.
+class PackedHead : public Packed<ov::op::v0::MatMul> {
+ public:
+  OPENVINO_OP("PackedHead", "ov_afm", ov::op::v0::MatMul);
+
+  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override;
 };
 
 }  // namespace ov_afm

@@ -24,6 +24,7 @@ struct Portable {
   }
   static void store(void* p, I a) { std::memcpy(p, &a, sizeof a); }
   static void prefetch(const void*) {}
+  static void prefetch_far(const void*) {}
   static I set1(int32_t v) {
     I r;
     for (int i = 0; i < N; i++) r.lane[i] = v;

@@ -134,27 +134,31 @@ def test_packed_constants_are_those_of_the_plain_model(packed: Path, library: Pa
     transform.verify(packed, packed / select.FOLDER, library)
 
 
-def test_projections_are_packed_and_the_head_is_left_for_the_engine_to_find(packed: Path, library: Path) -> None:
+def test_projections_are_packed_and_the_engine_takes_the_head_for_a_matmul(packed: Path, library: Path) -> None:
     model = graph.read_model(packed / select.FOLDER / "openvino_model.xml", library)
     kinds = [op.get_type_name() for op in model.get_ordered_ops()]
     # Queries, keys and values are one operation, the output of attention another.
     assert kinds.count("PackedLinear") == 4
     record = manifest.read(packed)
     assert record is not None
-    assert record.sparsity["kernels"]["projections"] == 8
+    assert record.sparsity["kernels"]["projections"] == 9
     head = model.get_results()[0].input_value(0).get_node()
-    assert head.get_type_name() == "MatMul"
+    assert head.get_type_name() == "PackedHead"
+    # GenAI computes the logits of the last token alone where it finds one.
+    assert head.get_type_info().parent.name == "MatMul"
 
 
 def test_projections_can_be_left_as_they_are(plain: Path, library: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(plain, tmp_path / "model"))
     assert transform.transform(path, projections=False).projections == 0
     model = graph.read_model(path / select.FOLDER / "openvino_model.xml", library)
-    assert "PackedLinear" not in [op.get_type_name() for op in model.get_ordered_ops()]
+    assert not {"PackedLinear", "PackedHead"} & {op.get_type_name() for op in model.get_ordered_ops()}
 
 
-@pytest.mark.parametrize("kind", ["ReLU2FFN", "PackedLinear"])
-def test_a_changed_packed_byte_is_found_and_its_layer_named(copy: Path, library: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"), [("ReLU2FFN", "layer 1"), ("PackedLinear", "layer 1"), ("PackedHead", ".*lm_head.*")]
+)
+def test_a_changed_packed_byte_is_found_and_its_layer_named(copy: Path, library: Path, kind: str, name: str) -> None:
     model = graph.read_model(copy / select.FOLDER / "openvino_model.xml", library)
     node = [op for op in model.get_ordered_ops() if op.get_type_name() == kind][-1]
     packed = bytes(node.inputs()[-1].get_source_output().get_node().data)
@@ -162,7 +166,7 @@ def test_a_changed_packed_byte_is_found_and_its_layer_named(copy: Path, library:
     raw = bytearray((copy / select.FOLDER / WEIGHTS).read_bytes())
     raw[raw.index(packed) + 100] ^= 0x10
     (copy / select.FOLDER / WEIGHTS).write_bytes(raw)
-    with pytest.raises(ExtensionError, match="packed weights of layer 1 are not those of"):
+    with pytest.raises(ExtensionError, match=f"packed weights of {name} are not those of"):
         transform.verify(copy, copy / select.FOLDER, library)
 
 

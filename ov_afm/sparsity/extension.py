@@ -154,8 +154,10 @@ def build(target: Path | None = None) -> Path:
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
-        lines = re.findall(r"^.*(?:error|Error).*$", done.stdout + done.stderr, re.MULTILINE) or ["no message"]
-        msg = f"building the ReLU² kernels failed: {lines[0].strip()}"
+        # CMake gives the reason on the line after the place; compilers on the same line.
+        said = re.search(r"^CMake Error.*\n+\s*(.+)$|^(.*error.*)$", done.stderr + done.stdout, re.M | re.I)
+        reason = "no message" if said is None else (said[1] or said[2]).strip()
+        msg = f"building the ReLU² kernels failed: {reason}"
         raise ExtensionError(msg)
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ..errors import ExtensionError
 from .reference import CHANNEL_WISE, Quantized
 
-__all__ = ["Mlp", "Unsupported", "find_mlps", "find_projections", "name_of", "read_model", "read_weights"]
+__all__ = ["Mlp", "Unsupported", "find_head", "find_mlps", "find_projections", "name_of", "read_model", "read_weights"]
 
 CODES = {"i4": (4, True), "u4": (4, False), "i8": (8, True), "u8": (8, False)}
 
@@ -75,22 +75,36 @@ def find_mlps(model: Any) -> tuple[list[Mlp], dict[str, str]]:
 
 
 def find_projections(model: Any, mlps: Sequence[Mlp]) -> list[list[Any]]:
-    """The MatMuls with compressed weights outside the MLPs; those that share their input are together.
-
-    The head is left out: engines look for it, to compute logits only where they are needed.
-    """
+    """The MatMuls with compressed weights between the MLPs; those that share their input are together."""
     inside = {matmul.get_friendly_name() for mlp in mlps for matmul in (mlp.up, mlp.down)}
     groups: dict[tuple[str, int], list[Any]] = {}
     for node in model.get_ordered_ops():
         if node.get_type_name() != "MatMul" or node.get_friendly_name() in inside:
             continue
-        attributes, source = node.get_attributes(), node.input_value(0)
-        weights = _skip(node.input_value(1).get_node(), ("Convert", "Reshape"))
-        consumers = {target.get_node().get_type_name() for target in node.output(0).get_target_inputs()}
-        fits = attributes["transpose_b"] and not attributes["transpose_a"] and weights.get_type_name() == "Multiply"
-        if fits and "Result" not in consumers:
+        source = node.input_value(0)
+        if _is_compressed(node) and not _is_result(node):
             groups.setdefault((source.get_node().get_friendly_name(), source.get_index()), []).append(node)
     return list(groups.values())
+
+
+def find_head(model: Any) -> Any | None:
+    """The MatMul with compressed weights that gives the logits; None if there is none, or if it shares its weights."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "MatMul" and _is_result(node) and _is_compressed(node):
+            weights = _skip(node.input_value(1).get_node(), ("Convert", "Reshape"))
+            return node if len(weights.output(0).get_target_inputs()) == 1 else None
+    return None
+
+
+def _is_result(node: Any) -> bool:
+    return any(target.get_node().get_type_name() == "Result" for target in node.output(0).get_target_inputs())
+
+
+def _is_compressed(matmul: Any) -> bool:
+    attributes = matmul.get_attributes()
+    weights = _skip(matmul.input_value(1).get_node(), ("Convert", "Reshape"))
+    fits = attributes["transpose_b"] and not attributes["transpose_a"]
+    return bool(fits and weights.get_type_name() == "Multiply")
 
 
 def name_of(node: Any) -> str:

@@ -24,7 +24,7 @@ from ..errors import ConfigError, ExtensionError
 from ..staging import staging
 from . import extension, reference
 from .aligned import align_constants
-from .graph import Mlp, Unsupported, find_mlps, find_projections, name_of, read_model, read_weights
+from .graph import Mlp, Unsupported, find_head, find_mlps, find_projections, name_of, read_model, read_weights
 from .reference import Quantized
 from .select import FOLDER, MODEL
 
@@ -33,6 +33,7 @@ __all__ = ["FOLDER", "Result", "transform"]
 WEIGHTS = "openvino_model.bin"
 OPERATION = "ReLU2FFN"
 LINEAR = "PackedLinear"
+HEAD = "PackedHead"
 # Between the names of the projections that became one operation.
 SEPARATOR = ";"
 BITS = {"auto": 0, "int8": 8, "int16": 16}
@@ -73,7 +74,7 @@ def transform(
             for 8 tokens and more on CPUs with VNNI (as stock OpenVINO does there) and int16 otherwise. Squares of
             few active neurons are int16 always.
         threshold: Skip neurons whose activation is at or below it; 0 is exact.
-        projections: Pack the projections of attention too.
+        projections: Pack the projections of attention and the head too.
         on_layer: Called with 1 after each MLP.
 
     Raises:
@@ -98,7 +99,11 @@ def transform(
     replaced = []
     create = _factory(library)
     options = {"activation_bits": BITS[activations]}
-    packed = sum(_pack_projections(group, create, options) for group in find_projections(model, mlps) if projections)
+    packed = 0
+    if projections:
+        head = find_head(model)
+        packed += sum(_pack(LINEAR, group, create, options) for group in find_projections(model, mlps))
+        packed += 0 if head is None else _pack(HEAD, [head], create, options)
     for mlp in mlps:
         try:
             _replace(mlp, read_weights(mlp.up), read_weights(mlp.down), create, {"threshold": threshold, **options})
@@ -131,7 +136,8 @@ def _factory(library: Path) -> Any:
         import openvino
 
         constants = [openvino.op.Constant(array, shared_memory=False).output(0) for array in packed]
-        return factory.create(name, [x, *constants], fields)
+        # The head takes its weights twice; op.h says why.
+        return factory.create(name, [x, *constants * (2 if name == HEAD else 1)], fields)
 
     return create
 
@@ -157,7 +163,7 @@ def _take_over(output: Any, old: Any) -> None:
         consumer.replace_source_output(output)
 
 
-def _pack_projections(matmuls: Sequence[Any], create: Any, options: dict[str, Any]) -> int:
+def _pack(operation: str, matmuls: Sequence[Any], create: Any, options: dict[str, Any]) -> int:
     """Replace MatMuls that share their input, those of one format by one operation; returns how many."""
     formats: dict[str, list[tuple[Any, Quantized]]] = {}
     for matmul in matmuls:
@@ -171,7 +177,7 @@ def _pack_projections(matmuls: Sequence[Any], create: Any, options: dict[str, An
         first = members[0][1]
         fields = {"inputs": first.codes.shape[1], "outputs": [weights.codes.shape[0] for _, weights in members]}
         packed = [reference.pack_up(weights) for _, weights in members]
-        node = create(LINEAR, members[0][0].input_value(0), packed, {**fields, **_format(first), **options})
+        node = create(operation, members[0][0].input_value(0), packed, {**fields, **_format(first), **options})
         node.set_friendly_name(SEPARATOR.join(matmul.get_friendly_name() for matmul, _ in members))
         for index, (matmul, _) in enumerate(members):
             _take_over(node.output(index), matmul)
@@ -203,7 +209,7 @@ def verify(plain: Path, packed: Path, library: Path) -> None:
         if node.get_type_name() == OPERATION:
             name = node.get_friendly_name()
             names, unpack = [ups.get(name, name), name], [reference.unpack_up, reference.unpack_down]
-        elif node.get_type_name() == LINEAR:
+        elif node.get_type_name() in (LINEAR, HEAD):
             names = node.get_friendly_name().split(SEPARATOR)
             unpack = [reference.unpack_up] * len(names)
         else:
@@ -247,7 +253,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--activations", choices=sorted(BITS), default="auto", help="width of quantized activations")
     parser.add_argument("--threshold", type=float, default=0.0, help="skip neurons at or below it; 0 is exact")
     parser.add_argument(
-        "--projections", action=argparse.BooleanOptionalAction, default=True, help="pack attention's matrices too"
+        "--projections",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="pack attention's matrices and the head too",
     )
     parser.add_argument("--portable", action="store_true", help=f"remove {FOLDER}/: only the plain model remains")
     args = parser.parse_args(argv)
