@@ -22,8 +22,9 @@ from .adapters import Adapter, read_all
 from .background import StepBars, in_background
 from .bundle import Bundle
 from .compress import add_recipe_arguments, recipe_from_arguments, resolve_recipe
-from .errors import ConfigError, ExportError, ExtensionError, SourceError
+from .errors import ConfigError, ExportError, SourceError
 from .export_fit import BASE_BYTES, check_fit, parameters
+from .export_kernels import pack, pack_if_it_pays
 from .export_prebuilt import adopt
 from .presets import DEFAULT_MODEL, SAMPLING, Recipe
 from .sources import Source, resolve
@@ -39,6 +40,7 @@ STEPS = {
     "compressing": "compressing weights",
     "verifying": "verifying the result",
 }
+KERNELS = {"auto": None, "relu2": True, "none": False}
 # Above it, recording answers to a prompt of 2,112 tokens at f32 would take longer than the export.
 GOLDEN_PARAMETERS = 1e9
 
@@ -52,7 +54,7 @@ def export(
     device: str | None = None,
     verify: bool = True,
     golden: bool | None = None,
-    kernels: bool = False,
+    kernels: bool | None = False,
     force: bool = False,
     work_dir: str | Path | None = None,
     allow_pickle: bool = False,
@@ -72,7 +74,8 @@ def export(
         golden: Record how the model answers on CPU at f32, for the self-test of other devices. None
             does it up to 1 B parameters, and for any size when `device` is a GPU or an NPU; otherwise that self-test
             does it when it is first needed.
-        kernels: Pack the ReLU² MLPs for the native CPU kernels too, beside the plain model.
+        kernels: Pack a ReLU² model for the native CPU kernels too, beside the plain model. None does it for a quantized
+            model that is for the CPU, if its share of zeros pays and nothing is in the way.
         force: Replace a non-empty `output`.
         work_dir: Folder for the uncompressed IR (about the checkpoint's size); default beside `output`.
         allow_pickle: Accept weights that are only there as pickles.
@@ -122,9 +125,12 @@ def export(
                     answers = supervise.run("ov_afm.selftest:make_golden", {"model_dir": str(partial)}, log=log)
                 result.checks["golden"] = answers
             bundle.finish(partial, result, bars)
+            note = None
             if kernels:
-                result = _pack(partial, bars)
-    return Bundle(target, result, log, _notes(result))
+                result = pack(partial, bars)
+            elif kernels is None:
+                result, note = pack_if_it_pays(partial, result, device, bars, log)
+    return Bundle(target, result, log, [*_notes(result), *filter(None, [note])])
 
 
 def _default_output(source: Source, settings: Recipe) -> Path:
@@ -198,16 +204,6 @@ def _work_folder(partial: Path, work_dir: str | Path | None) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _pack(partial: Path, progress: console.Progress) -> manifest.Manifest:
-    from .sparsity.transform import transform
-
-    with progress.step("packing MLPs for the kernels") as advance:
-        transform(partial, on_layer=advance)
-    packed = manifest.read(partial)
-    assert packed is not None
-    return packed
-
-
 def _build(
     source: Source,
     settings: Recipe,
@@ -260,22 +256,7 @@ def _notes(result: manifest.Manifest) -> list[str]:
     notes = list(result.recipe.get("notes", []))
     if result.source.get("synthetic"):
         notes.append("the weights are random (synthetic checkpoint): speed is real, words are not")
-    if _kernels_would_help(result):
-        notes.append("this CPU decodes it faster with the ReLU² kernels: ov-afm kernels MODEL_DIR")
     return notes
-
-
-def _kernels_would_help(result: manifest.Manifest) -> bool:
-    from .sparsity import extension
-
-    known = result.geometry.get("activation") == "relu2" and "kernels" not in result.sparsity
-    if not known or not str(result.recipe.get("weight_format", "")).startswith("int"):
-        return False
-    try:
-        extension.library()
-    except ExtensionError:
-        return False
-    return True
 
 
 @console.command
@@ -292,7 +273,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         action=argparse.BooleanOptionalAction,
         help="record answers for the self-test of other devices (default: up to 1 B parameters, or with --device)",
     )
-    parser.add_argument("--kernels", choices=["relu2"], help="pack the MLPs for the native CPU kernels too")
+    parser.add_argument(
+        "--kernels",
+        choices=list(KERNELS),
+        default="auto",
+        help="pack the model for the native CPU kernels too (auto: a ReLU² model, for the CPU, where zeros pay)",
+    )
     parser.add_argument("--force", action="store_true", help="replace a directory that is not empty")
     parser.add_argument("--work-dir", metavar="DIR", help="folder for the uncompressed IR (default: beside the output)")
     parser.add_argument("--allow-pickle", action="store_true", help="accept pickled weights (they can run code)")
@@ -318,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device=args.device,
         verify=not args.no_verify,
         golden=args.golden,
-        kernels=args.kernels is not None,
+        kernels=KERNELS[args.kernels],
         force=args.force,
         work_dir=args.work_dir,
         allow_pickle=args.allow_pickle,

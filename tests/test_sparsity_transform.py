@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import tiny
 from ov_afm import bench, manifest
 from ov_afm.bench_records import FILE_NAME, read
 from ov_afm.errors import ConfigError, ExtensionError, OVAFMError
-from ov_afm.sparsity import aligned, extension, graph, select, transform
+from ov_afm.sparsity import aligned, extension, graph, profile, select, threshold, transform
 
 pytestmark = pytest.mark.native
 WEIGHTS = "openvino_model.bin"
@@ -331,3 +332,42 @@ def test_no_manifest_is_invented_for_a_directory_without_one(plain: Path, tmp_pa
     transform.transform(model)
     assert not (model / manifest.FILE_NAME).exists()
     assert json.loads((model / select.FOLDER / "config.json").read_text())["model_type"] == "arcee"
+
+
+def test_dropping_energy_gives_each_layer_the_largest_threshold_that_keeps_to_it(plain: Path, copy: Path) -> None:
+    share = 0.05
+    limits = threshold.thresholds(plain, share, max_tokens=threshold.WINDOW)
+    model = graph.read_model(plain / "openvino_model.xml")
+    mlps, _ = graph.find_mlps(model)
+    for mlp in mlps:
+        model.add_outputs(mlp.up.output(0))
+    ids = profile.tokens_of(plain, threshold.TEXT)[: threshold.WINDOW]
+    outputs = profile.run_window(profile.compile_exact(model), ids, len(mlps))
+    step = threshold.EDGES[1] / threshold.EDGES[0]
+    for limit, z in zip(limits, outputs, strict=True):
+        energy = np.maximum(z, 0).astype(np.float64) ** 4
+        assert energy[z <= limit].sum() <= share * energy.sum() < energy[z <= limit * step * 1.0001].sum()
+
+    assert transform.main([str(copy), "--drop-energy", str(share)]) == 0
+    xml = (copy / select.FOLDER / "openvino_model.xml").read_text()
+    written = [float(value) for value in re.findall(r'threshold="([^"]*)"', xml)]
+    # Of 512 tokens, not of the 64 above.
+    assert written == pytest.approx(threshold.thresholds(copy, share), rel=1e-5)
+    record = manifest.verify(copy)
+    assert record is not None
+    assert record.sparsity["kernels"]["drop_energy"] == share
+
+
+def test_no_energy_to_drop_is_exact(plain: Path) -> None:
+    assert threshold.thresholds(plain, 0.0, max_tokens=16) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_of_energy_out_of_range_is_refused(plain: Path, share: float) -> None:
+    with pytest.raises(ConfigError, match="share of energy to give up must lie between 0 and 1"):
+        threshold.thresholds(plain, share)
+
+
+def test_one_threshold_for_all_and_a_share_of_energy_exclude_each_other(plain: Path) -> None:
+    with pytest.raises(ConfigError, match="exclude each other; give one"):
+        transform.transform(plain, threshold=0.1, drop_energy=0.1)

@@ -26,7 +26,7 @@ from ..errors import ConfigError, ExtensionError
 from .graph import find_mlps, read_model
 from .select import MODEL
 
-__all__ = ["Profile", "profile"]
+__all__ = ["Profile", "compile_exact", "profile", "run_window", "tokens_of"]
 
 WINDOW = 256
 PAYS = 1.05  # predicted speed-up from which the kernels are worth a second copy of the model
@@ -82,14 +82,14 @@ def profile(
             msg = f"{name} must be at least 1, found {value}"
             raise ConfigError(msg)
     record = manifest.verify(model_dir)
-    ids = _tokens(model_dir, text)[:max_tokens]
+    ids = tokens_of(model_dir, text)[:max_tokens]
     model = read_model(model_dir / MODEL)
     names, sizes = _count_zeros(model, model_dir)
-    request = _compile(model)
+    request = compile_exact(model)
     zeros = np.zeros(len(names))
     for start in range(0, len(ids), window):
         part = ids[start : start + window]
-        zeros += _run(request, part, len(names)) * len(part)
+        zeros += np.array([float(share) for share in run_window(request, part, len(names))]) * len(part)
         if on_tokens:
             on_tokens(len(part))
     shares = zeros / len(ids)
@@ -108,7 +108,12 @@ def profile(
     return result
 
 
-def _tokens(model_dir: Path, text: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
+def tokens_of(model_dir: Path, text: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Ids of a text.
+
+    Raises:
+        ConfigError: It cannot be read or has no tokens.
+    """
     import openvino_genai
 
     try:
@@ -161,7 +166,8 @@ def _constants_of(matmul: Any) -> list[Any]:
     return found
 
 
-def _compile(model: Any) -> Any:
+def compile_exact(model: Any) -> Any:
+    """An inference request at f32."""
     import openvino
 
     # The zeros of the weights as they are: neither bf16 nor dynamically quantized activations may round one away.
@@ -169,7 +175,8 @@ def _compile(model: Any) -> Any:
     return openvino.Core().compile_model(model, "CPU", exact).create_infer_request()
 
 
-def _run(request: Any, ids: np.ndarray[Any, np.dtype[np.int64]], layers: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+def run_window(request: Any, ids: np.ndarray[Any, np.dtype[np.int64]], layers: int) -> list[Any]:
+    """The last `layers` outputs for some tokens, from an empty cache."""
     request.reset_state()
     inputs = {
         "input_ids": ids[None],
@@ -179,7 +186,7 @@ def _run(request: Any, ids: np.ndarray[Any, np.dtype[np.int64]], layers: int) ->
     }
     wanted = {name for port in request.model_inputs for name in port.get_names()}
     outputs = request.infer({name: value for name, value in inputs.items() if name in wanted})
-    return np.array([float(outputs[len(outputs) - layers + i]) for i in range(layers)])
+    return [outputs[len(outputs) - layers + i] for i in range(layers)]
 
 
 def table(result: Profile) -> str:

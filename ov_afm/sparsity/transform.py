@@ -27,6 +27,7 @@ from .aligned import align_constants
 from .graph import Mlp, Unsupported, find_head, find_mlps, find_projections, name_of, read_model, read_weights
 from .reference import Quantized
 from .select import FOLDER, MODEL
+from .threshold import thresholds
 
 __all__ = ["FOLDER", "Result", "transform"]
 
@@ -63,6 +64,7 @@ def transform(
     *,
     activations: str = "auto",
     threshold: float = 0.0,
+    drop_energy: float = 0.0,
     projections: bool = True,
     on_layer: Any = None,
 ) -> Result:
@@ -74,6 +76,8 @@ def transform(
             for 8 tokens and more on CPUs with VNNI (as stock OpenVINO does there) and int16 otherwise. Squares of
             few active neurons are int16 always.
         threshold: Skip neurons whose activation is at or below it; 0 is exact.
+        drop_energy: Give each layer a threshold of its own instead: the largest that gives up at most this share of
+            its energy; see `threshold`.
         projections: Pack the projections of attention and the head too.
         on_layer: Called with 1 after each MLP.
 
@@ -88,6 +92,9 @@ def transform(
     if not 0.0 <= threshold < float("inf"):
         msg = f"threshold must be 0 (exact) or more, found {threshold}"
         raise ConfigError(msg)
+    if threshold and drop_energy:
+        msg = "a threshold for all layers and a share of energy for each exclude each other; give one"
+        raise ConfigError(msg)
     record = manifest.verify(model_dir)
     library = extension.load()
     model = read_model(model_dir / MODEL)
@@ -96,6 +103,7 @@ def transform(
         reasons = f": {next(iter(refused.values()))}" if refused else ""
         msg = f"{model_dir} has no ReLU² MLP, so the kernels cannot help it{reasons}"
         raise ExtensionError(msg)
+    limits = thresholds(model_dir, drop_energy) if drop_energy else [threshold] * len(mlps)
     replaced = []
     create = _factory(library)
     options = {"activation_bits": BITS[activations]}
@@ -104,9 +112,9 @@ def transform(
         head = find_head(model)
         packed += sum(_pack(LINEAR, group, create, options) for group in find_projections(model, mlps))
         packed += 0 if head is None else _pack(HEAD, [head], create, options)
-    for mlp in mlps:
+    for mlp, limit in zip(mlps, limits, strict=True):
         try:
-            _replace(mlp, read_weights(mlp.up), read_weights(mlp.down), create, {"threshold": threshold, **options})
+            _replace(mlp, read_weights(mlp.up), read_weights(mlp.down), create, {"threshold": limit, **options})
             replaced.append(mlp.name)
         except Unsupported as error:
             refused[mlp.name] = str(error)
@@ -121,7 +129,7 @@ def transform(
         del model
         verify(model_dir, work, library)
     result = Result(path, replaced, refused, packed)
-    _note(model_dir, record, result, activations, threshold)
+    _note(model_dir, record, result, activations, {"threshold": threshold, "drop_energy": drop_energy})
     return result
 
 
@@ -225,7 +233,7 @@ def verify(plain: Path, packed: Path, library: Path) -> None:
 
 
 def _note(
-    model_dir: Path, record: manifest.Manifest | None, result: Result, activations: str, threshold: float
+    model_dir: Path, record: manifest.Manifest | None, result: Result, activations: str, skipping: dict[str, float]
 ) -> None:
     if record is None:
         return
@@ -237,7 +245,7 @@ def _note(
         "refused": result.refused,
         "projections": result.projections,
         "activations": activations,
-        "threshold": threshold,
+        **skipping,
     }
     prefix = f"{FOLDER}/"
     record.files = {name: entry for name, entry in record.files.items() if not name.startswith(prefix)}
@@ -253,6 +261,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--activations", choices=sorted(BITS), default="auto", help="width of quantized activations")
     parser.add_argument("--threshold", type=float, default=0.0, help="skip neurons at or below it; 0 is exact")
     parser.add_argument(
+        "--drop-energy", type=float, default=0.0, metavar="SHARE",
+        help="skip neurons that have at most this share of a layer's energy, by a threshold for each; 0 is exact",
+    )  # fmt: skip
+    parser.add_argument(
         "--projections",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -263,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.portable:
         remove(args.model_dir)
         return 0
-    options = {name: getattr(args, name) for name in ("activations", "threshold", "projections")}
+    options = {name: getattr(args, name) for name in ("activations", "threshold", "drop_energy", "projections")}
     with console.Progress() as progress, progress.step("packing weights") as advance:
         result = transform(args.model_dir, **options, on_layer=advance)
     for name, reason in result.refused.items():
