@@ -336,7 +336,7 @@ def test_no_manifest_is_invented_for_a_directory_without_one(plain: Path, tmp_pa
 
 def test_dropping_energy_gives_each_layer_the_largest_threshold_that_keeps_to_it(plain: Path, copy: Path) -> None:
     share = 0.05
-    limits = threshold.thresholds(plain, share, max_tokens=threshold.WINDOW)
+    limits = threshold.limits(plain, share, max_tokens=threshold.WINDOW)
     model = graph.read_model(plain / "openvino_model.xml")
     mlps, _ = graph.find_mlps(model)
     for mlp in mlps:
@@ -345,27 +345,30 @@ def test_dropping_energy_gives_each_layer_the_largest_threshold_that_keeps_to_it
     outputs = profile.run_window(profile.compile_exact(model), ids, len(mlps))
     step = threshold.EDGES[1] / threshold.EDGES[0]
     for limit, z in zip(limits, outputs, strict=True):
-        energy = np.maximum(z, 0).astype(np.float64) ** 4
-        assert energy[z <= limit].sum() <= share * energy.sum() < energy[z <= limit * step * 1.0001].sum()
+        energy, at = np.maximum(z, 0).astype(np.float64) ** 4, limit.threshold
+        assert energy[z <= at].sum() <= share * energy.sum() < energy[z <= at * step * 1.0001].sum()
+        assert limit.active == pytest.approx((z > at).mean(), abs=1e-3)
 
     assert transform.main([str(copy), "--drop-energy", str(share)]) == 0
     xml = (copy / select.FOLDER / "openvino_model.xml").read_text()
     written = [float(value) for value in re.findall(r'threshold="([^"]*)"', xml)]
     # Of 512 tokens, not of the 64 above.
-    assert written == pytest.approx(threshold.thresholds(copy, share), rel=1e-5)
+    found = threshold.limits(copy, share)
+    assert written == pytest.approx([limit.threshold for limit in found], rel=1e-5)
     record = manifest.verify(copy)
     assert record is not None
     assert record.sparsity["kernels"]["drop_energy"] == share
+    assert 0.0 < record.sparsity["kernels"]["active"] < 0.5
 
 
 def test_no_energy_to_drop_is_exact(plain: Path) -> None:
-    assert threshold.thresholds(plain, 0.0, max_tokens=16) == [0.0, 0.0]
+    assert [limit.threshold for limit in threshold.limits(plain, 0.0, max_tokens=16)] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_a_share_of_energy_out_of_range_is_refused(plain: Path, share: float) -> None:
     with pytest.raises(ConfigError, match="share of energy to give up must lie between 0 and 1"):
-        threshold.thresholds(plain, share)
+        threshold.limits(plain, share)
 
 
 def test_one_threshold_for_all_and_a_share_of_energy_exclude_each_other(plain: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which neurons could be skipped at a small price: thresholds, layer by layer, from a share of energy to give up.
+"""Which neurons could be skipped at a small price: limits, layer by layer, from a share of energy to give up.
 
 Skipping neurons that are not zero changes the answers. A neuron's energy is the square of what it gives to `down_proj`,
 `relu(z)⁴`; the threshold of a layer is the largest below which the neurons have at most the given share of the layer's
@@ -7,7 +7,7 @@ energy on some text. What that costs is for `ov-afm evaluate --runtime-defaults`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from .graph import find_mlps, read_model
 from .profile import compile_exact, run_window, tokens_of
 from .select import MODEL
 
-__all__ = ["TEXT", "thresholds"]
+__all__ = ["TEXT", "Limit", "limits"]
 
 TEXT = Path(__file__).resolve().parent.parent / "texts" / "calibration.txt"
 WINDOW = 64
@@ -27,8 +27,21 @@ WINDOW = 64
 EDGES = np.exp2(np.linspace(-14.0, 8.0, 4097))
 
 
-def thresholds(model_dir: Path, share: float, text: Path = TEXT, *, max_tokens: int = 512) -> list[float]:
-    """The threshold of each MLP, in the order of the graph.
+@dataclass(frozen=True)
+class Limit:
+    """Of one MLP.
+
+    Attributes:
+        threshold: Neurons at or below it are skipped.
+        active: Share of neurons above it on the text, 0 to 1.
+    """
+
+    threshold: float
+    active: float
+
+
+def limits(model_dir: Path, share: float, text: Path = TEXT, *, max_tokens: int = 512) -> list[Limit]:
+    """The limit of each MLP, in the order of the graph.
 
     Args:
         model_dir: A model directory with ReLU² MLPs.
@@ -52,21 +65,19 @@ def thresholds(model_dir: Path, share: float, text: Path = TEXT, *, max_tokens: 
     for mlp in mlps:
         model.add_outputs(mlp.up.output(0))
     request = compile_exact(model)
-    energy = np.zeros((len(mlps), EDGES.size - 1))
+    energy, counts = np.zeros((2, len(mlps), EDGES.size - 1))
+    seen = np.zeros(len(mlps))
     for start in range(0, len(ids), WINDOW):
         for layer, z in enumerate(run_window(request, ids[start : start + WINDOW], len(mlps))):
-            energy[layer] += _energy(z)
-    return [_threshold(row, share) for row in energy]
+            positive = np.clip(z[z > 0], EDGES[0], EDGES[-1]).astype(np.float64)
+            energy[layer] += np.histogram(positive, EDGES, weights=positive**4)[0]
+            counts[layer] += np.histogram(positive, EDGES)[0]
+            seen[layer] += z.size
+    return [_limit(*each, share) for each in zip(energy, counts, seen, strict=True)]
 
 
-def _energy(z: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    positive = np.clip(z[z > 0], EDGES[0], EDGES[-1]).astype(np.float64)
-    counts: npt.NDArray[np.float64] = np.histogram(positive, EDGES, weights=positive**4)[0]
-    return counts
-
-
-def _threshold(energy: Sequence[float] | npt.NDArray[Any], share: float) -> float:
-    kept = np.cumsum(energy) <= share * np.sum(energy)
+def _limit(energy: npt.NDArray[Any], counts: npt.NDArray[Any], seen: float, share: float) -> Limit:
+    given_up = np.cumsum(energy) <= share * energy.sum()
     # Bins that are given up whole; without any energy at all nothing is.
-    below = int(kept.argmin()) if not kept.all() else 0
-    return float(EDGES[below]) if share > 0 and below > 0 else 0.0
+    below = int(given_up.argmin()) if share > 0 and not given_up.all() else 0
+    return Limit(float(EDGES[below]) if below else 0.0, float(counts[below:].sum() / seen))
