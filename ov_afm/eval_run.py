@@ -169,7 +169,7 @@ def score(
             reference=reference.key if reference else None,
             blocks=blocks.sha256,
             openvino=manifest.installed_versions()["openvino"],
-            runtime=engine_model(model, "CPU")[0].name if runtime_defaults else "f32",
+            runtime=_runtime(model) if runtime_defaults else "f32",
         )
     store = Store("scores", key)
     runtime_file = store.folder / "runtime.json"
@@ -187,6 +187,14 @@ def score(
                         advance(1)
     runtime: dict[str, str] = json.loads(runtime_file.read_text(encoding="utf-8"))
     return [found[block] for block in range(len(blocks.ids))], runtime
+
+
+def _runtime(model: Path) -> str | list[str]:
+    """What runs at the runtime's defaults: the model packed for the kernels and the library, each as it is, if any."""
+    folder, properties = engine_model(model, "CPU")
+    if folder == model:
+        return "plain"
+    return [manifest.sha256(path) for path in (folder / "openvino_model.xml", *map(Path, properties["extensions"]))]
 
 
 def _weights_bytes(model: Path) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ov_afm import bench, manifest
+from ov_afm import bench, evaluate, manifest
 from ov_afm.bench_records import FILE_NAME, read
 from ov_afm.errors import ConfigError, ExtensionError, OVAFMError
 from ov_afm.sparsity import aligned, extension, graph, profile, select, threshold, transform
@@ -359,6 +359,20 @@ def test_dropping_energy_gives_each_layer_the_largest_threshold_that_keeps_to_it
     assert record is not None
     assert record.sparsity["kernels"]["drop_energy"] == share
     assert 0.0 < record.sparsity["kernels"]["active"] < 0.5
+
+
+def test_evaluation_does_not_take_the_scores_of_a_model_packed_otherwise(
+    packed: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OV_AFM_CACHE", str(tmp_path / "cache"))
+    text = tmp_path / "text.txt"
+    text.write_text("It was a bright cold day in April, and the clocks were striking thirteen. " * 3, encoding="utf-8")
+    found = []
+    for arguments in ([], ["--threshold", "1000"]):
+        assert transform.main([str(copy), *arguments]) == 0
+        found.append(evaluate(copy, packed, text=text, runtime_defaults=True).kl_mean)
+    # The second has no active neuron at all.
+    assert found[0] < 0.01 < found[1]
 
 
 def test_no_energy_to_drop_is_exact(plain: Path) -> None:
