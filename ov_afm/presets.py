@@ -205,7 +205,7 @@ RECIPES: dict[str, Recipe] = {
             weight_format="int4",
             sym=True,
             group_size=64,
-            equalise="full",
+            equalise="fp16",
             rounding="fitted",
             num_samples=32,
         ),

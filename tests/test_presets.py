@@ -67,9 +67,9 @@ def test_named_recipes_are_what_the_guides_say() -> None:
     assert (int4.sym, int4.group_size, int4.ratio) == (True, 128, 1.0)
     assert (npu.sym, npu.group_size, npu.ratio, npu.backup_precision) == (True, -1, 1.0, "int8_sym")
     assert RECIPES["int4-npu-g128"].group_size == 128
-    for name, bits in (("int4-quality", 4), ("int8-quality", 8)):
+    for name, bits, equalise in (("int4-quality", 4, "fp16"), ("int8-quality", 8, "full")):
         quality = RECIPES[name]
-        assert (quality.bits, quality.equalise, quality.rounding) == (bits, "full", "fitted")
+        assert (quality.bits, quality.equalise, quality.rounding) == (bits, equalise, "fitted")
         assert quality.needs_data
 
 
