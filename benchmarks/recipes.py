@@ -30,7 +30,8 @@ RECIPES = {
     "int4-g64-fitted": replace(INT4, rounding="fitted"),
     "int4-g64-eq-se": replace(INT4, equalise="full", scale_estimation=True),
     "int4-g64-eq-gptq": replace(INT4, equalise="full", gptq=True),
-    "int4-quality-self": replace(presets.RECIPES["int4-quality"], dataset="self"),
+    "int4-g64-eq-fitted": replace(INT4, equalise="full", rounding="fitted", num_samples=32),
+    "int4-g64-eq-fitted-self": replace(INT4, equalise="full", rounding="fitted", num_samples=32, dataset="self"),
     "int8-eq": replace(INT8, name="custom", equalise="full"),
 }
 DEFAULT = list(RECIPES)[:5]
