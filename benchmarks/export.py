@@ -33,7 +33,11 @@ GROUPS = (
 def commands(checkpoint: Path, output: Path) -> dict[str, list[str]]:
     """The two commands, each without its output directory's earlier content."""
     return {
-        "ov-afm": [str(BIN / "ov-afm"), "export", str(checkpoint), "--recipe", "int4", "--output", str(output)],
+        # Without the packed copy for the kernels, which optimum-cli does not make.
+        "ov-afm": [
+            *(str(BIN / "ov-afm"), "export", str(checkpoint), "--recipe", "int4", "--kernels", "none"),
+            *("--output", str(output)),
+        ],
         "optimum-cli": [
             *(str(BIN / "optimum-cli"), "export", "openvino", "--model", str(checkpoint)),
             *("--task", "text-generation-with-past", "--weight-format", "int4", "--sym", "--group-size", "128"),
