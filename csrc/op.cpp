@@ -1,4 +1,4 @@
-// The OpenVINO side: operations "ov_afm::ReLU2FFN", "ov_afm::PackedLinear" and "ov_afm::PackedHead", for any number of tokens.
+// The OpenVINO side: operations "ReLU2FFN", "PackedLinear" and "PackedHead" of ov_afm, for any number of tokens.
 #include "op.h"
 
 #include <openvino/core/extension.hpp>
@@ -30,7 +30,7 @@ ov::PartialShape activations(const ov::Node* node, int64_t activation_bits, int6
 
 void check_bytes(const ov::Node* node, size_t input, size_t expected) {
   const ov::PartialShape& shape = node->get_input_partial_shape(input);
-  NODE_VALIDATION_CHECK(node, shape.is_static() && ov::shape_size(shape.to_shape()) == expected,
+  NODE_VALIDATION_CHECK(node, shape == ov::PartialShape({int64_t(expected)}),
                         "packed weights are damaged: ", shape, " bytes where ", expected, " are expected");
 }
 

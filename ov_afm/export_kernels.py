@@ -66,7 +66,7 @@ def pack_if_it_pays(
             found = supervise.run("ov_afm.export_kernels:_profile", {"model_dir": str(folder)}, log=log)
         if not found["pays"]:
             return result, f"not packed for the ReLU² kernels: with {found['mean']:.0%} zeros they would gain little"
-        return pack(folder, progress), None
+        return pack(folder, progress), "packed for the ReLU² kernels too, in relu2/ (--kernels none leaves that out)"
     except OVAFMError as error:
         return result, f"not packed for the ReLU² kernels: {error}"
 
