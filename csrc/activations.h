@@ -11,10 +11,6 @@
 
 namespace relu2 {
 
-// Tokens of a long prompt that go together: their outputs (640 KiB at hidden 2560) stay in the second-level cache
-// while the weights pass, and 64 is enough for arithmetic to outweigh reading the weights again.
-constexpr size_t kChunk = 64;
-
 template <class T>
 class Buffer {
  public:
@@ -29,10 +25,13 @@ class Buffer {
   T* data_;
 };
 
+// A matrix unit reads 16 rows of a group's bytes of a tile that may have but one token.
+constexpr size_t kBehind = 16 * kMaxGroup / 4;
+
 class OwnedActivations : public Activations {
  public:
   OwnedActivations(size_t inputs_, size_t group_, size_t tokens_, int bits_)
-      : units_(tokens_ * inputs_ * bits_ / 32),
+      : units_(tokens_ * inputs_ * bits_ / 32 + kBehind),
         scales_(tokens_ * ((inputs_ + group_ - 1) / group_)),
         sums_(tokens_ * ((inputs_ + group_ - 1) / group_)) {
     units = units_.data(), scales = scales_.data(), sums = sums_.data();

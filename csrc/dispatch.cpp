@@ -10,6 +10,10 @@
 #else
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace relu2 {
@@ -18,7 +22,7 @@ namespace {
 constexpr size_t kManyTokens = 8;
 
 struct Features {
-  bool avx2 = false, avx_vnni = false, avx512_vnni = false;
+  bool avx2 = false, avx_vnni = false, avx512_vnni = false, amx = false;
 };
 
 #ifdef RELU2_X86
@@ -49,6 +53,16 @@ unsigned long long saved_state() {
 #endif
 }
 
+// Linux gives a process the state of the matrix unit when it asks for it, once and for all its threads.
+bool matrix_state_granted() {
+#if defined(__linux__)
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM of asm/prctl.h; its feature, SDM volume 1
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 // Bit positions: Intel SDM volume 2A, CPUID.
 Features detect() {
   Features f;
@@ -62,8 +76,10 @@ Features detect() {
   f.avx2 = ymm && bit(one.c, 12) && bit(one.c, 29) && bit(seven.b, 5);
   f.avx_vnni = f.avx2 && seven.a >= 1 && bit(cpuid(7, 1).a, 4);
   f.avx512_vnni = f.avx2 && zmm && bit(seven.b, 16) && bit(seven.b, 30) && bit(seven.b, 31) && bit(seven.c, 11);
-#ifdef RELU2_EMULATE  // only in a test: both variants need no more than AVX2, see emulated_intrinsics.h
-  f.avx_vnni = f.avx512_vnni = f.avx2;
+  const bool tiles = (state & 0x60000) == 0x60000;
+  f.amx = f.avx512_vnni && tiles && bit(seven.d, 24) && bit(seven.d, 25) && matrix_state_granted();
+#ifdef RELU2_EMULATE  // only in a test: none of them needs more than AVX2 there, see emulated_intrinsics.h
+  f.avx_vnni = f.avx512_vnni = f.amx = f.avx2;
 #endif
   return f;
 }
@@ -86,6 +102,9 @@ const Kernels* kernels_by_name(const char* name) {
     const Kernels* kernels;
     bool runs;
   } known[] = {
+#ifdef RELU2_AMX
+      {&kAmx, cpu.amx},
+#endif
 #ifdef RELU2_AVX512VNNI
       {&kAvx512Vnni, cpu.avx512_vnni},
 #endif

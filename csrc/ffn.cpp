@@ -16,7 +16,7 @@ class Chunk {
         x_(x),
         tokens_(tokens),
         y_(y),
-        stride_(ffn.down.padded_outputs()),
+        stride_(ffn.down.padded_outputs() + kBlock),  // rows of a power of two would share a set of the cache
         bits_(ffn.activation_bits ? ffn.activation_bits : default_activation_bits(kernels, tokens)),
         quantized_(ffn.up.padded_inputs(), step(ffn.up.group), tokens, bits_),
         poisoned_(tokens) {}
@@ -24,7 +24,7 @@ class Chunk {
   void run() {
     const size_t threads = thread_count();
     // More tasks than threads, because neither cores nor activity are equal; but each brings an output to add up.
-    const size_t tasks = threads == 1 ? 1 : std::min(ffn_.down.groups(), threads * (tokens_ == 1 ? 4 : 2));
+    const size_t tasks = threads == 1 ? 1 : std::min(ffn_.down.groups(), threads * (tokens_ == 1 ? 8 : 2));
     quantize_tokens(kernels_, x_, ffn_.up.inputs, quantized_, poisoned_);
     Buffer<float> partial(tasks * tokens_ * stride_);
     parallel_for(tasks, [&](size_t i) {
@@ -41,44 +41,26 @@ class Chunk {
 
   size_t neurons(size_t g) const { return std::min(ffn_.down.group, ffn_.down.inputs - g * ffn_.down.group); }
 
-  void up(size_t g, float* z, size_t stride, Fetch& next) const {
+  void up(size_t g, float* z, size_t stride) const {
     const size_t first = g * ffn_.down.group / kBlock, count = round_up(neurons(g), kBlock) / kBlock;
-    for (size_t b = 0; b < count; b++) kernels_.up(ffn_.up, first + b, quantized_, z + b * kBlock, stride, next);
+    for (size_t b = 0; b < count; b++) kernels_.up(ffn_.up, first + b, quantized_, z + b * kBlock, stride);
   }
 
-  // While neurons of one group are computed, the rows of those active in the group before are fetched; while these are
-  // added up, the next group's weights are.
   void one_token(size_t begin, size_t end, float* out) {
-    Active active[2];
+    Active active;
     alignas(64) float z[kMaxGroup];
-    const uint8_t* rows[kMaxGroup];
     for (size_t g = begin; g < end; g++) {
-      Fetch down;
-      if (g > begin) {
-        const Active& before = active[(g - 1) % 2];
-        down = {rows, before.count, ffn_.down.row_bytes(), 0};
-        for (size_t i = 0; i < before.count; i++)
-          rows[i] = ffn_.down.record(g - 1) + before.rows[i] * ffn_.down.row_bytes();
-      }
-      up(g, z, kMaxGroup, down);
-      if (!kernels_.select(z, neurons(g), ffn_.threshold, active[g % 2])) poisoned_[0] = true;
-      if (g == begin) continue;
-      const size_t block = (g + 1) * ffn_.down.group / kBlock;
-      const uint8_t* records = ffn_.up.record(block);
-      const size_t blocks = g + 1 < end ? std::min(ffn_.up.blocks() - block, ffn_.down.group / kBlock) : 0;
-      Fetch up{&records, blocks ? size_t(1) : 0, blocks * ffn_.up.record_bytes(), 0};
-      kernels_.down_sparse(ffn_.down, g - 1, active[(g - 1) % 2], out, up);
+      up(g, z, kMaxGroup);
+      if (!kernels_.select(z, neurons(g), ffn_.threshold, active)) poisoned_[0] = true;
+      kernels_.down_sparse(ffn_.down, g, active, out);
     }
-    Fetch none;
-    if (begin < end) kernels_.down_sparse(ffn_.down, end - 1, active[(end - 1) % 2], out, none);
   }
 
   void many_tokens(size_t begin, size_t end, float* out) {
     Buffer<float> z(tokens_ * kMaxGroup);
     OwnedActivations h(ffn_.down.group, step(ffn_.down.group), tokens_, bits_);
-    Fetch none;
     for (size_t g = begin; g < end; g++) {
-      up(g, z.data(), kMaxGroup, none);
+      up(g, z.data(), kMaxGroup);
       size_t count = 0;
       for (size_t t = 0; t < tokens_; t++)
         count += std::count_if(z.data() + t * kMaxGroup, z.data() + t * kMaxGroup + neurons(g),
@@ -90,10 +72,9 @@ class Chunk {
 
   void by_lists(size_t g, const float* z, float* out) {
     Active active;
-    Fetch none;
     for (size_t t = 0; t < tokens_; t++) {
       if (!kernels_.select(z + t * kMaxGroup, neurons(g), ffn_.threshold, active)) poisoned_[t] = true;
-      kernels_.down_sparse(ffn_.down, g, active, out + t * stride_, none);
+      kernels_.down_sparse(ffn_.down, g, active, out + t * stride_);
     }
   }
 

@@ -8,10 +8,15 @@
 
 namespace relu2 {
 
-// Quantized activations of several tokens. Every 32-bit word ("unit") holds what one lane of a dot product consumes:
+// Tokens of a long prompt that go together: their outputs (640 KiB at hidden 2560) stay in the second-level cache
+// while the weights pass, and 64 is enough for arithmetic to outweigh reading the weights again.
+constexpr size_t kChunk = 64;
+
+// Quantized activations of several tokens, kChunk at most. Every 32-bit word ("unit") holds what one lane of a dot product consumes:
 // four int8 inputs, or inputs (0, 2) and then (1, 3) of four as int16. Tokens are grouped in tiles of `width` <= max
 // tokens (see next_tile); inside a tile units, scales and sums are [index][token of the tile], so a tile that starts
-// at token t begins at t * (indices per token).
+// at token t begins at t * (indices per token). For a matrix unit, units of several int16 tokens are bytes instead: in
+// each tile, for each group, the high bytes [token][input] and then the low ones.
 struct Activations {
   int32_t* units = nullptr;
   float* scales = nullptr;  // one per `group` inputs; zero where all of them are
@@ -42,24 +47,6 @@ struct Active {
   uint8_t rows[kMaxGroup + 4];  // padded with the last row to whole quads
 };
 
-// Weights that come next, fetched into the second-level cache while others are computed with, so that memory never waits
-// for arithmetic: a list of rows, front to back.
-struct Fetch {
-  const uint8_t* const* rows = nullptr;
-  size_t count = 0;
-  size_t row_bytes = 0;
-  size_t at = 0;  // in the first row
-
-  template <class V, int kLines>
-  RELU2_INLINE void lines() {
-    for (int i = 0; i < kLines && count; i++) {
-      V::prefetch_far(*rows + at);
-      at += 64;
-      if (at >= row_bytes) at = 0, rows++, count--;
-    }
-  }
-};
-
 struct Kernels {
   const char* name;
   size_t tile;  // widest tile of tokens
@@ -68,19 +55,19 @@ struct Kernels {
   bool (*quantize)(const float* x, size_t stride, size_t size, const Activations& to, size_t first, size_t width);
 
   // z[token * z_stride + 0..15] = the 16 neurons of one block for all tokens.
-  void (*up)(const UpMatrix& up, size_t block, const Activations& x, float* z, size_t z_stride, Fetch& next);
+  void (*up)(const UpMatrix& up, size_t block, const Activations& x, float* z, size_t z_stride);
 
   // Neurons above the threshold, squared and quantized; false if a square is not finite.
   bool (*select)(const float* z, size_t count, float threshold, Active& out);
 
   // y[0..padded outputs) += rows of the active neurons of one group.
-  void (*down_sparse)(const DownMatrix& down, size_t g, const Active& active, float* y, Fetch& next);
+  void (*down_sparse)(const DownMatrix& down, size_t g, const Active& active, float* y);
 
   // The same for all tokens and all neurons of the group.
   void (*down_dense)(const DownMatrix& down, size_t g, const Activations& h, float* y, size_t y_stride);
 };
 
-// Kernels by name ("avx512vnni", "avx2vnni", "avx2", "portable", or "portable8" and "portable16", which walk the loops
+// Kernels by name ("amx", "avx512vnni", "avx2vnni", "avx2", "portable", or "portable8" and "portable16", which walk the loops
 // of the wider variants and exist for tests); null if this build or this CPU lacks them.
 const Kernels* kernels_by_name(const char* name);
 
@@ -88,7 +75,7 @@ const Kernels* kernels_by_name(const char* name);
 const Kernels& best_kernels();
 
 // int8 for many tokens on CPUs with a dot-product instruction for it, as stock OpenVINO does there; else int16, which
-// loses nothing and, while reading weights is what takes the time, costs nothing.
+// loses nothing and costs nothing, while reading weights is what takes the time or a matrix unit multiplies.
 int default_activation_bits(const Kernels& kernels, size_t tokens);
 
 extern const Kernels kPortable4, kPortable8, kPortable16;
@@ -100,6 +87,9 @@ extern const Kernels kAvx2Vnni;
 #endif
 #ifdef RELU2_AVX512VNNI
 extern const Kernels kAvx512Vnni;
+#endif
+#ifdef RELU2_AMX
+extern const Kernels kAmx;
 #endif
 
 }  // namespace relu2

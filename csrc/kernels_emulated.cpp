@@ -1,8 +1,10 @@
-// Test only: both VNNI variants as they are, over emulated instructions. The library has neither this file nor them.
+// Test only: the VNNI and AMX variants as they are, over emulated instructions. The library has none of this.
 #include "emulated_intrinsics.h"
 
 #include "kernels_avx2vnni.cpp"
 #include "kernels_avx512vnni.cpp"
+
+#include "kernels_amx.cpp"
 
 namespace relu2 {
 
@@ -17,8 +19,25 @@ bool emulation_is_exact(const uint8_t (&bytes)[96]) {
     return _mm256_madd_epi16(_mm256_maddubs_epi16(some, b), ones);
   };
   const __m256i sum = _mm256_add_epi32(src, _mm256_add_epi32(part(0x7f), part(0x80)));
+  // One row of tiles: the first four bytes of b with each four of a.
+  const auto tile = [&](auto&& multiply) {
+    emulated::Tiles& t = emulated::tiles();
+    t.palette = 1, t.rows[0] = t.rows[1] = t.rows[2] = 1, t.row_bytes[0] = t.row_bytes[2] = 32, t.row_bytes[1] = 4;
+    std::memcpy(t.data[0][0], bytes, 32), std::memcpy(t.data[1][0], bytes + 64, 4);
+    std::memcpy(t.data[2][0], bytes + 32, 32);
+    multiply(0, 1, 2);
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(t.data[0][0]));
+  };
+  const __m256i four = _mm256_broadcastd_epi32(_mm256_castsi256_si128(b));
+  const auto plus = [&](__m256i acc, int mask) {
+    return emulated::dpbusd(acc, a, _mm256_and_si256(four, _mm256_set1_epi8(static_cast<char>(mask))));
+  };
+  // An unsigned top bit counts what a signed one takes away.
+  const __m256i top = plus(_mm256_setzero_si256(), 0x80);
   return same(emulated::dpbusd(src, a, b), sum) &&
-         same(emulated::dpwssd(src, a, b), _mm256_add_epi32(src, _mm256_madd_epi16(a, b)));
+         same(emulated::dpwssd(src, a, b), _mm256_add_epi32(src, _mm256_madd_epi16(a, b))) &&
+         same(tile(emulated::tile_dp<int8_t>), plus(src, 0xff)) &&
+         same(tile(emulated::tile_dp<uint8_t>), _mm256_sub_epi32(plus(src, 0x7f), top));
 }
 
 }  // namespace relu2

@@ -10,10 +10,9 @@ namespace {
 // The 16 outputs of one block for some tokens, in their place in `y`.
 void one_block(const Kernels& kernels, const UpMatrix& m, size_t block, const Activations& x, float* y) {
   const size_t first = block * kBlock, count = std::min(kBlock, m.outputs - first);
-  Fetch none;
-  if (count == kBlock) return kernels.up(m, block, x, y + first, m.outputs, none);
+  if (count == kBlock) return kernels.up(m, block, x, y + first, m.outputs);
   alignas(64) float padded[kChunk * kBlock];
-  kernels.up(m, block, x, padded, kBlock, none);
+  kernels.up(m, block, x, padded, kBlock);
   for (size_t t = 0; t < x.tokens; t++) std::copy_n(padded + t * kBlock, count, y + t * m.outputs + first);
 }
 

@@ -197,6 +197,10 @@ OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({std::make_shared<ov:
 #define RELU2_EXPORT __attribute__((visibility("default")))
 #endif
 
+// Changes with operations, their attributes and the layout of weights; extension.py has the same number.
+extern "C" RELU2_EXPORT int ov_afm_interface() {
+  return 2;
+}
 // Name of the kernels that this CPU gets, and whether it has those of a given name.
 extern "C" RELU2_EXPORT const char* ov_afm_best_isa() {
   return relu2::best_kernels().name;

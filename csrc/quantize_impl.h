@@ -52,6 +52,12 @@ RELU2_INLINE void store_quad(const int32_t* q, int bits, int32_t* to, size_t ste
   }
 }
 
+// The same quad as bytes of two planes.
+RELU2_INLINE void store_bytes(const int32_t* q, uint8_t* high, uint8_t* low) {
+  for (int i = 0; i < 4; i++) high[i] = static_cast<uint8_t>(q[i] >> 8), low[i] = static_cast<uint8_t>(q[i]);
+}
+
+template <bool kPlanes>
 bool quantize(const float* x, size_t stride, size_t size, const Activations& to, size_t first, size_t width) {
   bool finite = true;
   for (size_t t = 0; t < width; t++) {
@@ -65,9 +71,12 @@ bool quantize(const float* x, size_t stride, size_t size, const Activations& to,
       int32_t q[kMaxGroup] = {}, sum = 0;
       if (step.scale > 0)
         for (size_t i = 0; i < valid; i++) sum += q[i] = round_to_int(row[begin + i] * step.inverse);
-      for (size_t i = 0; i < end - begin; i += 4) {
-        store_quad(q + i, to.bits, units, width);
-        units += width * to.bits / 8;
+      const size_t n = end - begin;
+      if (kPlanes && to.bits == 16 && to.tokens > 1) {
+        uint8_t* high = reinterpret_cast<uint8_t*>(to.units + first * to.units_per_token() + begin / 2 * width) + t * n;
+        for (size_t i = 0; i < n; i += 4) store_bytes(q + i, high + i, high + width * n + i);
+      } else {
+        for (size_t i = 0; i < n; i += 4, units += width * to.bits / 8) store_quad(q + i, to.bits, units, width);
       }
       to.scales[first * to.groups() + group * width + t] = step.scale;
       to.sums[first * to.groups() + group * width + t] = sum;

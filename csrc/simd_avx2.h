@@ -5,18 +5,21 @@
 
 #include <cstdint>
 
+#include "layout.h"
+
 namespace {
 
 struct Avx2 {
   static constexpr int kLanes = 8;
   static constexpr int kTile = 4;  // 4 tokens x 16 neurons are 8 accumulators of the 16 registers
+  static constexpr bool kMatrix = false;
   using I = __m256i;
   using F = __m256;
 
   static I load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static void store(void* p, I a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a); }
-  static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-  static void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+  // Forced to be inlined: GCC drops calls of a function that only prefetches, for it has no effect.
+  RELU2_INLINE static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
   static I set1(int32_t v) { return _mm256_set1_epi32(v); }
   static I bit_and(I a, I b) { return _mm256_and_si256(a, b); }
   template <int kBits>

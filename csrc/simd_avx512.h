@@ -5,18 +5,21 @@
 
 #include <cstdint>
 
+#include "layout.h"
+
 namespace {
 
 struct Avx512Vnni {
   static constexpr int kLanes = 16;
   static constexpr int kTile = 16;
+  static constexpr bool kMatrix = false;
   using I = __m512i;
   using F = __m512;
 
   static I load(const void* p) { return _mm512_loadu_si512(p); }
   static void store(void* p, I a) { _mm512_storeu_si512(p, a); }
-  static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-  static void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+  // Forced to be inlined: GCC drops calls of a function that only prefetches, for it has no effect.
+  RELU2_INLINE static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
   static I set1(int32_t v) { return _mm512_set1_epi32(v); }
   static I bit_and(I a, I b) { return _mm512_and_si512(a, b); }
   template <int kBits>

@@ -10,6 +10,7 @@ template <int N>
 struct Portable {
   static constexpr int kLanes = N;
   static constexpr int kTile = N == 16 ? 16 : 4;
+  static constexpr bool kMatrix = false;
   struct I {
     int32_t lane[N];
   };
@@ -24,7 +25,6 @@ struct Portable {
   }
   static void store(void* p, I a) { std::memcpy(p, &a, sizeof a); }
   static void prefetch(const void*) {}
-  static void prefetch_far(const void*) {}
   static I set1(int32_t v) {
     I r;
     for (int i = 0; i < N; i++) r.lane[i] = v;

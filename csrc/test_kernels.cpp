@@ -205,9 +205,9 @@ int main() {
     for (auto& b : bytes) b = static_cast<uint8_t>(rng() % 4 ? rng() : rng() % 2 ? 0xff : 0x80);  // extremes are common
     check(emulation_is_exact(bytes), "an emulated dot product is wrong");
   }
-  std::puts("avx2vnni and avx512vnni are EMULATED in this build");
+  std::puts("avx2vnni, avx512vnni and amx are EMULATED in this build");
 #endif
-  for (const char* name : {"portable", "portable8", "portable16", "avx2", "avx2vnni", "avx512vnni"}) {
+  for (const char* name : {"portable", "portable8", "portable16", "avx2", "avx2vnni", "avx512vnni", "amx"}) {
     const Kernels* kernels = kernels_by_name(name);
     if (!kernels) {
       std::printf("%s: not on this CPU or not in this build\n", name);

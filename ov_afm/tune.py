@@ -79,12 +79,12 @@ def tune(
         raise ConfigError(msg)
     resources.require("export", "torch", "transformers", "nncf")
     work = Path(work_dir) if work_dir is not None else target.with_suffix(".tuning")
-    work.mkdir(parents=True, exist_ok=True)
     max_bytes = None if max_size_gb is None else 1e9 * max_size_gb
     with progress if progress is not None else console.Progress() as bars:
         source = Path(model)
         if not (source / "openvino_model.xml").exists():
             source = export(model, work / "fp32", recipe="fp32", golden=False, progress=_Within(bars)).path
+        work.mkdir(parents=True, exist_ok=True)
         search = _Search(source, work, device, text, tokens, 60 * minutes, bars)
         search.run(list(candidates(dataset)))
         near = chosen(search.trials, max_bytes, max_kl)

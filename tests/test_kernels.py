@@ -22,7 +22,7 @@ from ov_afm.errors import ExtensionError
 from ov_afm.sparsity import extension, reference
 from ov_afm.sparsity.reference import CHANNEL_WISE, Quantized
 
-ISAS = ("portable", "portable8", "portable16", "avx2", "avx2vnni", "avx512vnni")
+ISAS = ("portable", "portable8", "portable16", "avx2", "avx2vnni", "avx512vnni", "amx")
 pytestmark = pytest.mark.native
 
 
@@ -134,7 +134,7 @@ def test_vnni_variants_agree_with_the_reference_by_emulation(tmp_path: Path) -> 
     done = subprocess.run([compiled("test_kernels_emulated", tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     cases = {isa: len(re.findall(rf"^{isa} .*relative error", done.stdout, re.MULTILINE)) for isa in ISAS}
-    assert cases["avx2vnni"] == cases["avx512vnni"] == cases["portable"] > 0
+    assert cases["avx2vnni"] == cases["avx512vnni"] == cases["amx"] == cases["portable"] > 0
     assert "EMULATED" in done.stdout
 
 

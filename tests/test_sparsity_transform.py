@@ -244,6 +244,18 @@ def test_a_library_of_another_openvino_is_refused_by_name(
     assert select.engine_model(packed, "CPU") == (packed, {})
 
 
+def test_a_library_of_another_ov_afm_is_refused(
+    packed: Path, library: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert extension._load(library).ov_afm_interface() == extension.INTERFACE
+    extension._load.cache_clear()
+    monkeypatch.setattr(extension, "INTERFACE", extension.INTERFACE + 1)
+    with pytest.raises(ExtensionError, match="were built for another version of ov-afm; build them again with"):
+        select.engine_model(packed / select.FOLDER, "CPU")
+    assert select.engine_model(packed, "CPU") == (packed, {})
+    assert "another version of ov-afm" in caplog.text
+
+
 def test_a_damaged_library_is_an_error_not_a_crash(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ov_afm.compress import resolve_recipe
-from ov_afm.errors import ConfigError
+from ov_afm.errors import ConfigError, OVAFMError
 from ov_afm.presets import RECIPES, Recipe
 from ov_afm.tune import _read_trials, main, tune
 from ov_afm.tune_trials import Trial, candidates, chosen, front, refinements
@@ -98,6 +98,12 @@ def test_bad_bounds_are_refused_before_any_work(tmp_path: Path, options: dict[st
     with pytest.raises(ConfigError) as caught:
         tune("none", tmp_path / "out.json", **options)
     assert str(caught.value) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_model_that_is_not_there_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(OVAFMError):
+        tune(tmp_path / "none", tmp_path / "tuned.json", max_size_gb=1)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -26,6 +26,7 @@ from ..errors import ExtensionError
 __all__ = ["best_isa", "build", "has_isa", "library", "load", "runtime_version"]
 
 STEM = "ov_afm_kernels-"
+INTERFACE = 2  # of operations and layout, as csrc/op.cpp says it: the library is of this ov_afm
 SUFFIX = ".dll" if os.name == "nt" else ".so"
 HERE = Path(__file__).resolve().parent
 BUILD = "python -m ov_afm.sparsity.extension --build"
@@ -88,6 +89,9 @@ def _load(path: Path) -> ctypes.CDLL:
     except OSError as error:
         msg = f"the ReLU² kernels {path} cannot be loaded ({error}); build them again with: {BUILD}"
         raise ExtensionError(msg) from error
+    if getattr(loaded, "ov_afm_interface", int)() != INTERFACE:
+        msg = f"the ReLU² kernels {path} were built for another version of ov-afm; build them again with: {BUILD}"
+        raise ExtensionError(msg)
     loaded.ov_afm_best_isa.restype = ctypes.c_char_p
     loaded.ov_afm_has_isa.argtypes = [ctypes.c_char_p]
     return loaded
