@@ -2,6 +2,7 @@
 
     python benchmarks/relu2.py MODEL_DIR                        # int4 or int8 model directory
     python benchmarks/relu2.py MODEL_DIR --active 1 0.5 0.2 0.1 --prompt 256 1024 --batch 4 16 --plot speedup.png
+    python benchmarks/relu2.py MODEL_DIR --active 0.1 --write DIR       # DIR/active-0.1, a model directory for peers.py
 
 Both engines are loaded in one process and run in turn; figures are medians with their range. Every prompt is new random
 tokens, because GenAI caches prefixes. Start and peak memory come from a process each, with the file in the disk cache.
@@ -84,7 +85,7 @@ def thresholds(model_dir: Path, shares: list[float]) -> dict[float, list[float]]
 
 def variant(packed: Path, values: list[float] | None, folder: Path) -> Path:
     """The packed model with other thresholds; its weights are the same file."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for source in packed.iterdir():
         if source.name != "openvino_model.xml":
             (folder / source.name).symlink_to(source.resolve())
@@ -94,6 +95,16 @@ def variant(packed: Path, values: list[float] | None, folder: Path) -> Path:
         xml = re.sub(r'threshold="[^"]*"', lambda _: f'threshold="{next(order)!r}"', xml)
     (folder / "openvino_model.xml").write_text(xml)
     return folder
+
+
+def write(args: argparse.Namespace) -> None:
+    """A model directory for each share, of links to the files of the model and its packed form."""
+    for share, values in thresholds(args.model_dir, args.active).items():
+        folder = args.write / f"active-{share}"
+        variant(args.model_dir / select.FOLDER, values, folder / select.FOLDER)
+        for source in args.model_dir.iterdir():
+            if source.is_file():
+                (folder / source.name).symlink_to(source.resolve())
 
 
 class Engine:
@@ -254,12 +265,16 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=32, help="tokens decoded in a run")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0: OpenVINO decides")
+    parser.add_argument("--write", type=Path, metavar="DIR", help="write a model directory for each share, and stop")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", choices=["stock", "kernels"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         child(args.model_dir, args.child == "kernels", args.threads)
+    if args.write:
+        write(args)
+        return
     work = Path(tempfile.mkdtemp())
     try:
         report = measure(args, work)

@@ -12,11 +12,11 @@ namespace relu2 {
 // while the weights pass, and 64 is enough for arithmetic to outweigh reading the weights again.
 constexpr size_t kChunk = 64;
 
-// Quantized activations of several tokens, kChunk at most. Every 32-bit word ("unit") holds what one lane of a dot product consumes:
-// four int8 inputs, or inputs (0, 2) and then (1, 3) of four as int16. Tokens are grouped in tiles of `width` <= max
-// tokens (see next_tile); inside a tile units, scales and sums are [index][token of the tile], so a tile that starts
-// at token t begins at t * (indices per token). For a matrix unit, units of several int16 tokens are bytes instead: in
-// each tile, for each group, the high bytes [token][input] and then the low ones.
+// Quantized activations of several tokens, kChunk at most. Every 32-bit word ("unit") holds what one lane of a dot
+// product consumes: four int8 inputs, or inputs (0, 2) and then (1, 3) of four as int16. Tokens are grouped in tiles of
+// `width` <= max tokens (see next_tile); inside a tile units, scales and sums are [index][token of the tile], so a tile
+// that starts at token t begins at t * (indices per token). For a matrix unit, units of several int16 tokens are bytes
+// instead: in each tile, for each group, the high bytes [token][input] and then the low ones.
 struct Activations {
   int32_t* units = nullptr;
   float* scales = nullptr;  // one per `group` inputs; zero where all of them are
@@ -67,8 +67,8 @@ struct Kernels {
   void (*down_dense)(const DownMatrix& down, size_t g, const Activations& h, float* y, size_t y_stride);
 };
 
-// Kernels by name ("amx", "avx512vnni", "avx2vnni", "avx2", "portable", or "portable8" and "portable16", which walk the loops
-// of the wider variants and exist for tests); null if this build or this CPU lacks them.
+// Kernels by name ("amx", "avx512vnni", "avx2vnni", "avx2", "portable", or "portable8" and "portable16", which walk the
+// loops of the wider variants and exist for tests); null if this build or this CPU lacks them.
 const Kernels* kernels_by_name(const char* name);
 
 // The fastest that this CPU runs.

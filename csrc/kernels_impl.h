@@ -86,8 +86,8 @@ struct Dots {
 
   explicit Dots(const Activations&) {}
 
-  void add(const typename V::I* w, size_t units, const Columns<V>& columns, const Activations& x, size_t group, float* out,
-           size_t stride) const {
+  void add(const typename V::I* w, size_t units, const Columns<V>& columns, const Activations& x, size_t group,
+           float* out, size_t stride) const {
     for (size_t first = 0; first < x.tokens;) {
       const size_t width = next_tile(x.tokens - first, V::kTile);
       switch (width) {
@@ -112,9 +112,9 @@ struct Dots {
   }
 };
 
-// or a matrix unit, which takes weights as bytes and int16 activations as two planes of bytes. That is exact, and costs it
-// no more than int8 would: scaling the sums takes longer than making them, and int16 needs a scale for each 128 inputs
-// only where int8 needs one for each 32.
+// or a matrix unit, which takes weights as bytes and int16 activations as two planes of bytes. That is exact, and by the
+// throughput of its instructions no slower than int8: scaling the sums takes longer than making them, and int16 needs a
+// scale for each 128 inputs only, int8 one for each 32.
 template <class V>
 class Planes {
  public:
@@ -122,13 +122,14 @@ class Planes {
 
   explicit Planes(const Activations& x) : unit_(x.inputs, x.group) {}
 
-  void add(const typename V::I* w, size_t units, const Columns<V>& columns, const Activations& x, size_t group, float* out,
-           size_t stride) const {
+  void add(const typename V::I* w, size_t units, const Columns<V>& columns, const Activations& x, size_t group,
+           float* out, size_t stride) const {
     const size_t inputs = units * 4;
     alignas(64) int32_t high_sums[16][16], low_sums[16][16];
     for (size_t first = 0; first < x.tokens;) {
       const size_t width = next_tile(x.tokens - first, V::kTile), groups = first * x.groups() + group * width;
-      const auto* high = reinterpret_cast<const uint8_t*>(x.units + first * x.units_per_token() + group * x.group / 2 * width);
+      const int32_t* bytes = x.units + first * x.units_per_token() + group * x.group / 2 * width;
+      const auto* high = reinterpret_cast<const uint8_t*>(bytes);
       // Rows after the last token are whatever follows in memory; their sums are not used.
       unit_.multiply(high, high + width * inputs, w, inputs, high_sums, low_sums);
       for (size_t t = 0; t < width; t++) {
@@ -322,8 +323,10 @@ void down_sparse_bits(const DownMatrix& m, size_t g, const Active& active, float
     const typename V::F scale = V::set1_float(active.scale);
     const uint16_t* scales = m.scales(g) + first;
     float* out = y + first;
-    RELU2_UNROLL for (size_t o = 0; o < outputs; o += V::kLanes) V::store_float(
-        out + o, V::mul_add(V::to_float(V::load(sums + o)), V::mul(scale, V::load_half(scales + o)), V::load_float(out + o)));
+    RELU2_UNROLL for (size_t o = 0; o < outputs; o += V::kLanes) {
+      const typename V::F sum = V::to_float(V::load(sums + o));
+      V::store_float(out + o, V::mul_add(sum, V::mul(scale, V::load_half(scales + o)), V::load_float(out + o)));
+    }
   }
 }
 
