@@ -98,7 +98,7 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 def best_isa() -> str:
-    """Name of the instruction set that the kernels use on this CPU: `amx`, `avx512vnni`, `avx2vnni`, `avx2`, `portable`.
+    """Name of the instruction set whose kernels run here: `amx`, `avx512vnni`, `avx2vnni`, `avx2` or `portable`.
 
     Raises:
         ExtensionError: There is no library that fits, or it cannot be loaded.
