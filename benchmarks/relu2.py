@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from ov_afm import manifest
 from ov_afm.bandwidth import read_bandwidth, weight_bytes_per_token
 from ov_afm.resources_used import peak_rss_bytes
 from ov_afm.sparsity import extension, graph, select, transform
@@ -98,12 +99,12 @@ def variant(packed: Path, values: list[float] | None, folder: Path) -> Path:
 
 
 def write(args: argparse.Namespace) -> None:
-    """A model directory for each share, of links to the files of the model and its packed form."""
+    """A model directory for each share: links to the files of the model and its packed form, but for the manifest."""
     for share, values in thresholds(args.model_dir, args.active).items():
         folder = args.write / f"active-{share}"
         variant(args.model_dir / select.FOLDER, values, folder / select.FOLDER)
         for source in args.model_dir.iterdir():
-            if source.is_file():
+            if source.is_file() and source.name != manifest.FILE_NAME:
                 (folder / source.name).symlink_to(source.resolve())
 
 

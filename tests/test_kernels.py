@@ -22,7 +22,8 @@ from ov_afm.errors import ExtensionError
 from ov_afm.sparsity import extension, reference
 from ov_afm.sparsity.reference import CHANNEL_WISE, Quantized
 
-ISAS = ("portable", "portable8", "portable16", "avx2", "avx2vnni", "avx512vnni", "amx")
+# The portable variants of other widths are for the C++ test, which runs them.
+ISAS = ("portable", "avx2", "avx2vnni", "avx512vnni", "amx")
 pytestmark = pytest.mark.native
 
 
@@ -128,13 +129,15 @@ def compiled(target: str, folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the emulated instructions are compiled by GCC and Clang only")
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="no CMake")
-def test_vnni_variants_agree_with_the_reference_by_emulation(tmp_path: Path) -> None:
+def test_vnni_and_amx_variants_agree_with_the_reference_by_emulation(tmp_path: Path) -> None:
     if not extension.has_isa("avx2"):
         pytest.skip("the emulation needs AVX2")
     done = subprocess.run([compiled("test_kernels_emulated", tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    cases = {isa: len(re.findall(rf"^{isa} .*relative error", done.stdout, re.MULTILINE)) for isa in ISAS}
-    assert cases["avx2vnni"] == cases["avx512vnni"] == cases["amx"] == cases["portable"] > 0
+    ran = ("portable", "portable8", "portable16", "avx2vnni", "avx512vnni", "amx")
+    cases = {isa: len(re.findall(rf"^{isa} .*relative error", done.stdout, re.MULTILINE)) for isa in ran}
+    assert len(set(cases.values())) == 1
+    assert cases["amx"] > 0
     assert "EMULATED" in done.stdout
 
 
