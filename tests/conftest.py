@@ -80,3 +80,19 @@ def tiny_fp32(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
         str(tiny_checkpoint), str(out), str(work), recipe=recipe, proof_bytes=0, prove=False, trust_remote_code=False
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    """The native library of the ReLU² kernels, built where there is none."""
+    from ov_afm.errors import ExtensionError
+    from ov_afm.sparsity import extension
+
+    try:
+        return extension.load()
+    except ExtensionError as error:
+        try:
+            extension.build()
+            return extension.load()
+        except ExtensionError:
+            pytest.skip(str(error))

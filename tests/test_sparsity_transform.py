@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import shutil
 from pathlib import Path
@@ -13,25 +12,12 @@ import numpy as np
 import pytest
 import tiny
 
-from ov_afm import bench, evaluate, manifest
-from ov_afm.bench_records import FILE_NAME, read
+from ov_afm import evaluate, manifest
 from ov_afm.errors import ConfigError, ExtensionError, OVAFMError
 from ov_afm.sparsity import aligned, extension, graph, profile, select, threshold, transform
 
-pytestmark = pytest.mark.native
+pytestmark = [pytest.mark.native, pytest.mark.usefixtures("library")]
 WEIGHTS = "openvino_model.bin"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def library() -> Path:
-    try:
-        return extension.load()
-    except ExtensionError as error:
-        try:
-            extension.build()
-            return extension.load()
-        except ExtensionError:
-            pytest.skip(str(error))
 
 
 def compressed(exported: Path, output: Path, **options: Any) -> Path:
@@ -205,89 +191,6 @@ def test_portable_leaves_only_the_plain_model(copy: Path, plain: Path) -> None:
     assert record is not None
     assert "kernels" not in record.sparsity
     assert set(record.files) == set(manifest.scan(plain))
-
-
-def test_cpu_gets_the_kernels_and_other_devices_the_plain_model(packed: Path, library: Path) -> None:
-    assert select.engine_model(packed, "CPU") == (packed / select.FOLDER, {"extensions": [str(library)]})
-    for device in ("GPU", "GPU.1", "NPU"):
-        assert select.engine_model(packed, device) == (packed, {})
-
-
-def test_a_packed_folder_on_another_device_names_the_plain_one(packed: Path) -> None:
-    with pytest.raises(ExtensionError, match=f"is packed for the CPU, found device NPU; use {packed}$"):
-        select.engine_model(packed / select.FOLDER, "NPU")
-
-
-def test_without_a_library_the_plain_model_runs_and_one_line_says_so(
-    packed: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(extension, "_candidates", lambda: [])
-    with caplog.at_level(logging.WARNING):
-        assert select.engine_model(packed, "CPU") == (packed, {})
-    assert [record.getMessage() for record in caplog.records] == [
-        "running without the ReLU² kernels: the ReLU² kernels are not built; build them (C++ compiler and CMake "
-        "needed) with: python -m ov_afm.sparsity.extension --build"
-    ]
-
-
-def test_a_library_of_another_openvino_is_refused_by_name(
-    packed: Path, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = tmp_path / f"{extension.STEM}2025.1.0{extension.SUFFIX}"
-    shutil.copy(library, other)
-    monkeypatch.setattr(extension, "_candidates", lambda: [other])
-    running = extension.runtime_version()
-    with pytest.raises(ExtensionError, match=f"built for OpenVINO 2025.1.0, this is {running}; build them again"):
-        extension.library()
-    with pytest.raises(ExtensionError, match="built for OpenVINO 2025"):
-        select.engine_model(packed / select.FOLDER, "CPU")
-    assert select.engine_model(packed, "CPU") == (packed, {})
-
-
-def test_a_library_of_another_ov_afm_is_refused(
-    packed: Path, library: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert extension._load(library).ov_afm_interface() == extension.INTERFACE
-    extension._load.cache_clear()
-    monkeypatch.setattr(extension, "INTERFACE", extension.INTERFACE + 1)
-    with pytest.raises(ExtensionError, match="were built for another version of ov-afm; build them again with"):
-        select.engine_model(packed / select.FOLDER, "CPU")
-    assert select.engine_model(packed, "CPU") == (packed, {})
-    assert "another version of ov-afm" in caplog.text
-
-
-def test_a_damaged_library_is_an_error_not_a_crash(
-    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broken = tmp_path / f"{extension.STEM}{extension.runtime_version()}{extension.SUFFIX}"
-    broken.write_bytes(b"not a library")
-    monkeypatch.setattr(extension, "_candidates", lambda: [broken])
-    with pytest.raises(ExtensionError, match="cannot be loaded"):
-        select.engine_model(packed / select.FOLDER, "CPU")
-
-
-def test_truncated_packed_constants_are_refused(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
-    weights = copy / select.FOLDER / WEIGHTS
-    with weights.open("r+b") as stream:
-        stream.truncate(weights.stat().st_size - 1000)
-    with pytest.raises(ExtensionError, match="is damaged: 1000 bytes of packed weights are missing"):
-        select.engine_model(copy / select.FOLDER, "CPU")
-    assert select.engine_model(copy, "CPU") == (copy, {})
-    assert "1000 bytes of packed weights are missing" in caplog.text
-
-
-@pytest.mark.parametrize("requests", [1, 2])
-def test_bench_measures_the_kernels_where_they_are_packed(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requests: int
-) -> None:
-    monkeypatch.setenv("OV_AFM_CACHE", str(tmp_path / "cache"))
-    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
-    transform.transform(model)
-    lengths = ["--prompt-tokens", "16", "--new-tokens", "4", "--runs", "1", "--concurrency", str(requests)]
-    options = ["--device", "CPU", "--option", "no-kernels", "--report", str(tmp_path / "report")]
-    assert bench.main([str(model), *lengths, *options]) == 0
-    records = read(tmp_path / "report" / FILE_NAME)
-    assert {each["option"]: each["kernels"] for each in records} == {"plain": True, "no-kernels": False}
 
 
 def test_a_model_without_relu2_is_refused_politely(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
