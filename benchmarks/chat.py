@@ -16,7 +16,7 @@ import time
 import psutil
 
 from ov_afm.chat.engine import Choice, Engine
-from ov_afm.params import Params
+from ov_afm.runtime.sampling import Params
 
 IDLE_S = 10.0
 STOPS = 10

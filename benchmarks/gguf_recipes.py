@@ -19,8 +19,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ov_afm import console, eval_run, eval_text, manifest
-from ov_afm.eval_measure import summarize
+from ov_afm.evaluation import scoring
+from ov_afm.evaluation import text as eval_text
+from ov_afm.evaluation.divergence import summarize
+from ov_afm.model_dir import manifest
+from ov_afm.system import console
 
 FILE_TYPES = {"Q4_0": 2, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_M": 17, "Q8_0": 7}
 QUANTIZE = """
@@ -117,9 +120,9 @@ def main() -> None:
                 command = [args.llama_python, "-c", QUANTIZE, whole, packed, str(FILE_TYPES[kind])]
                 subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
             bits, kinds = read_back(packed, args.checkpoint, folder, config)
-            blocks = eval_run.tokens_of(folder, eval_text.load_text(args.text), None, eval_text.BLOCK_TOKENS, reference)
-            known = eval_run.prepare_reference(reference, blocks, bars)
-            figures = summarize(eval_run.score(folder, blocks, known, bars)[0])
+            blocks = scoring.tokens_of(folder, eval_text.load_text(args.text), None, eval_text.BLOCK_TOKENS, reference)
+            known = scoring.prepare_reference(reference, blocks, bars)
+            figures = summarize(scoring.score(folder, blocks, known, bars)[0])
             print(json.dumps({"name": kind, "bits_per_weight": bits, "types": kinds} | asdict(figures)), flush=True)
 
 

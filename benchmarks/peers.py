@@ -26,17 +26,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from ov_afm.bench.engine import Timeline, open_engine
+from ov_afm.bench.memory import peak_rss_bytes
+from ov_afm.bench.plan import Combination, Settings
+from ov_afm.bench.prompts import Prompts
+from ov_afm.bench.summary import number
 from random_gguf import write_gguf
 
 import ov_afm
-from ov_afm import console, manifest
-from ov_afm.bench_engine import Timeline, open_engine
-from ov_afm.bench_plan import Combination, Settings
-from ov_afm.bench_prompts import Prompts
-from ov_afm.bench_summary import number
 from ov_afm.errors import ConfigError, OVAFMError
-from ov_afm.metrics import Spread, percentile, spread
-from ov_afm.resources_used import peak_rss_bytes
+from ov_afm.model_dir import manifest
+from ov_afm.runtime.metrics import Spread, percentile, spread
+from ov_afm.system import console
 
 Run = Callable[[list[int], int], Timeline]
 Record = dict[str, Any]
@@ -181,8 +182,9 @@ class Worker:
             self._child.wait()
             self._log.seek(0)
             last = self._log.read().decode("utf-8", "replace").strip().splitlines()
-            msg = f"{self.name} ended with status {self._child.returncode}: {last[-1] if last else 'no message'}"
-            raise OVAFMError(msg)
+            raise OVAFMError(
+                f"{self.name} ended with status {self._child.returncode}: {last[-1] if last else 'no message'}"
+            )
         found: Record = json.loads(line)
         return found
 
@@ -299,12 +301,10 @@ def _cores() -> int:
 def _prepare(options: argparse.Namespace) -> None:
     for name, least in (("runs", 1), ("prompt_tokens", 1), ("new_tokens", 2), ("threads", 1)):
         if getattr(options, name) < least:
-            msg = f"{name} must be at least {least}, found {getattr(options, name)}"
-            raise ConfigError(msg)
+            raise ConfigError(f"{name} must be at least {least}, found {getattr(options, name)}")
     contents = manifest.verify(Path(options.model))
     if options.report is not None and Path(options.report).exists():
-        msg = f"{options.report} exists; name another folder"
-        raise ConfigError(msg)
+        raise ConfigError(f"{options.report} exists; name another folder")
     if "llama.cpp" in options.engines and not Path(options.gguf).exists():
         recipe = contents.recipe if contents else {}
         write_gguf(Path(options.model), Path(options.gguf), str(recipe.get("weight_format", "fp16")))

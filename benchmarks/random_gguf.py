@@ -9,8 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ov_afm import bundle, console
 from ov_afm.errors import ConfigError
+from ov_afm.model_dir import bundle
+from ov_afm.system import console
 
 SCALE = 0.005
 
@@ -106,8 +107,9 @@ def _stored(size: tuple[int, ...], block: int, width: int, kind: Any) -> tuple[i
     if kind.name in ("F32", "F16"):
         return size
     if size[-1] % block:
-        msg = f"rows of {size[-1]} weights cannot be stored as {kind.name}, which takes multiples of {block}"
-        raise ConfigError(msg)
+        raise ConfigError(
+            f"rows of {size[-1]} weights cannot be stored as {kind.name}, which takes multiples of {block}"
+        )
     return (*size[:-1], size[-1] // block * width)
 
 

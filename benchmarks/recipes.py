@@ -14,7 +14,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from ov_afm import compress, console, eval_fidelity, eval_table, export, presets, supervise
+from ov_afm import compress, export, presets
+from ov_afm.evaluation import fidelity, table
+from ov_afm.system import child_process, console
 
 INT4 = presets.Recipe("custom", weight_format="int4", sym=True, group_size=64, num_samples=64)
 INT8 = presets.RECIPES["int8"]
@@ -40,7 +42,7 @@ DEFAULT = list(RECIPES)[:5]
 def make(source: Path, folder: Path, recipe: presets.Recipe) -> dict[str, float]:
     """Compress in a child, from the repository's root; returns its processor seconds and its peak memory in bytes."""
     arguments = {"source": str(source), "target": str(folder), "recipe": recipe.to_dict()}
-    found: dict[str, float] = supervise.run("benchmarks.recipes:_compress", arguments)
+    found: dict[str, float] = child_process.run("benchmarks.recipes:_compress", arguments)
     return found
 
 
@@ -52,7 +54,7 @@ def _compress(source: str, target: str, recipe: dict[str, object]) -> dict[str, 
     return {"seconds": used.ru_utime + used.ru_stime, "peak_bytes": 1024.0 * used.ru_maxrss}
 
 
-def row(found: eval_fidelity.Fidelity, cost: dict[str, float]) -> str:
+def row(found: fidelity.Fidelity, cost: dict[str, float]) -> str:
     """One line of the table."""
     figures = found.figures
     quantiles = [figures.kl_mean, figures.kl_median, figures.kl_p99]
@@ -87,10 +89,10 @@ def main() -> None:
         if not folder.exists():
             costs.write_text(json.dumps(make(source, folder, RECIPES[name])))
         cost = json.loads(costs.read_text()) if costs.exists() else {}
-        results += eval_fidelity.compare([folder], source, text=args.text, tokens=args.tokens)
+        results += fidelity.compare([folder], source, text=args.text, tokens=args.tokens)
         print(row(results[-1], cost), flush=True)
     if args.plot is not None:
-        eval_table.plot(results, args.plot)
+        table.plot(results, args.plot)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ov_afm.bench.bandwidth import read_bandwidth, weight_bytes_per_token
+from ov_afm.bench.memory import peak_rss_bytes
 
-from ov_afm import manifest
-from ov_afm.bandwidth import read_bandwidth, weight_bytes_per_token
-from ov_afm.resources_used import peak_rss_bytes
-from ov_afm.sparsity import extension, graph, select, transform
+from ov_afm.kernels import extension, graph, pack, select
+from ov_afm.model_dir import manifest
 
 CALIBRATION_TOKENS = 48
 ROUNDS = 3
@@ -215,7 +215,7 @@ def print_table(report: dict[str, Any]) -> None:
 def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
     packed = args.model_dir / select.FOLDER
     if not packed.exists():
-        transform.transform(args.model_dir)
+        pack.transform(args.model_dir)
     # First, while this process is small, and once before that is kept, to have the files in the disk cache.
     starts = {}
     for name, folder in (("stock", args.model_dir), ("kernels", packed)):

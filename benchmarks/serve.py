@@ -28,9 +28,9 @@ from typing import Any
 import httpx
 from random_gguf import write_gguf
 
-from ov_afm import manifest
-from ov_afm.bundle import geometry
-from ov_afm.metrics import percentile, spread
+from ov_afm.model_dir import manifest
+from ov_afm.model_dir.bundle import geometry
+from ov_afm.runtime.metrics import percentile, spread
 
 # Seconds at which each stream's tokens came.
 Arrivals = list[list[float]]
@@ -41,9 +41,9 @@ START_S = 300.0
 def loop(model_dir: str, cache_gb: float) -> None:
     """Runs in a child: answer lines of prompts with the arrivals of their tokens."""
     import openvino_genai
+    from ov_afm.serve.batching import Batch, EngineSpec, Job
 
-    from ov_afm.detokenize import TextAssembler
-    from ov_afm.serve.batch import Batch, EngineSpec, Job
+    from ov_afm.runtime.detokenize import TextAssembler
 
     batch = Batch(EngineSpec(model_dir, cache_size_gb=cache_gb))
     number = 0
@@ -117,8 +117,7 @@ class Http:
             except httpx.HTTPError:
                 pass
             time.sleep(0.1)
-        msg = f"{name} did not start"
-        raise TimeoutError(msg)
+        raise TimeoutError(f"{name} did not start")
 
     def run(self, prompts: Prompts, new_tokens: int) -> Arrivals:
         """Arrivals of every stream's tokens."""
@@ -150,7 +149,7 @@ class Http:
 
 def ours(options: argparse.Namespace) -> Http:
     """`ov-afm serve`."""
-    command = [sys.executable, "-m", "ov_afm.serve", options.model, "--port", "0"]
+    command = [sys.executable, "-m", "ov_afm.cli.serve", options.model, "--port", "0"]
     command += ["--cache-size-gb", str(options.cache_size_gb)]
 
     def body(prompt: list[int], new_tokens: int) -> Any:

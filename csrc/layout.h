@@ -1,4 +1,4 @@
-// How packed weights lie in memory. Python's ov_afm/sparsity/reference.py writes them; both files change together.
+// How packed weights lie in memory. Python's ov_afm/kernels/layout.py writes them; both files change together.
 //
 // Quantized values are stored as unsigned codes c (0..15 or 0..255); a weight is (c - zero) * scale. Symmetric weights
 // have the constant zero 8 or 128. Scales are the f16 values of the IR, so nothing is requantized.

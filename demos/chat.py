@@ -6,7 +6,7 @@ talk to a server instead of loading a model. Needs: pip install 'ov-afm[chat]'
 
 import sys
 
-from ov_afm.chat import main
+from ov_afm.cli.chat import main
 
 if __name__ == "__main__":
     sys.exit(main(["--ui", *sys.argv[1:]]))

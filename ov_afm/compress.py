@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import bundle, console, manifest, resources, supervise
+from .cli.recipe_options import add_recipe_arguments, recipe_from_arguments, resolve_recipe
 from .errors import CompressionError, ConfigError
+from .model_dir import bundle, manifest
 from .presets import DEFAULT_MODEL, Recipe
-from .quantize import compress_ir, describe_weights
-from .recipe_options import add_recipe_arguments, recipe_from_arguments, resolve_recipe
-from .staging import disk_full_as_error, staging
+from .quantization.compress_weights import compress_ir, describe_weights
+from .system import child_process, console, resources
+from .system.atomic import disk_full_as_error, staging
 
 __all__ = [
     "add_recipe_arguments",
@@ -61,8 +62,9 @@ def compress(
     source, target = Path(model_dir), Path(output)
     recipe = resolve_recipe(recipe, device)
     if recipe.bits > 8:
-        msg = f"compress makes int8 and int4 models, found {recipe.weight_format}; export the model in that format"
-        raise ConfigError(msg)
+        raise ConfigError(
+            f"compress makes int8 and int4 models, found {recipe.weight_format}; export the model in that format"
+        )
     made_by = manifest.verify(source)
     progress = progress if progress is not None else console.Progress()
     log = resources.log_file(f"compress-{target.name}")
@@ -75,7 +77,7 @@ def compress(
         with progress:
             with progress.step("compressing weights") as advance:
                 arguments = {"source": str(source), "out": str(partial), "recipe": recipe.to_dict()}
-                summary = supervise.run(
+                summary = child_process.run(
                     "ov_afm.compress:_child",
                     arguments,
                     log=log,
@@ -112,7 +114,9 @@ def _cost_against_ir(source: Path, target: Path, progress: console.Progress, log
         return {"skipped": f"the uncompressed model needs {need / 1e9:.1f} GB of memory"}
     with progress.step("measuring the cost"):
         arguments = {"source": str(source), "target": str(target)}
-        result: dict[str, Any] = supervise.run("ov_afm.verify:cost_between", arguments, log=log, died=CompressionError)
+        result: dict[str, Any] = child_process.run(
+            "ov_afm.conversion.verify:cost_between", arguments, log=log, died=CompressionError
+        )
     return result
 
 
@@ -150,6 +154,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from ov_afm.compress import main as run
+    from .compress import main as run
 
     sys.exit(run())

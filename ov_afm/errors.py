@@ -15,6 +15,7 @@ __all__ = [
     "GenerationError",
     "OVAFMError",
     "SourceError",
+    "last_line",
 ]
 
 
@@ -48,3 +49,9 @@ class GenerationError(OVAFMError):
 
 class ExtensionError(OVAFMError):
     """The native OpenVINO extension is missing or does not fit this runtime."""
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an OpenVINO error, which holds the reason; the lines before it name places in its source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if not line.startswith("Exception from")), type(error).__name__)

@@ -17,18 +17,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from . import bundle, calibration, console, manifest, ovms, resources, supervise
-from .adapters import Adapter, read_all
-from .background import StepBars, in_background
-from .bundle import Bundle
 from .compress import add_recipe_arguments, recipe_from_arguments, resolve_recipe
+from .conversion.pack_kernels import pack, pack_if_it_pays
+from .conversion.prebuilt import adopt
+from .conversion.requirements import BASE_BYTES, check_fit, parameters
+from .conversion.sources import Source, resolve
 from .errors import ConfigError, ExportError, SourceError
-from .export_fit import BASE_BYTES, check_fit, parameters
-from .export_kernels import pack, pack_if_it_pays
-from .export_prebuilt import adopt
+from .model_dir import bundle, manifest, ovms
+from .model_dir.bundle import Bundle
 from .presets import DEFAULT_MODEL, SAMPLING, Recipe
-from .sources import Source, resolve
-from .staging import disk_full_as_error, staging
+from .quantization import calibration
+from .runtime.lora import Adapter, read_all
+from .system import child_process, console, resources
+from .system.atomic import disk_full_as_error, staging
+from .system.background import StepBars, in_background
 
 __all__ = ["export"]
 
@@ -96,11 +98,11 @@ def export(
         source = resolve(model, revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, progress=bars)
         source = dataclasses.replace(source, adapters=to_merge)
         if source.prebuilt and adapters:
-            msg = f"{source.id} is an OpenVINO model already, nothing can be merged into it; export its checkpoint"
-            raise ConfigError(msg)
+            raise ConfigError(
+                f"{source.id} is an OpenVINO model already, nothing can be merged into it; export its checkpoint"
+            )
         if source.prebuilt and recipe is not None:
-            msg = f"{source.id} is an OpenVINO model already and is taken as it is; leave the recipe out"
-            raise ConfigError(msg)
+            raise ConfigError(f"{source.id} is an OpenVINO model already and is taken as it is; leave the recipe out")
         target = Path(output) if output is not None else _default_output(source, settings)
         if not force and (finished := _finished(target, source, settings, verify, bars)):
             return finished
@@ -122,7 +124,9 @@ def export(
                 )
             if golden and verify:
                 with bars.step("recording reference answers"):
-                    answers = supervise.run("ov_afm.selftest:make_golden", {"model_dir": str(partial)}, log=log)
+                    answers = child_process.run(
+                        "ov_afm.runtime.self_test:make_golden", {"model_dir": str(partial)}, log=log
+                    )
                 result.checks["golden"] = answers
             bundle.finish(partial, result, bars)
             note = None
@@ -152,8 +156,7 @@ def _finished(
         there = manifest.verify(target)
     except SourceError as error:
         what = str(error).rpartition(";")[0]
-        msg = f"{target} holds a model that cannot be used ({what}); replace it with --force"
-        raise ConfigError(msg) from error
+        raise ConfigError(f"{target} holds a model that cannot be used ({what}); replace it with --force") from error
     assert there is not None
     with progress.step("comparing with what is there", total=_weight_bytes(source), unit="B") as advance:
         same_source = there.source == source.describe(advance)
@@ -162,14 +165,14 @@ def _finished(
     recorded = {**Recipe().recorded(), **there.recipe}
     same_recipe = all(recorded[key] == value for key, value in wanted.items())
     if not (same_source and same_recipe and _same_data(settings, there)):
-        msg = (
+        raise ConfigError(
             f"{target} holds another model ({there.source.get('id')}, recipe {there.recipe.get('name')}); "
             "choose another output directory, or replace it with --force"
         )
-        raise ConfigError(msg)
     if verify and "skipped" in there.checks:
-        msg = f"{target} holds this export, but not verified; verify a new one with --force, or go on with --no-verify"
-        raise ConfigError(msg)
+        raise ConfigError(
+            f"{target} holds this export, but not verified; verify a new one with --force, or go on with --no-verify"
+        )
     return Bundle(target, there)
 
 
@@ -195,8 +198,7 @@ def _work_folder(partial: Path, work_dir: str | Path | None) -> Iterator[Path]:
     try:
         work = Path(tempfile.mkdtemp(prefix="ov_afm-", dir=work_dir))
     except OSError as error:
-        msg = f"cannot write to the work folder {work_dir} ({error.strerror})"
-        raise ConfigError(msg) from error
+        raise ConfigError(f"cannot write to the work folder {work_dir} ({error.strerror})") from error
     try:
         with disk_full_as_error(work):
             yield work
@@ -226,7 +228,9 @@ def _build(
     }
     with in_background(source.describe) as description:
         with StepBars(progress, STEPS) as show:
-            built = supervise.run("ov_afm.convert:build", arguments, log=log, on_event=show, died=ExportError)
+            built = child_process.run(
+                "ov_afm.conversion.convert:build", arguments, log=log, on_event=show, died=ExportError
+            )
         _write_generation_config(partial, source)
         for path in source.license_files:
             shutil.copyfile(path, partial / path.name)
@@ -321,6 +325,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from ov_afm.export import main as run
+    from .export import main as run
 
     sys.exit(run())

@@ -23,17 +23,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from . import adapters as lora
-from . import device_journal, devices, manifest
-from .detokenize import Detokenizer
-from .device_properties import DEFAULT_USE, Use
-from .engine_errors import last_line
-from .errors import ConfigError, GenerationError, SourceError
-from .loading import LoadRequest, Phases, load, locate
-from .loading import warm_up as first_inference
-from .params import Params
-from .sparsity.select import engine_model, plain_model
-from .stream import Completion, Delta, FinishReason, Request, streamer
+from .errors import ConfigError, GenerationError, SourceError, last_line
+from .kernels.select import engine_model, plain_model
+from .model_dir import manifest
+from .runtime import device_cache, devices, lora
+from .runtime.detokenize import Detokenizer
+from .runtime.loading import LoadRequest, Phases, load, locate
+from .runtime.loading import warm_up as first_inference
+from .runtime.properties import DEFAULT_USE, Use
+from .runtime.sampling import Params
+from .runtime.streaming import Completion, Delta, FinishReason, Request, streamer
 
 __all__ = ["Completion", "Delta", "FinishReason", "Message", "Params", "Pipeline", "Prompt", "Use"]
 
@@ -100,14 +99,13 @@ class Pipeline:
         **properties: Any,
     ) -> None:
         if draft_model is not None and prompt_lookup:
-            msg = "a draft model and prompt lookup exclude each other; choose one"
-            raise ConfigError(msg)
+            raise ConfigError("a draft model and prompt lookup exclude each other; choose one")
         if num_assistant_tokens < 1:
-            msg = f"num_assistant_tokens must be at least 1, found {num_assistant_tokens}"
-            raise ConfigError(msg)
+            raise ConfigError(f"num_assistant_tokens must be at least 1, found {num_assistant_tokens}")
         if adapters and draft_model is not None:
-            msg = "adapters and a draft model exclude each other; choose one, or merge: ov-afm export --merge-adapter"
-            raise ConfigError(msg)
+            raise ConfigError(
+                "adapters and a draft model exclude each other; choose one, or merge: ov-afm export --merge-adapter"
+            )
         self.model_dir = locate(model_dir)
         self.manifest = manifest.verify(self.model_dir)
         if self.manifest is None:
@@ -116,7 +114,7 @@ class Pipeline:
         self._closed = threading.Event()
         self._drafts = 0 if draft_model is None and not prompt_lookup else num_assistant_tokens
         self._lookup = prompt_lookup
-        phases = Phases(device_journal.model_key(self.model_dir, self.manifest), on_phase)
+        phases = Phases(device_cache.model_key(self.model_dir, self.manifest), on_phase)
         request = LoadRequest(
             self.model_dir,
             self.manifest,
@@ -169,8 +167,7 @@ class Pipeline:
         try:
             config = openvino_genai.GenerationConfig(path) if path.exists() else openvino_genai.GenerationConfig()
         except RuntimeError as error:
-            msg = f"{path} cannot be read: {last_line(error)}"
-            raise SourceError(msg) from error
+            raise SourceError(f"{path} cannot be read: {last_line(error)}") from error
         if not config.stop_token_ids:
             config.set_eos_token_id(self._tokenizer.get_eos_token_id())
         if self._drafts:
@@ -190,24 +187,20 @@ class Pipeline:
                 return prompt
             prompt = [{"role": "user", "content": prompt}]
         if raw:
-            msg = "raw takes text, found a list of messages"
-            raise ConfigError(msg)
+            raise ConfigError("raw takes text, found a list of messages")
         if not self.has_chat_template:
-            msg = f"{self.model_dir} has no chat template; give text instead of messages"
-            raise GenerationError(msg)
+            raise GenerationError(f"{self.model_dir} has no chat template; give text instead of messages")
         import openvino_genai
 
         try:
             history = openvino_genai.ChatHistory([dict(message) for message in prompt])
             return str(self._tokenizer.apply_chat_template(history, add_generation_prompt=True))
         except (RuntimeError, TypeError, ValueError) as error:
-            msg = f"the chat template cannot render these messages: {last_line(error)}"
-            raise GenerationError(msg) from error
+            raise GenerationError(f"the chat template cannot render these messages: {last_line(error)}") from error
 
     def _encode(self, prompt: Prompt, raw: bool) -> tuple[Any, int]:
         if len(prompt) == 0:
-            msg = "the prompt has 0 tokens; give it some text"
-            raise GenerationError(msg)
+            raise GenerationError("the prompt has 0 tokens; give it some text")
         _check_unicode(prompt)
         text = self.render(prompt, raw=raw)
         # A template writes its own special tokens; plain text gets the tokenizer's, unless it begins with them.
@@ -249,8 +242,7 @@ class Pipeline:
         """
         begun = time.perf_counter()
         if self._closed.is_set():
-            msg = "the pipeline is closed"
-            raise GenerationError(msg)
+            raise GenerationError("the pipeline is closed")
         params = params or Params()
         inputs, count = self._encode(prompt, raw)
         self._check_length(count)
@@ -281,20 +273,17 @@ class Pipeline:
 
     def _check_length(self, count: int) -> None:
         if count == 0:
-            msg = "the prompt has 0 tokens; give it some text"
-            raise GenerationError(msg)
+            raise GenerationError("the prompt has 0 tokens; give it some text")
         if self.max_prompt_tokens < self.context_length and count > self.max_prompt_tokens:
-            msg = (
+            raise GenerationError(
                 f"the prompt has {count} tokens, {self.device} was loaded for prompts of up to "
                 f"{self.max_prompt_tokens}; shorten it or load with MAX_PROMPT_LEN={-(-count // 64) * 64}"
             )
-            raise GenerationError(msg)
         if count >= self.context_length:
-            msg = (
+            raise GenerationError(
                 f"the prompt has {count} tokens and leaves no room for an answer: the context is "
                 f"{self.context_length} tokens; shorten it"
             )
-            raise GenerationError(msg)
 
     def _deltas(self, request: Request, prepared_s: float) -> Iterator[Delta]:
         request.start = time.perf_counter() - prepared_s
@@ -343,8 +332,7 @@ class Pipeline:
         if request.unwanted:
             return
         if self._closed.is_set():
-            msg = "the pipeline was closed while the request waited"
-            raise GenerationError(msg)
+            raise GenerationError("the pipeline was closed while the request waited")
         sink = streamer(request, self._closed)
         result = self._engine.generate(request.inputs, request.config, sink)
         if sink.failure is not None:
@@ -381,5 +369,6 @@ def _check_unicode(prompt: Prompt) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            msg = f"the prompt is not valid Unicode: lone surrogate at character {error.start}"
-            raise GenerationError(msg) from error
+            raise GenerationError(
+                f"the prompt is not valid Unicode: lone surrogate at character {error.start}"
+            ) from error

@@ -92,39 +92,35 @@ class Recipe:
             ConfigError: A field is out of range, or two fields contradict each other.
         """
         if self.weight_format not in get_args(WeightFormat):
-            msg = f"weight format {self.weight_format!r} is unknown; choose one of {', '.join(get_args(WeightFormat))}"
-            raise ConfigError(msg)
+            raise ConfigError(
+                f"weight format {self.weight_format!r} is unknown; choose one of {', '.join(get_args(WeightFormat))}"
+            )
         if self.backup_precision not in get_args(BackupPrecision):
             known = ", ".join(get_args(BackupPrecision))
-            msg = f"backup precision {self.backup_precision!r} is unknown; choose one of {known}"
-            raise ConfigError(msg)
+            raise ConfigError(f"backup precision {self.backup_precision!r} is unknown; choose one of {known}")
         if self.equalise not in get_args(Equalise):
-            msg = f"equalisation {self.equalise!r} is unknown; choose one of {', '.join(get_args(Equalise))}"
-            raise ConfigError(msg)
+            raise ConfigError(
+                f"equalisation {self.equalise!r} is unknown; choose one of {', '.join(get_args(Equalise))}"
+            )
         if self.rounding not in get_args(Rounding):
-            msg = f"rounding {self.rounding!r} is unknown; choose one of {', '.join(get_args(Rounding))}"
-            raise ConfigError(msg)
+            raise ConfigError(f"rounding {self.rounding!r} is unknown; choose one of {', '.join(get_args(Rounding))}")
         if self.rounding == "fitted":
             others = {"--awq": self.awq, "--scale-estimation": self.scale_estimation, "--gptq": self.gptq}
             wrong = [flag for flag, used in others.items() if used]
             if wrong:
-                msg = f"fitted rounding takes the place of {', '.join(wrong)}; choose one"
-                raise ConfigError(msg)
+                raise ConfigError(f"fitted rounding takes the place of {', '.join(wrong)}; choose one")
             if self.bits > 8:
-                msg = f"fitted rounding is for int8 and int4, found {self.weight_format}"
-                raise ConfigError(msg)
+                raise ConfigError(f"fitted rounding is for int8 and int4, found {self.weight_format}")
         if self.equalise == "full" and self.bits > 8:
-            msg = f"equalisation 'full' prepares for int8 and int4, found {self.weight_format}; choose fp16 or none"
-            raise ConfigError(msg)
+            raise ConfigError(
+                f"equalisation 'full' prepares for int8 and int4, found {self.weight_format}; choose fp16 or none"
+            )
         if not 0.0 <= self.ratio <= 1.0:
-            msg = f"ratio must lie between 0 and 1, found {self.ratio}"
-            raise ConfigError(msg)
+            raise ConfigError(f"ratio must lie between 0 and 1, found {self.ratio}")
         if self.group_size != CHANNEL_WISE and (self.group_size < 16 or self.group_size % 16):
-            msg = f"group size must be -1 (one scale a row) or a multiple of 16, found {self.group_size}"
-            raise ConfigError(msg)
+            raise ConfigError(f"group size must be -1 (one scale a row) or a multiple of 16, found {self.group_size}")
         if self.num_samples < 1:
-            msg = f"number of calibration samples must be at least 1, found {self.num_samples}"
-            raise ConfigError(msg)
+            raise ConfigError(f"number of calibration samples must be at least 1, found {self.num_samples}")
         if self.weight_format != "int4":
             four_bit_only = {
                 "--group-size": self.group_size != CHANNEL_WISE,
@@ -137,27 +133,27 @@ class Recipe:
             }
             wrong = [flag for flag, used in four_bit_only.items() if used]
             if wrong:
-                msg = f"{', '.join(wrong)} only applies to int4, found weight format {self.weight_format}"
-                raise ConfigError(msg)
+                raise ConfigError(f"{', '.join(wrong)} only applies to int4, found weight format {self.weight_format}")
         self._check_kinds()
 
     def _check_kinds(self) -> None:
         for kind, stored in self.kinds:
             if kind not in KINDS:
-                msg = f"kind of matrices {kind!r} is unknown; choose one of {', '.join(KINDS)}"
-                raise ConfigError(msg)
+                raise ConfigError(f"kind of matrices {kind!r} is unknown; choose one of {', '.join(KINDS)}")
             if stored not in KIND_FORMATS:
-                msg = f"format {stored!r} of kind {kind} is unknown; choose one of {', '.join(KIND_FORMATS)}"
-                raise ConfigError(msg)
+                raise ConfigError(
+                    f"format {stored!r} of kind {kind} is unknown; choose one of {', '.join(KIND_FORMATS)}"
+                )
             if stored == "int8" and self.backup_precision == "none":
-                msg = f"{kind}=int8 takes the backup precision, found none; choose int8_sym or int8_asym"
-                raise ConfigError(msg)
+                raise ConfigError(f"{kind}=int8 takes the backup precision, found none; choose int8_sym or int8_asym")
             if kind in TABLES and self.all_layers:
-                msg = f"--all-layers has a format for embedding and head already, found {kind}={stored}; choose one"
-                raise ConfigError(msg)
+                raise ConfigError(
+                    f"--all-layers has a format for embedding and head already, found {kind}={stored}; choose one"
+                )
         if len(dict(self.kinds)) < len(self.kinds):
-            msg = f"a kind of matrices has one format, found {' '.join('='.join(pair) for pair in self.kinds)}"
-            raise ConfigError(msg)
+            raise ConfigError(
+                f"a kind of matrices has one format, found {' '.join('='.join(pair) for pair in self.kinds)}"
+            )
         ordered = tuple(sorted(self.kinds, key=lambda pair: KINDS.index(pair[0])))
         object.__setattr__(self, "kinds", ordered)
 

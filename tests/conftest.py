@@ -6,7 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from ov_afm.quiet import silence  # noqa: E402
+from ov_afm.system.telemetry import silence  # noqa: E402
 
 silence()
 
@@ -21,7 +21,7 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
-import tiny  # noqa: E402
+from support import tiny  # noqa: E402
 
 
 def group_of(nodeid: str) -> str:
@@ -71,7 +71,8 @@ def smollm2_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_fp32(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint as an uncompressed model directory without manifest, as optimum-cli makes them. Read-only."""
-    from ov_afm import convert, presets
+    from ov_afm import presets
+    from ov_afm.conversion import convert
 
     out, work = tmp_path_factory.mktemp("models") / "tiny-fp32", tmp_path_factory.mktemp("work")
     out.mkdir()
@@ -86,7 +87,7 @@ def tiny_fp32(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 def library() -> Path:
     """The native library of the ReLU² kernels, built where there is none."""
     from ov_afm.errors import ExtensionError
-    from ov_afm.sparsity import extension
+    from ov_afm.kernels import extension
 
     try:
         return extension.load()

@@ -10,12 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
+from support import tiny
 
-from ov_afm import calibration, convert, manifest, supervise
-from ov_afm.compress import add_recipe_arguments, compress, compress_ir, main, recipe_from_arguments, resolve_recipe
+from ov_afm.compress import (
+    add_recipe_arguments,
+    compress,
+    compress_ir,
+    main,
+    recipe_from_arguments,
+    resolve_recipe,
+)
+from ov_afm.conversion import convert
 from ov_afm.errors import CompressionError, ConfigError, DeviceError, OVAFMError
+from ov_afm.model_dir import manifest
 from ov_afm.presets import RECIPES, Recipe
+from ov_afm.quantization import calibration
+from ov_afm.system import child_process
 
 CHAT = [{"role": "user", "content": "What is the capital of France?"}, {"role": "assistant", "content": "Paris."}]
 
@@ -30,7 +40,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(target: str, *_: Any, **__: Any) -> None:
         pytest.fail(f"{target} was started")
 
-    monkeypatch.setattr(supervise, "run", run)
+    monkeypatch.setattr(child_process, "run", run)
 
 
 @pytest.fixture
@@ -254,7 +264,7 @@ def test_progress_of_nncf_reaches_the_parent(tiny_fp32: Path, tmp_path: Path, mo
         write = staticmethod(lines.append)
         flush = staticmethod(lambda: None)
 
-    monkeypatch.setattr(supervise, "_channel", Channel())
+    monkeypatch.setattr(child_process, "_channel", Channel())
     quantize(tiny_fp32, tmp_path / "out", group_size=64)
     events = [json.loads(line) for line in lines]
     assert events

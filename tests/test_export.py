@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
+from support import tiny
 
-from ov_afm import convert, manifest, resources, supervise
+from ov_afm.conversion import convert
 from ov_afm.errors import ConfigError, DeviceError, OVAFMError
 from ov_afm.export import export, main
+from ov_afm.model_dir import manifest
 from ov_afm.presets import Recipe
+from ov_afm.system import child_process, resources
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,11 +43,11 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def run(target: str, arguments: dict[str, Any], *, on_event: Any = None, **_: Any) -> Any:
         module, _, name = target.partition(":")
-        monkeypatch.setattr(supervise, "_channel", Relay(on_event))
+        monkeypatch.setattr(child_process, "_channel", Relay(on_event))
         result = getattr(importlib.import_module(module), name)(**json.loads(json.dumps(arguments)))
         return json.loads(json.dumps(result))
 
-    monkeypatch.setattr(supervise, "run", run)
+    monkeypatch.setattr(child_process, "run", run)
 
 
 @pytest.fixture
@@ -55,7 +57,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(target: str, *_: Any, **__: Any) -> None:
         pytest.fail(f"{target} was started")
 
-    monkeypatch.setattr(supervise, "run", run)
+    monkeypatch.setattr(child_process, "run", run)
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, int]]:
@@ -180,9 +182,9 @@ def test_formats_export_and_answer(
 @pytest.mark.slow
 def test_command_prints_result_and_names_the_log(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """The real command, its child process included, with a synthetic checkpoint."""
-    from ov_afm import synth
+    from ov_afm.conversion import synthetic
 
-    source = synth.synth("tiny", tmp_path / "made-up")
+    source = synthetic.synth("tiny", tmp_path / "made-up")
     arguments = ["-m", "ov_afm.export", str(source), "-o", str(tmp_path / "out"), "--json"]
     result = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stderr
@@ -392,8 +394,8 @@ def test_compress_exports_what_is_not_exported_yet(
 
 
 def test_sampling_of_the_source_is_kept(tmp_path: Path) -> None:
+    from ov_afm.conversion.sources import Source
     from ov_afm.export import _write_generation_config
-    from ov_afm.sources import Source
 
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.0, "top_k": null, "eos_token_id": 7}')
     source = Source("folder", "x", tmp_path, None, None, (), (), {"model_type": "arcee"}, False)
@@ -403,8 +405,8 @@ def test_sampling_of_the_source_is_kept(tmp_path: Path) -> None:
 
 
 def test_other_architectures_get_no_sampling_of_afm(tmp_path: Path) -> None:
+    from ov_afm.conversion.sources import Source
     from ov_afm.export import _write_generation_config
-    from ov_afm.sources import Source
 
     source = Source("folder", "x", tmp_path, None, None, (), (), {"model_type": "llama"}, False)
     _write_generation_config(tmp_path, source)

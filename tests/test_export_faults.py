@@ -15,14 +15,15 @@ from pathlib import Path
 
 import psutil
 import pytest
-import tiny
-from slow_export import STEPS
+from support import tiny
+from support.slow_export import STEPS
 
-from ov_afm import convert, manifest
+from ov_afm.conversion import convert
 from ov_afm.errors import OVAFMError
+from ov_afm.model_dir import manifest
 from ov_afm.presets import RECIPES
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "support"
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 Start = Callable[..., "subprocess.Popen[str]"]
 

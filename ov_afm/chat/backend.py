@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from ..metrics import RequestMetrics
-from ..params import DEFAULT_MAX_NEW_TOKENS, Params
 from ..pipeline import Message, Pipeline
+from ..runtime.metrics import RequestMetrics
+from ..runtime.sampling import DEFAULT_MAX_NEW_TOKENS, Params
 
 __all__ = ["Backend", "Info", "Local", "Step", "figures_of", "fit"]
 

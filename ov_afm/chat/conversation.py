@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 from ..errors import ConfigError
 from ..pipeline import Message
-from .texts import TEXTS, figures_line
+from .strings import TEXTS, figures_line
 
 __all__ = ["Conversation", "Turn", "from_json", "title_of", "to_json", "to_markdown"]
 
@@ -119,17 +119,16 @@ def from_json(text: str) -> Conversation:
     try:
         fields = json.loads(text)
     except ValueError as error:
-        msg = f"this is no conversation: not JSON ({error}); export one with /save FILE.json or the chat's export"
-        raise ConfigError(msg) from error
+        raise ConfigError(
+            f"this is no conversation: not JSON ({error}); export one with /save FILE.json or the chat's export"
+        ) from error
     if isinstance(fields, list):
         fields = {"messages": fields}
     if not isinstance(fields, dict) or not isinstance(fields.get("messages"), list):
-        msg = f"this is no conversation: messages must be a list, found {type(fields).__name__}"
-        raise ConfigError(msg)
+        raise ConfigError(f"this is no conversation: messages must be a list, found {type(fields).__name__}")
     schema = fields.get("ov_afm_chat", SCHEMA)
     if not isinstance(schema, int) or schema > SCHEMA:
-        msg = f"this conversation has layout {schema}, this ov_afm reads up to {SCHEMA}; upgrade it"
-        raise ConfigError(msg)
+        raise ConfigError(f"this conversation has layout {schema}, this ov_afm reads up to {SCHEMA}; upgrade it")
     found = Conversation(_text(fields, "title"), _text(fields, "system"))
     for number, message in enumerate(fields["messages"], 1):
         _take(found, message, number)
@@ -139,8 +138,7 @@ def from_json(text: str) -> Conversation:
 def _text(fields: Mapping[str, Any], name: str) -> str:
     value = fields.get(name, "")
     if not isinstance(value, str):
-        msg = f"this is no conversation: {name} must be text, found {value!r}"
-        raise ConfigError(msg)
+        raise ConfigError(f"this is no conversation: {name} must be text, found {value!r}")
     return value
 
 
@@ -148,15 +146,15 @@ def _take(found: Conversation, message: Any, number: int) -> None:
     role = message.get("role") if isinstance(message, dict) else None
     content = message.get("content") if isinstance(message, dict) else None
     if role not in ("system", "user", "assistant") or not isinstance(content, str):
-        msg = f"message {number} needs a role (system, user or assistant) and a text as content"
-        raise ConfigError(msg)
+        raise ConfigError(f"message {number} needs a role (system, user or assistant) and a text as content")
     if role == "system" and number == 1:
         found.system = content
         return
     expected = "user" if len(found.turns) % 2 == 0 else "assistant"
     if role != expected:
-        msg = f"message {number} must be of role {expected}, found {role}: questions and answers take turns"
-        raise ConfigError(msg)
+        raise ConfigError(
+            f"message {number} must be of role {expected}, found {role}: questions and answers take turns"
+        )
     found.turns.append(Turn(cast("Role", role), content, _figures(message.get("figures"))))
 
 

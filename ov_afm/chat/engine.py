@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any, Literal
 
-from .. import supervise
 from ..errors import DeviceError, GenerationError
-from ..metrics import RequestMetrics
-from ..params import Params
 from ..pipeline import Message, Use
-from ..resources import log_file
+from ..runtime.metrics import RequestMetrics
+from ..runtime.sampling import Params
+from ..system import child_process
+from ..system.resources import log_file
 from .backend import Info, Step
 
 __all__ = ["Choice", "Engine", "EngineLost"]
@@ -93,7 +93,7 @@ class Engine:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, **supervise.CHILD_ENV},
+                env={**os.environ, **child_process.CHILD_ENV},
                 # A Ctrl-C of the terminal is the page's process to handle.
                 start_new_session=True,
             )

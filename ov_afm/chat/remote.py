@@ -10,9 +10,9 @@ from dataclasses import asdict
 from typing import Any
 
 from ..errors import ConfigError, GenerationError
-from ..metrics import RequestMetrics
-from ..params import DEFAULT_MAX_NEW_TOKENS, Params
 from ..pipeline import Message
+from ..runtime.metrics import RequestMetrics
+from ..runtime.sampling import DEFAULT_MAX_NEW_TOKENS, Params
 from .backend import ANSWER_SHARE, Info, Step, fit
 
 __all__ = ["Remote"]
@@ -52,14 +52,12 @@ class Remote:
 
         self.url = url.rstrip("/")
         if not self.url.startswith(("http://", "https://")):
-            msg = f"--url takes an address such as http://127.0.0.1:8000/v1, found {url!r}"
-            raise ConfigError(msg)
+            raise ConfigError(f"--url takes an address such as http://127.0.0.1:8000/v1, found {url!r}")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(headers=headers, timeout=httpx.Timeout(READ_S, connect=CONNECT_S))
         names = [str(each["id"]) for each in self._call("GET", f"{self.url}/models")["data"]]
         if not names or (model is not None and model not in names):
-            msg = f"{self.url} has no model {model or ''}; there are: {', '.join(names) or 'none'}"
-            raise ConfigError(msg)
+            raise ConfigError(f"{self.url} has no model {model or ''}; there are: {', '.join(names) or 'none'}")
         self.models = names
         self._model = model if model is not None else names[0]
         self.info = Info(self._model, self.url, "", self._context_length())
@@ -84,11 +82,11 @@ class Remote:
                 raise GenerationError(_reason(answer.status_code, answer.text))
             found = answer.json()
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            msg = f"{url} does not answer as an OpenAI-compatible server: {error or type(error).__name__}"
-            raise GenerationError(msg) from error
+            raise GenerationError(
+                f"{url} does not answer as an OpenAI-compatible server: {error or type(error).__name__}"
+            ) from error
         if not isinstance(found, dict):
-            msg = f"{url} does not answer as an OpenAI-compatible server: found {type(found).__name__}"
-            raise GenerationError(msg)
+            raise GenerationError(f"{url} does not answer as an OpenAI-compatible server: found {type(found).__name__}")
         return found
 
     def answer(self, messages: Sequence[Message], params: Params, cancel: threading.Event) -> Iterator[Step]:
@@ -150,8 +148,7 @@ class Remote:
                             raise GenerationError(str(event["error"].get("message", event["error"])))
                         yield event
         except (httpx.HTTPError, ValueError) as error:
-            msg = f"{self.url} broke off: {error or type(error).__name__}; ask again"
-            raise GenerationError(msg) from error
+            raise GenerationError(f"{self.url} broke off: {error or type(error).__name__}; ask again") from error
 
     def close(self) -> None:
         """Close the connections."""

@@ -55,8 +55,7 @@ def data_dir() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        msg = f"{folder} cannot be made: {error.strerror}; name another folder with OV_AFM_DATA"
-        raise OVAFMError(msg) from error
+        raise OVAFMError(f"{folder} cannot be made: {error.strerror}; name another folder with OV_AFM_DATA") from error
     return folder
 
 
@@ -99,11 +98,11 @@ class Store:
                 self._base.executescript(TABLES)
                 self._base.execute(f"PRAGMA user_version = {LAYOUT}")
         except sqlite3.Error as error:
-            msg = f"the conversations in {path} cannot be read: {error}; move that file away, or set OV_AFM_DATA"
-            raise OVAFMError(msg) from error
+            raise OVAFMError(
+                f"the conversations in {path} cannot be read: {error}; move that file away, or set OV_AFM_DATA"
+            ) from error
         if layout > LAYOUT:
-            msg = f"{path} has layout {layout}, this ov_afm reads up to {LAYOUT}; upgrade it"
-            raise OVAFMError(msg)
+            raise OVAFMError(f"{path} has layout {layout}, this ov_afm reads up to {LAYOUT}; upgrade it")
 
     def close(self) -> None:
         """Close the file."""
@@ -116,8 +115,9 @@ class Store:
                 with self._base:
                     yield self._base
             except sqlite3.Error as error:
-                msg = f"{self._path} cannot be used: {error}; make room there, or name another folder with OV_AFM_DATA"
-                raise OVAFMError(msg) from error
+                raise OVAFMError(
+                    f"{self._path} cannot be used: {error}; make room there, or name another folder with OV_AFM_DATA"
+                ) from error
 
     def add(self, owner: str, conversation: Conversation) -> int:
         """Keep a new conversation; returns its number."""

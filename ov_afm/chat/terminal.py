@@ -14,15 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .. import console, devices
 from ..errors import ConfigError, GenerationError, OVAFMError
-from ..interrupt import leave_at_once
-from ..params import Params
+from ..runtime import devices
+from ..runtime.sampling import Params
+from ..system import console
+from ..system.interrupt import leave_at_once
 from .backend import Backend, Step, figures_of
 from .conversation import Conversation, Turn, from_json, to_json, to_markdown
-from .screen import Answer, inert
 from .store import data_dir
-from .texts import TEXTS, context_line, figures_line
+from .strings import TEXTS, context_line, figures_line
+from .terminal_markdown import Answer, inert
 
 __all__ = ["Terminal", "answer_pipe", "read_question"]
 
@@ -82,8 +83,7 @@ class Terminal:
         name, _, rest = text.partition(" ")
         command = COMMANDS.get(name)
         if command is None:
-            msg = f"no command {name}; /help shows the commands"
-            raise ConfigError(msg)
+            raise ConfigError(f"no command {name}; /help shows the commands")
         command(self, rest.strip())
 
     def _answer(self) -> None:
@@ -136,8 +136,7 @@ class Terminal:
         try:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
-            msg = f"{path} cannot be written: {error.strerror}"
-            raise ConfigError(msg) from error
+            raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
         self._say(TEXTS.terminal_saved.format(count=len(self._conversation.turns), path=path))
 
     def _load(self, rest: str) -> None:
@@ -145,15 +144,15 @@ class Terminal:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            msg = f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}"
-            raise ConfigError(msg) from error
+            raise ConfigError(
+                f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}"
+            ) from error
         self._conversation = from_json(text)
         self._say(TEXTS.terminal_loaded.format(count=len(self._conversation.turns), path=path))
 
     def _again(self, rest: str) -> None:
         if not self._conversation.retry():
-            msg = "there is no question to answer again"
-            raise ConfigError(msg)
+            raise ConfigError("there is no question to answer again")
         self._answer()
 
     def _new(self, rest: str) -> None:
@@ -195,8 +194,7 @@ def _escape(text: str) -> str:
 
 def _file(rest: str, command: str) -> Path:
     if not rest:
-        msg = f"{command} needs a file name, e.g. {command} talk.json"
-        raise ConfigError(msg)
+        raise ConfigError(f"{command} needs a file name, e.g. {command} talk.json")
     return Path(rest).expanduser()
 
 
@@ -254,11 +252,13 @@ def read_question() -> str:
     try:
         question = data.decode().strip("\r\n")
     except UnicodeDecodeError as error:
-        msg = f"the question on standard input is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}"
-        raise GenerationError(msg) from error
+        raise GenerationError(
+            f"the question on standard input is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}"
+        ) from error
     if not question.strip():
-        msg = "the question on standard input is empty; pipe some text in, or run in a terminal to chat"
-        raise GenerationError(msg)
+        raise GenerationError(
+            "the question on standard input is empty; pipe some text in, or run in a terminal to chat"
+        )
     return question
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import OVAFMError
-from ..params import Params
 from ..pipeline import Pipeline, Use
-from ..quiet import silence
+from ..runtime.sampling import Params
+from ..system.telemetry import silence
 from .backend import Local
 
 __all__ = ["main"]

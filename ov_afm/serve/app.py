@@ -14,13 +14,14 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from .. import __version__
-from . import faults, forms
+from . import errors as faults
 from . import protocol as wire
-from .answers import Answer, EventStream, chat_answer, completion_answer, open_stream, until_gone
-from .faults import WireError
-from .guard import Guard
-from .instruments import Instruments, RequestCounter
-from .models import Models
+from . import structured_output
+from .errors import WireError
+from .middleware import Guard
+from .prometheus import Instruments, RequestCounter
+from .registry import Models
+from .responses import Answer, EventStream, chat_answer, completion_answer, open_stream, until_gone
 
 __all__ = ["Service", "Settings", "build"]
 
@@ -99,11 +100,14 @@ class Service:
             raise WireError(400, "logprobs cannot be streamed; leave one of the two out", param="logprobs")
         if body.modalities and body.modalities != ["text"]:
             raise WireError(400, f"modalities: this model writes text, found {body.modalities}", param="modalities")
-        form, tools = forms.form_of(body), forms.tools_for(body)
+        form, tools = structured_output.form_of(body), structured_output.tools_for(body)
         name = self.models.resolve(body.model)
         engine = await until_gone(request, self.models.engine(name))
         knows_tools = bool(engine.info.get("template_knows_tools"))
-        task: dict[str, Any] = {"messages": forms.messages_for(body, template_knows_tools=knows_tools), "form": form}
+        task: dict[str, Any] = {
+            "messages": structured_output.messages_for(body, template_knows_tools=knows_tools),
+            "form": form,
+        }
         if tools and knows_tools:
             task["tools"] = [tool.model_dump(exclude_none=True) for tool in tools]
         if body.chat_template_kwargs:
@@ -173,7 +177,9 @@ class Service:
         engine = await self.models.engine(self.models.resolve(body.model))
         if body.messages is not None:
             chat = wire.ChatRequest(messages=body.messages)
-            return await engine.ask({"op": "tokenize", "messages": forms.messages_for(chat, template_knows_tools=True)})
+            return await engine.ask(
+                {"op": "tokenize", "messages": structured_output.messages_for(chat, template_knows_tools=True)}
+            )
         special = body.add_special_tokens is not False
         return await engine.ask({"op": "tokenize", "prompt": body.prompt, "special": special})
 

@@ -22,9 +22,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from .. import supervise
 from ..errors import DeviceError, GenerationError
-from .batch import EngineSpec
+from ..system import child_process
+from .batching import EngineSpec
 
 __all__ = ["Engine", "EngineBusy", "EngineLost", "EngineTimeout", "Refusal", "Stream"]
 
@@ -93,8 +93,7 @@ class Stream:
         """
         message = await self._messages.get()
         if message is LATE:
-            msg = "the request took longer than this server allows; ask for fewer tokens"
-            raise EngineTimeout(msg)
+            raise EngineTimeout("the request took longer than this server allows; ask for fewer tokens")
         if "lost" in message:
             self.open.clear()
             raise EngineLost(message["lost"])
@@ -106,8 +105,7 @@ class Stream:
         if "failed" in message:
             raise EngineLost(message["failed"])
         if message.get("end") == "cache":
-            msg = "the KV cache is full; try again later or with a shorter prompt"
-            raise EngineLost(msg)
+            raise EngineLost("the KV cache is full; try again later or with a shorter prompt")
         self.prompt_tokens = message.get("prompt_tokens", self.prompt_tokens)
         return message
 
@@ -225,8 +223,9 @@ class Engine:
 
     def _check_alive(self) -> None:
         if self.state != "ready":
-            msg = "the model is being loaded; try again shortly" if self.state == "loading" else "the engine is down"
-            raise EngineLost(msg)
+            raise EngineLost(
+                "the model is being loaded; try again shortly" if self.state == "loading" else "the engine is down"
+            )
 
     async def _take_slot(self, deadline: float) -> None:
         self._check_alive()
@@ -234,8 +233,7 @@ class Engine:
             self.running += 1
             return
         if self.waiting >= self.max_queue:
-            msg = f"{self.running} requests are running and {self.waiting} waiting; try again later"
-            raise EngineBusy(msg)
+            raise EngineBusy(f"{self.running} requests are running and {self.waiting} waiting; try again later")
         turn = asyncio.get_running_loop().create_future()
         self._line.append(turn)
         self.waiting += 1
@@ -250,8 +248,7 @@ class Engine:
             with contextlib.suppress(ValueError):
                 self._line.remove(turn)
         if not turn.done():
-            msg = "no slot came free in the time that a request may take"
-            raise EngineTimeout(msg)
+            raise EngineTimeout("no slot came free in the time that a request may take")
         turn.result()
 
     def _give_slot(self) -> None:
@@ -288,7 +285,7 @@ class Engine:
             *(sys.executable, "-m", "ov_afm.serve.worker"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, **supervise.CHILD_ENV},
+            env={**os.environ, **child_process.CHILD_ENV},
             limit=LONGEST_LINE,
             # A Ctrl-C of the terminal is the server's to handle.
             start_new_session=True,

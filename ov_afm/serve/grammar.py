@@ -77,8 +77,7 @@ class GrammarCheck:
             try:
                 self._pipeline.generate(inputs, trial)
             except RuntimeError as error:
-                msg = f"the schema cannot be enforced: {_reason(error)}"
-                raise ConfigError(msg) from error
+                raise ConfigError(f"the schema cannot be enforced: {_reason(error)}") from error
 
 
 def _reason(error: RuntimeError) -> str:

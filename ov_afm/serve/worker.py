@@ -19,13 +19,12 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ..engine_errors import last_line
-from ..errors import ConfigError, GenerationError, OVAFMError
-from ..params import Params
-from .batch import EngineSpec, Job
+from ..errors import ConfigError, GenerationError, OVAFMError, last_line
+from ..runtime.sampling import Params
+from .batching import EngineSpec, Job
 from .grammar import GrammarCheck, structured_output
-from .prompting import Prompter
-from .single import open_engine
+from .prompts import Prompter
+from .sequential import open_engine
 
 __all__ = ["Worker", "main"]
 
@@ -150,8 +149,7 @@ class Worker:
         if "tokens" in message:
             tokens = list(message["tokens"])
             if tokens and max(tokens) >= self._batch.vocab:
-                msg = f"token {max(tokens)} is not in the vocabulary of {self._batch.vocab}"
-                raise Refused(msg, param="prompt")
+                raise Refused(f"token {max(tokens)} is not in the vocabulary of {self._batch.vocab}", param="prompt")
             return tokens
         if "messages" in message:
             return self._prompter.chat(message["messages"], message.get("tools"), message.get("template_options"))
@@ -162,23 +160,34 @@ class Worker:
         param = "messages" if "messages" in message else "prompt"
         limit = self._batch.context_length
         if not tokens:
-            msg = "the prompt has 0 tokens; give it some text"
-            raise Refused(msg, param=param)
+            raise Refused("the prompt has 0 tokens; give it some text", param=param)
         if len(tokens) >= limit:
-            msg = f"the prompt has {len(tokens)} tokens and the context is {limit} tokens; shorten it"
-            raise Refused(msg, param=param, code="context_length_exceeded")
+            raise Refused(
+                f"the prompt has {len(tokens)} tokens and the context is {limit} tokens; shorten it",
+                param=param,
+                code="context_length_exceeded",
+            )
         if len(tokens) > self._batch.max_prompt_tokens:
             longest = self._batch.max_prompt_tokens
-            msg = f"the prompt has {len(tokens)} tokens and {self._batch.device} takes up to {longest}; shorten it"
-            raise Refused(msg, param=param, code="context_length_exceeded")
+            raise Refused(
+                f"the prompt has {len(tokens)} tokens and {self._batch.device} takes up to {longest}; shorten it",
+                param=param,
+                code="context_length_exceeded",
+            )
         if message.get("logprobs") and not self._batch.logprobs:
-            msg = f"logprobs are not available on {self._batch.device}; leave them out"
-            raise Refused(msg, param="logprobs", code="unsupported_parameter")
+            raise Refused(
+                f"logprobs are not available on {self._batch.device}; leave them out",
+                param="logprobs",
+                code="unsupported_parameter",
+            )
         fields = dict(message["params"])
         wanted = fields.get("max_new_tokens")
         if wanted is not None and wanted > limit:
-            msg = f"max_tokens is {wanted} and the context is {limit} tokens; ask for fewer"
-            raise Refused(msg, param="max_tokens", code="context_length_exceeded")
+            raise Refused(
+                f"max_tokens is {wanted} and the context is {limit} tokens; ask for fewer",
+                param="max_tokens",
+                code="context_length_exceeded",
+            )
         params = Params(**{**fields, "stop": tuple(fields.get("stop", ()))})
         config = params.apply(self._default_config(), room=limit - len(tokens))
         config.logprobs = 1 if message.get("logprobs") else 0

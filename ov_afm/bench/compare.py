@@ -1,0 +1,94 @@
+"""`ov-afm bench --compare`: what changed between two records files, told apart from noise.
+
+A change counts where the ranges of the runs do not overlap: the slowest run of one is faster than
+the fastest of the other. With five runs a side, two equal programs do that by chance about once in
+126 comparisons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..errors import ConfigError
+from ..runtime.metrics import Spread
+from .records import Record
+from .summary import Summary, summarize
+
+__all__ = ["compare"]
+
+# Figure, heading, whether more is better.
+COLUMNS = (
+    ("ttft_ms", "TTFT ms", False),
+    ("decode_tokens_per_s", "decode tokens/s", True),
+    ("total_tokens_per_s", "total tokens/s", True),
+    ("peak_rss_bytes", "peak memory MB", False),
+    ("energy_per_token_j", "energy J/token", False),
+)
+# Memory is read once a run of one process, and grows by pages: less than this is no change.
+LEAST_CHANGE = 0.01
+
+
+def compare(before: Sequence[Record], after: Sequence[Record]) -> str:
+    """A Markdown table of two sweeps' common combinations, and what only one of them has.
+
+    Args:
+        before: Records of the earlier sweep.
+        after: Records of the later one.
+
+    Raises:
+        ConfigError: They have no measured combination in common.
+    """
+    old = {each.combination: each for each in summarize(before) if each.runs}
+    new = {each.combination: each for each in summarize(after) if each.runs}
+    common = [combination for combination in old if combination in new]
+    if not common:
+        raise ConfigError("the two files have no measured combination (model, device, prompt and new tokens) in common")
+    lines = [
+        *_versions(old[common[0]], new[common[0]]),
+        "| combination | figure | before | after | change | noise | verdict |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
+    worse = 0
+    for combination in common:
+        for row in _rows(old[combination], new[combination]):
+            worse += row.endswith("**worse** |")
+            lines.append(row)
+    for title, only in (("before", old.keys() - new.keys()), ("after", new.keys() - old.keys())):
+        if only:
+            lines += ["", f"Only {title}: {', '.join(sorted(each.label for each in only))}."]
+    verdict = "No figure is worse" if not worse else "1 figure is worse" if worse == 1 else f"{worse} figures are worse"
+    lines += ["", f"{verdict} beyond noise (a change counts where the ranges of the runs do not overlap)."]
+    return "\n".join(lines)
+
+
+def _versions(old: Summary, new: Summary) -> list[str]:
+    changed = []
+    before, after = old.get("versions") or {}, new.get("versions") or {}
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            changed.append(f"{name} {before.get(name, 'absent')} → {after.get(name, 'absent')}")
+    if old.get("machine") != new.get("machine"):
+        changed.append("**another machine or system: speeds are not comparable**")
+    return [f"Changed: {', '.join(changed)}.", ""] if changed else []
+
+
+def _rows(old: Summary, new: Summary) -> list[str]:
+    rows = []
+    for name, heading, more_is_better in COLUMNS:
+        before, after = old.figures.get(name), new.figures.get(name)
+        if before is None or after is None or not before.median:
+            continue
+        change = after.median / before.median - 1
+        verdict = _verdict(before, after, change, more_is_better)
+        scale = 1e6 if heading.endswith("MB") else 1
+        rows.append(
+            f"| {old.combination.label} | {heading} | {before.median / scale:.4g} | {after.median / scale:.4g} "
+            f"| {change:+.1%} | ±{max(before.noise, after.noise) / 2:.1%} | {verdict} |"
+        )
+    return rows
+
+
+def _verdict(before: Spread, after: Spread, change: float, more_is_better: bool) -> str:
+    if before.overlaps(after) or abs(change) < LEAST_CHANGE:
+        return "same"
+    return "better" if (change > 0) == more_is_better else "**worse**"

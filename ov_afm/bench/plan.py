@@ -1,0 +1,300 @@
+"""What a comparison runs: models, devices, prompt lengths and engine options, and what cannot run.
+
+A combination that cannot run is not left out: it becomes a row with the reason, because "the NPU
+does not take INT8" is an answer too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, DeviceError, SourceError
+from ..kernels import select
+from ..model_dir import manifest
+from ..model_dir.bundle import geometry
+from ..presets import Recipe
+from ..runtime import device_cache, devices
+from ..runtime.loading import locate
+from ..runtime.properties import Use
+from .prompts import KINDS
+
+__all__ = ["OPTIONS", "Combination", "Model", "Option", "Settings", "combinations", "obstacle", "read_models"]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A way to run the engine that is compared with the plain one.
+
+    Attributes:
+        name: Column heading.
+        use: What it changes of what the model is loaded for.
+        drafts: Tokens are drafted, from the prompt or by a draft model.
+        on_npu: The NPU has it.
+        env: Environment of its process.
+    """
+
+    name: str
+    use: Mapping[str, Any] = field(default_factory=dict)
+    drafts: bool = False
+    on_npu: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+OPTIONS: dict[str, Option] = {
+    option.name: option
+    for option in (
+        Option("plain", on_npu=True),
+        Option("prompt-lookup", drafts=True),
+        Option("draft", drafts=True),
+        Option("kv-u8", {"kv_cache": "u8"}),
+        Option("kv-f16", {"kv_cache": "f16"}),
+        Option("prefix-cache", {"prefix_caching": True}, on_npu=True),
+        Option("no-prefix-cache", {"prefix_caching": False}, on_npu=True),
+        Option("no-kernels", env={select.DISABLE: "1"}),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is measured, for every model alike.
+
+    Attributes:
+        devices: Devices to compare; empty for all that are here.
+        prompt_tokens: Prompt lengths.
+        new_tokens: Tokens to generate after each prompt.
+        runs: Measured runs of a combination, after a warm-up.
+        concurrency: Requests at a time; more than one runs on continuous batching.
+        options: Engine options to compare with the plain engine, at one request a time.
+        draft_model: Model directory that drafts, for option `draft`.
+        num_assistant_tokens: Tokens drafted at a time.
+        threads: CPU threads; None for as many as there are physical cores.
+        prompts: `text` or `random`.
+        seed: Of the prompts.
+        properties: OpenVINO properties, passed as they are.
+    """
+
+    devices: tuple[str, ...] = ()
+    prompt_tokens: tuple[int, ...] = (32, 256, 1024)
+    new_tokens: int = 128
+    runs: int = 5
+    concurrency: tuple[int, ...] = (1,)
+    options: tuple[str, ...] = ()
+    draft_model: str | None = None
+    num_assistant_tokens: int = 5
+    threads: int | None = None
+    prompts: str = "text"
+    seed: int = 0
+    properties: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what no sweep could run.
+
+        Raises:
+            ConfigError: Names the option and the value found.
+        """
+        for name, least in (("runs", 1), ("new_tokens", 2), ("num_assistant_tokens", 1)):
+            _at_least(name, getattr(self, name), least)
+        for name in ("prompt_tokens", "concurrency"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} needs at least one value, found none")
+            for value in getattr(self, name):
+                _at_least(name, value, 1)
+        if self.threads is not None:
+            _at_least("threads", self.threads, 1)
+        unknown = [name for name in self.options if name not in OPTIONS]
+        if unknown:
+            raise ConfigError(f"option {unknown[0]!r} is unknown; choose of {', '.join(OPTIONS)}")
+        if "draft" in self.options and self.draft_model is None:
+            raise ConfigError("option draft needs a draft model; add: --draft-model DIR")
+        if self.prompts not in KINDS:
+            raise ConfigError(f"prompts must be one of {', '.join(KINDS)}, found {self.prompts!r}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name} must be at least {least}, found {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model directory to measure.
+
+    Attributes:
+        path: The directory.
+        name: Its name, made unique among those compared.
+        key: Short digest of its files.
+        geometry: Its shape.
+        contents: Its manifest; None where it has none.
+    """
+
+    path: Path
+    name: str
+    key: str
+    geometry: dict[str, Any]
+    contents: manifest.Manifest | None
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """How its weights are stored; None where nobody recorded it."""
+        return Recipe.from_dict(self.contents.recipe) if self.contents and self.contents.recipe else None
+
+    def describe(self) -> dict[str, Any]:
+        """What every record says of the model."""
+        contents = self.contents
+        recipe = contents.recipe if contents else {}
+        checks = contents.checks.get("compression", {}) if contents else {}
+        digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+        return {
+            "model": self.name,
+            "model_sha256": self.key,
+            "architecture": self.geometry["architecture"],
+            "recipe": recipe.get("name"),
+            "recipe_sha256": digest if recipe else None,
+            "synthetic": bool(contents and contents.source.get("synthetic")),
+            "model_bytes": (self.path / "openvino_model.bin").stat().st_size,
+            "kl_mean": checks.get("kl_mean") if isinstance(checks, dict) else None,
+        }
+
+
+def read_models(paths: tuple[str | Path, ...], draft_model: str | None = None) -> list[Model]:
+    """The models to compare, checked before anything is measured.
+
+    Raises:
+        SourceError: A directory is missing, damaged or holds no text-generation model.
+        ConfigError: The same directory is given twice, or the draft model has another vocabulary.
+    """
+    folders = [locate(path) for path in paths]
+    models = [_read(folder, _name(folder, folders)) for folder in folders]
+    keys = [model.key for model in models]
+    for index, model in enumerate(models):
+        if model.key in keys[:index]:
+            raise ConfigError(f"{model.path} and {models[keys.index(model.key)].path} are the same model; give it once")
+    if draft_model is not None:
+        draft = _read(locate(draft_model), "draft")
+        for model in models:
+            ours, other = model.geometry["vocab"], draft.geometry["vocab"]
+            if ours != other:
+                raise ConfigError(
+                    f"the draft model {draft_model} has {other} tokens, {model.name} has {ours}; use one tokenizer"
+                )
+    return models
+
+
+def _name(folder: Path, folders: list[Path]) -> str:
+    name = folder.resolve().name
+    if sum(each.resolve().name == name for each in folders) > 1:
+        return f"{folder.resolve().parent.name}/{name}"
+    return name
+
+
+def _read(folder: Path, name: str) -> Model:
+    contents = manifest.verify(folder)
+    shape = geometry(folder)
+    if not str(shape["architecture"]).endswith(("ForCausalLM", "LMHeadModel")):
+        raise SourceError(
+            f"{folder} holds {shape['architecture']}, not a text-generation model; export one: ov-afm export --help"
+        )
+    return Model(folder, name, device_cache.model_key(folder, contents), shape, contents)
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """One row of the comparison.
+
+    Attributes:
+        model: Name of the model.
+        device: As asked for: `CPU`, `GPU.1`, `NPU-EMULATED`, ...
+        option: Key of `OPTIONS`.
+        prompt_tokens: Length of each prompt.
+        new_tokens: Tokens generated after it.
+        concurrency: Requests at a time.
+    """
+
+    model: str
+    device: str
+    option: str
+    prompt_tokens: int
+    new_tokens: int
+    concurrency: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as records have them."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Combination:
+        """The combination that a record belongs to."""
+        return cls(**{name: record[name] for name in cls.__dataclass_fields__})
+
+    @property
+    def label(self) -> str:
+        """For people, in a progress bar."""
+        extra = "" if self.option == "plain" else f" {self.option}"
+        batch = "" if self.concurrency == 1 else f" ×{self.concurrency}"
+        return f"{self.model} {self.device} {self.prompt_tokens}{extra}{batch}"
+
+
+def combinations(models: list[Model], settings: Settings) -> list[Combination]:
+    """Every row of the comparison, in the order in which they run.
+
+    Options are compared at one request a time, batches with the plain engine.
+    """
+    names = settings.devices or tuple(each.name for each in devices.available())
+    options = tuple(dict.fromkeys(("plain", *settings.options)))
+    modes = [(option, 1) for option in options if 1 in settings.concurrency or option != "plain"]
+    modes += [("plain", count) for count in settings.concurrency if count > 1]
+    return [
+        Combination(model.name, device.upper(), option, length, settings.new_tokens, count)
+        for model in models
+        for device in dict.fromkeys(names)
+        for option, count in dict.fromkeys(modes)
+        for length in dict.fromkeys(settings.prompt_tokens)
+    ]
+
+
+def use_of(combination: Combination, settings: Settings) -> Use:
+    """What the model is loaded for."""
+    fields: dict[str, Any] = dict(OPTIONS[combination.option].use)
+    fields |= {"prompt_tokens": combination.prompt_tokens, "new_tokens": combination.new_tokens}
+    if devices.kind_of(combination.device) == "CPU":
+        fields["threads"] = settings.threads
+    return Use(**fields)
+
+
+def obstacle(combination: Combination, model: Model, settings: Settings) -> str | None:
+    """Why a combination cannot run; None if it can be tried."""
+    total = combination.prompt_tokens + combination.new_tokens
+    context = model.geometry["max_positions"]
+    if total > context:
+        return (
+            f"a prompt of {combination.prompt_tokens} tokens and {combination.new_tokens} new ones need {total} "
+            f"positions; {model.name} has a context of {context}"
+        )
+    if combination.device == "AUTO":
+        return "AUTO is a choice, not a device; name devices, or none for all that are here"
+    try:
+        devices.choose(combination.device, model.recipe)
+    except DeviceError as error:
+        return str(error)
+    if combination.option == "no-kernels" and not (model.path / select.FOLDER).is_dir():
+        return f"{model.name} has no kernels to do without: it runs the plain model anyway"
+    if devices.kind_of(combination.device) == "NPU":
+        return _npu_obstacle(combination, settings)
+    return None
+
+
+def _npu_obstacle(combination: Combination, settings: Settings) -> str | None:
+    if combination.concurrency > 1:
+        return "the NPU takes one request at a time: it has no continuous batching"
+    if not OPTIONS[combination.option].on_npu:
+        return f"the NPU does not have {combination.option}"
+    limit = settings.properties.get("MAX_PROMPT_LEN")
+    if limit is not None and combination.prompt_tokens > limit:
+        return f"the prompt has {combination.prompt_tokens} tokens, MAX_PROMPT_LEN allows {limit}"
+    return None

@@ -1,0 +1,128 @@
+"""Answering the conversations of the page: whose turn it is, what is kept, and who may stop it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ..errors import ConfigError, OVAFMError
+from ..runtime.sampling import Params
+from .backend import Step, figures_of
+from .conversation import Conversation, Turn
+from .models import Host
+from .store import Store
+
+__all__ = ["Talk", "View"]
+
+# Pieces of text are shown this far apart: a browser redraws the answer each time.
+REDRAW_S = 0.08
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the page shows.
+
+    Attributes:
+        conversation: The conversation, the growing answer included.
+        place: The question waits behind this many others; None while it is answered.
+        problem: Why there is no answer.
+        working: An answer is under way.
+    """
+
+    conversation: Conversation
+    place: int | None = None
+    problem: str = ""
+    working: bool = False
+
+
+class Talk:
+    """Conversations of all users of the page.
+
+    Args:
+        host: What answers.
+        store: Where conversations are kept.
+    """
+
+    def __init__(self, host: Host, store: Store) -> None:
+        self.host, self.store = host, store
+        self._lock = threading.Lock()
+        # Conversation under way → the tab that asked, and how to stop it.
+        self._running: dict[int, tuple[str, threading.Event]] = {}
+
+    def stop(self, tab: str) -> None:
+        """End the answers of a tab."""
+        for owner, cancel in list(self._running.values()):
+            if owner == tab:
+                cancel.set()
+
+    def busy(self, number: int) -> bool:
+        """Whether a conversation is being answered."""
+        return number in self._running
+
+    def answer(
+        self, owner: str, tab: str, number: int, params: Params, change: Callable[[Conversation], None]
+    ) -> Iterator[View]:
+        """Change a conversation and answer its last question. What came is kept, however it ends.
+
+        Args:
+            owner: Whose conversation it is.
+            tab: The browser tab that asks.
+            number: The conversation.
+            params: Sampling.
+            change: Adds the question, or takes an answer away.
+
+        Raises:
+            ConfigError: The conversation is gone, or is being answered.
+        """
+        cancel = threading.Event()
+        with self._lock:
+            if number in self._running:
+                raise ConfigError(
+                    "this conversation is being answered, perhaps in another tab; wait for it or begin a new one"
+                )
+            self._running[number] = (tab, cancel)
+        try:
+            conversation = self.store.get(owner, number)
+            if conversation is None:
+                raise ConfigError("this conversation was deleted; begin a new one")
+            change(conversation)
+            self.store.save(owner, number, conversation)
+            yield View(conversation, working=True)
+            yield from self._run(owner, number, conversation, params, cancel)
+        finally:
+            del self._running[number]
+
+    def _run(
+        self, owner: str, number: int, conversation: Conversation, params: Params, cancel: threading.Event
+    ) -> Iterator[View]:
+        messages = conversation.messages()
+        answer = Turn("assistant", "")
+        shown = 0.0
+        try:
+            backend = self.host.backend
+            steps = backend.answer(messages, params, cancel)
+            with contextlib.closing(steps):  # type: ignore[type-var]
+                for step in steps:
+                    self._take(step, conversation, answer)
+                    if step.finish_reason is not None:
+                        answer.figures = figures_of(step, backend.info)
+                    elif step.place is not None or time.monotonic() - shown >= REDRAW_S:
+                        shown = time.monotonic()
+                        yield View(conversation, place=step.place, working=True)
+            yield View(conversation)
+        except OVAFMError as error:
+            yield View(conversation, problem=str(error))
+        finally:
+            if answer.content or answer.figures:
+                # Without figures it was broken off: the tab was closed, or the engine died.
+                answer.figures = answer.figures or {"finish_reason": "cancelled"}
+                self.store.save(owner, number, conversation)
+
+    @staticmethod
+    def _take(step: Step, conversation: Conversation, answer: Turn) -> None:
+        if (step.text or step.finish_reason) and conversation.turns[-1] is not answer:
+            conversation.turns.append(answer)
+        answer.content += step.text

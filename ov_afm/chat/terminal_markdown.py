@@ -1,0 +1,116 @@
+"""Shows an answer on a terminal while it comes: Markdown as soon as a block of it is complete.
+
+Blocks that are complete are printed for good; the last one is drawn again with each piece of text,
+and of that only as much as the window holds, because a terminal cannot take back what has scrolled
+away. Control characters are made visible: a model must not drive the terminal.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+__all__ = ["Answer", "inert"]
+
+FENCE = re.compile(r"\s{0,3}(`{3,}|~{3,})")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+REDRAWS_PER_S = 12
+
+
+def inert(text: str) -> str:
+    """Text without control characters but newline and tab; each becomes a visible mark."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def complete_until(text: str) -> int:
+    """Where the last open Markdown block of a text begins: after the last blank line outside a code fence."""
+    end = place = 0
+    fence = ""
+    for line in text.splitlines(keepends=True):
+        place += len(line)
+        mark = FENCE.match(line)
+        if fence:
+            if mark and mark[1].startswith(fence) and not line[mark.end() :].strip():
+                fence = ""
+        elif mark:
+            fence = mark[1]
+        # An indented line may belong to the list above it; only what follows can tell.
+        elif not line.strip() and line.endswith("\n"):
+            end = place
+    return end
+
+
+class Answer:
+    """An answer on its way to the terminal.
+
+    Args:
+        console: Where to draw.
+
+    Attributes:
+        text: What came so far.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.text = ""
+        self._console = console
+        self._printed = 0
+        self._live: Any = None
+
+    def __enter__(self) -> Answer:
+        """Start drawing."""
+        from rich.live import Live
+
+        self._live = Live(console=self._console, refresh_per_second=REDRAWS_PER_S, get_renderable=self._tail)
+        self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Print the rest for good."""
+        from rich.text import Text
+
+        from .strings import TEXTS
+
+        self._live.transient = True
+        self._live.stop()
+        rest = self.text[self._printed :]
+        if rest.strip():
+            self._console.print(self._markdown(rest))
+        elif not self.text.strip():
+            self._console.print(Text(TEXTS.terminal_empty, style="dim"))
+
+    def add(self, text: str) -> None:
+        """Show more text."""
+        self.text += inert(text)
+        end = self._printed + complete_until(self.text[self._printed :])
+        block = self.text[self._printed : end]
+        if block.strip():
+            self._printed = end
+            self._live.console.print(self._markdown(block))
+            self._live.console.print()
+
+    def _markdown(self, text: str) -> Any:
+        from rich.markdown import Markdown
+
+        return Markdown(text.strip("\n"), code_theme="ansi_dark", hyperlinks=False)
+
+    def _tail(self) -> Any:
+        return Tail(self._markdown(self.text[self._printed :]))
+
+
+class Tail:
+    """As many of the last lines of something as the window holds."""
+
+    def __init__(self, content: Any) -> None:
+        self._content = content
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw it."""
+        from rich.segment import Segment
+
+        lines = console.render_lines(self._content, options, pad=False)
+        for line in lines[-(console.height - 2) :]:
+            yield from line
+            yield Segment.line()

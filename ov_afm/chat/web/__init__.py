@@ -1,0 +1,1 @@
+"""The chat's page in the browser, built with Gradio."""

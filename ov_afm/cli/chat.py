@@ -1,0 +1,127 @@
+"""`ov-afm chat`: talk with a model, in the terminal or in a browser.
+
+    ov-afm chat models/afm-int4
+    ov-afm chat --ui models/afm-int4
+    ov-afm chat --url http://127.0.0.1:8000/v1
+
+The terminal chat is a filter where input is no terminal: `echo question | ov-afm chat DIR` prints the
+answer and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..chat.backend import Backend, Local
+from ..errors import ConfigError
+from ..system import console
+from ..system.interrupt import leave_at_once
+from ..system.resources import require
+from .generate import add_load_options, add_sampling_options, load, pipeline_options, sampling
+
+if TYPE_CHECKING:
+    from ..chat.remote import Remote
+
+__all__ = ["main"]
+
+KEY_VARIABLE = "OV_AFM_API_KEY"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = console.parser("chat", "Talk with a model, in the terminal or in a browser (--ui).")
+    absent = argparse.SUPPRESS
+    add = parser.add_argument
+    add(
+        "models",
+        nargs="*",
+        default=[],
+        metavar="MODEL_DIR",
+        help="model directory; with --ui also several, or folders of them",
+    )
+    add("--url", default=absent, help="talk to an OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1")
+    add("--api-key", default=absent, metavar="KEY", help=f"key of that server; also from {KEY_VARIABLE}")
+    add("--model", default=absent, metavar="NAME", help="model of that server; its first one if not given")
+    add("--system", default="", metavar="TEXT", help="system prompt")
+    group = parser.add_argument_group("browser")
+    group.add_argument("--ui", action="store_true", help="open the chat in a browser instead of the terminal")
+    group.add_argument("--host", default=absent, metavar="ADDRESS",
+                       help="address to listen on; other than 127.0.0.1 needs --auth")  # fmt: skip
+    group.add_argument("--port", type=int, default=7860, help="port to listen on; 0 takes a free one")
+    group.add_argument("--auth", default=absent, metavar="USER:PASSWORD", help="ask for this name and password")
+    group.add_argument("--share", action="store_true", help="public link through gradio's relay; needs --auth")
+    group.add_argument("--no-browser", action="store_true", help="do not open a browser window")
+    add_sampling_options(parser)
+    add_load_options(parser)
+    return parser
+
+
+def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    given = vars(arguments)
+    if bool(arguments.models) == ("url" in given):
+        parser.error("give a model directory, or --url of a server")
+    if arguments.ui:
+        return
+    for flag in ("host", "auth"):
+        if flag in given:
+            parser.error(f"--{flag} needs --ui")
+    if arguments.share:
+        parser.error("--share needs --ui")
+    if len(arguments.models) > 1:
+        parser.error(f"one model directory at a time, found {len(arguments.models)}; several need --ui")
+
+
+@console.command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    _check(arguments, parser)
+    params = sampling(arguments)
+    given = vars(arguments)
+
+    def open_backend(device: str | None) -> Backend:
+        if "url" in given:
+            if device is not None:
+                raise ConfigError("the server chooses the device; /device works with a model directory only")
+            return _remote(arguments)
+        chosen = argparse.Namespace(**{**given, "device": given["device"] if device is None else device})
+        return Local(load(arguments.models[0], chosen, parser))
+
+    if arguments.ui:
+        from ..chat.web.app import serve
+
+        return serve(
+            arguments, params, pipeline_options(arguments, parser), _remote(arguments) if "url" in given else None
+        )
+    from ..chat.terminal import Terminal, answer_pipe, read_question
+
+    if not sys.stdin.isatty():
+        with leave_at_once():
+            question = read_question()
+            backend = open_backend(None)
+            try:
+                answer_pipe(question, backend, params, arguments.system)
+            finally:
+                backend.close()
+        return 0
+    require("chat", "prompt_toolkit")
+    Terminal(open_backend, params, arguments.system).run()
+    return 0
+
+
+def _remote(arguments: argparse.Namespace) -> Remote:
+    from ..chat.remote import Remote
+
+    given = vars(arguments)
+    key = given.get("api_key", os.environ.get(KEY_VARIABLE))
+    return Remote(arguments.url, given.get("model"), key)
+
+
+if __name__ == "__main__":
+    from .chat import main as run
+
+    sys.exit(run())

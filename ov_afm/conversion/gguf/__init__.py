@@ -1,0 +1,1 @@
+"""Read a GGUF file: configuration, tokenizer and weights."""

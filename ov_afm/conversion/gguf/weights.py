@@ -1,0 +1,244 @@
+"""A GGUF file becomes a Hugging Face checkpoint: llama and arcee architectures, any quantization of the `gguf` package.
+
+llama.cpp stores the rows of the query and key projections in another order (its rotary embedding turns
+neighbouring pairs, Hugging Face's turns halves), writes YaRN into metadata and Llama 3's rope scaling
+into a tensor, and leaves out a tied head. All of that is undone here. Weights stream from the mapped
+file to one safetensors file a few rows at a time, so memory stays small whatever the model's size.
+
+Number format of the result: float32, which holds every dequantized value exactly, up to a billion
+weights. Above that bfloat16 if that is what the matrices of the file are, otherwise float16: its
+rounding (2^-11) is far below the steps of any quantized GGUF format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import SourceError
+from ...system.atomic import disk_full_as_error
+from ...system.console import human_bytes
+from ...system.paths import cache_dir, cached
+from .config import ARCHITECTURES, ROPE_FREQS, config_of, need
+from .tokenizer import write_tokenizer
+
+__all__ = ["convert", "convert_cached"]
+
+CONVERSION = 2  # Counts up when the result changes, so that older cache entries are not used.
+EXACT_UP_TO = 1_000_000_000
+CHUNK = 1 << 22  # weights dequantized at once
+
+OUTER = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+# ArceeForCausalLM's MLP has no gate.
+UNGATED = {"arcee": ("ffn_gate",)}
+
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+OnBytes = Callable[[int, int], None]
+
+
+def convert_cached(path: Path, on_bytes: OnBytes | None = None) -> Path:
+    """`convert` into the cache, or what an earlier call left there.
+
+    Args:
+        path: The GGUF file.
+        on_bytes: Gets the size of each piece written, and of the whole.
+
+    Returns:
+        The checkpoint folder.
+
+    Raises:
+        SourceError: See `convert`.
+    """
+    stat = path.stat()
+    key = f"{CONVERSION}|{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    folder = cache_dir() / "gguf" / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    if not folder.is_dir():
+        try:
+            with cached(folder) as work, disk_full_as_error(folder.parent):
+                convert(path, work, on_bytes)
+        except PermissionError as error:
+            raise SourceError(
+                f"cannot write to {folder.parent} ({error.strerror}); set OV_AFM_CACHE to a folder of yours"
+            ) from error
+    return folder
+
+
+def convert(path: Path, folder: Path, on_bytes: OnBytes | None = None) -> None:
+    """Write config.json, generation_config.json, tokenizer files, model.safetensors and a card that names the licence.
+
+    Args:
+        path: The GGUF file.
+        folder: An existing folder.
+        on_bytes: Gets the size of each piece written, and of the whole.
+
+    Raises:
+        SourceError: The file is no GGUF, is cut short, or holds something that is not supported; or the
+            disk or the `gguf` package is missing what this needs.
+    """
+    fields, tensors = _read(path)
+    arch = fields.get("general.architecture")
+    if arch not in ARCHITECTURES:
+        raise SourceError(
+            f"GGUF architecture {arch!r} of {path.name} is not supported; supported are {', '.join(ARCHITECTURES)}"
+        )
+    names = _names(path.name, arch, tensors, fields)
+    config = config_of(path.name, arch, fields, tensors)
+    write_tokenizer(folder, fields, path.name, config["max_position_embeddings"])
+    count = sum(int(tensors[name].n_elements) for name in names)
+    dtype = _dtype(count, [tensors[name] for name in names])
+    needed, free = count * (4 if dtype == "float32" else 2), shutil.disk_usage(folder).free
+    if needed > free:
+        raise SourceError(
+            f"converting {path.name} needs {human_bytes(needed)} in {cache_dir()}, {human_bytes(free)} are free; "
+            "free some space, or set OV_AFM_CACHE to a folder on a larger disk"
+        )
+    _write_weights(
+        folder / "model.safetensors", {names[name]: tensors[name] for name in names}, config, dtype, on_bytes
+    )
+    license_id = fields.get("general.license")
+    if license_id:
+        (folder / "README.md").write_text(
+            f"---\nlicense: {license_id}\n---\nConverted from {path.name}.\n", encoding="utf-8"
+        )
+    config["dtype"] = dtype
+    _write_json(folder / "config.json", config)
+    ids: dict[str, Any] = {
+        key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config
+    }
+    _write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
+
+
+def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise SourceError("reading GGUF files needs the gguf package; run: pip install 'ov-afm[export]'") from error
+    with path.open("rb") as stream:
+        magic = stream.read(4)
+    if magic != b"GGUF":
+        raise SourceError(f"{path} is no GGUF file: it starts with {magic!r}; fetch it again")
+    try:
+        reader = GGUFReader(path)
+        fields = {key: field.contents() for key, field in reader.fields.items()}
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
+        raise SourceError(f"{path} is cut short or damaged ({path.stat().st_size} bytes); fetch it again") from error
+    if fields.get("split.count", 1) > 1:
+        raise SourceError(
+            f"{path.name} is one of {fields['split.count']} parts; join them with: llama-gguf-split --merge"
+        )
+    return fields, {tensor.name: tensor for tensor in reader.tensors}
+
+
+def _names(file: str, arch: str, tensors: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, str]:
+    """Hugging Face name of each tensor of the file; every one must be known, none may be missing."""
+    left_out = UNGATED.get(arch, ())
+    names = {
+        f"blk.{layer}.{ours}.weight": f"model.layers.{layer}.{theirs}.weight"
+        for layer in range(need(fields, f"{arch}.block_count", file))
+        for ours, theirs in LAYER.items()
+        if ours not in left_out
+    }
+    names.update(OUTER)
+    missing = [name for name in names if name not in tensors and name != "output.weight"]
+    unknown = [name for name in tensors if name not in names and name != ROPE_FREQS]
+    if missing or unknown:
+        what = f"lacks tensor {missing[0]}" if missing else f"has tensor {unknown[0]}, which has no place in {arch}"
+        raise SourceError(f"{file} {what}; use the safetensors model")
+    return {name: names[name] for name in tensors if name in names}
+
+
+def _dtype(count: int, tensors: list[Any]) -> str:
+    if count <= EXACT_UP_TO:
+        return "float32"
+    matrices = {tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1}
+    return "bfloat16" if matrices == {"BF16"} else "float16"
+
+
+def _write_weights(
+    path: Path, tensors: Mapping[str, Any], config: Mapping[str, Any], dtype: str, on_bytes: OnBytes | None
+) -> None:
+    """One safetensors file (https://github.com/huggingface/safetensors#format), written as it is dequantized."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + int(tensor.n_elements) * (4 if dtype == "float32" else 2)
+        shape = [int(size) for size in reversed(tensor.shape)]
+        header[name] = {
+            "dtype": {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype],
+            "shape": shape,
+            "data_offsets": [start, end],
+        }
+    raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)
+    advance = (lambda size: on_bytes(size, end)) if on_bytes else None
+    with path.open("wb") as stream:
+        stream.write(len(raw).to_bytes(8, "little") + raw)
+        for name, tensor in tensors.items():
+            for block in _rows(name, tensor, config):
+                _write_block(stream, block, dtype, advance)
+
+
+def _rows(name: str, tensor: Any, config: Mapping[str, Any]) -> Iterator[NDArray[np.float32]]:
+    """The tensor's rows as float32, in Hugging Face's order, some at a time."""
+    from gguf.quants import dequantize
+
+    data = tensor.data
+    order = None
+    if name.endswith(("q_proj.weight", "k_proj.weight")):
+        heads = config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
+        # Row 2i of a head is Hugging Face's row i, row 2i+1 its row i + head_dim/2
+        # (LlamaModel.permute, conversion/llama.py in ggml-org/llama.cpp; ArceeModel inherits it).
+        order = np.arange(len(data)).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+    step = max(1, CHUNK // max(1, int(tensor.n_elements) // len(data)))
+    for start in range(0, len(data), step):
+        rows = data[start : start + step] if order is None else data[order[start : start + step]]
+        try:
+            yield dequantize(rows, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise SourceError(
+                f"quantization {tensor.tensor_type.name} of {tensor.name} is not supported; use another GGUF file"
+            ) from error
+
+
+def _write_block(
+    stream: BinaryIO, block: NDArray[np.float32], dtype: str, advance: Callable[[int], None] | None
+) -> None:
+    values: NDArray[Any] = np.ascontiguousarray(block, np.float32)
+    if dtype == "float16":
+        values = values.astype(np.float16)
+        if not np.isfinite(values).all():
+            raise SourceError("a weight of the GGUF file is beyond what float16 holds; use the safetensors model")
+    elif dtype == "bfloat16":
+        # What is bfloat16 in the file has nothing in its lower half; the rest is rounded to nearest, ties to even.
+        bits = values.view(np.uint32)
+        values = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    stream.write(values.data)
+    if advance:
+        advance(values.nbytes)

@@ -1,0 +1,283 @@
+"""A repository of the Hugging Face Hub on this disk, in the cache that every Hugging Face tool shares.
+
+Big files are fetched here rather than by `snapshot_download`, for two reasons: huggingface_hub drops
+a partial file when its process ends, so a 9 GB download would start again after every Ctrl-C; and it
+compares lengths only, while a weight with a flipped bit gives a model that merely talks worse. Here a
+partial file waits for the next run, and nothing enters the cache before its sha256 is the Hub's.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import SourceError
+from ..model_dir import manifest
+from ..system.console import Progress, human_bytes, note
+from . import checkpoint
+from .hub_errors import explained, reason
+
+__all__ = ["Snapshot", "fetch"]
+
+TEXTS = (".json", ".txt", ".jinja", ".model", ".md")
+BIG = 10_000_000  # bytes; smaller files are not worth a partial file
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One commit of a repository.
+
+    Attributes:
+        path: Folder with its files.
+        commit: Full commit id.
+        digests: sha256 of each large file, computed from this disk and equal to the Hub's.
+    """
+
+    path: Path
+    commit: str
+    digests: Mapping[str, str]
+
+
+def fetch(
+    repo: str,
+    revision: str | None = None,
+    *,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Snapshot:
+    """Download what a model needs of a repository, or find it in the cache.
+
+    Args:
+        repo: `org/name`.
+        revision: Branch, tag or commit; None is the main branch.
+        allow_pickle: Fetch `.bin` weights where there are no safetensors.
+        trust_remote_code: Fetch the model's Python code too.
+        progress: Where to show the download.
+
+    Raises:
+        SourceError: The repository cannot be reached, found, read or trusted; or there is no room for it.
+    """
+    import httpx
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    with explained(repo, revision):
+        try:
+            info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+        except (OfflineModeIsEnabled, httpx.TransportError) as error:
+            return _from_cache(repo, revision, error, progress)
+        commit = str(info.sha)
+        files: dict[str, Any] = {sibling.rfilename: sibling for sibling in info.siblings or ()}
+        names = _wanted(repo, files, allow_pickle, trust_remote_code)
+        if "openvino_model.xml" not in names:
+            _check_config(repo, commit, trust_remote_code)
+        path = _download(repo, commit, [files[name] for name in names], progress)
+        _remember(path, revision or constants.DEFAULT_REVISION)
+        expected = {name: files[name].lfs.sha256 for name in names if files[name].lfs}
+        return Snapshot(path, commit, _checked(repo, path, expected, progress))
+
+
+def _remember(snapshot: Path, revision: str) -> None:
+    """Note which commit a branch or tag was, so that the cache can be asked for it without the Hub."""
+    if revision != snapshot.name:
+        reference = snapshot.parent.parent / "refs" / revision
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        reference.write_text(snapshot.name)
+
+
+def _wanted(repo: str, files: Mapping[str, Any], allow_pickle: bool, trust_remote_code: bool) -> list[str]:
+    top = [name for name in files if "/" not in name]
+    texts = [name for name in top if name.endswith(TEXTS) or checkpoint.LICENSE_NAMES.match(name)]
+    if trust_remote_code:
+        texts += [name for name in top if name.endswith(".py")]
+    if "openvino_model.xml" in top:
+        return [*texts, *(name for name in top if name.startswith("openvino_") and name.endswith((".xml", ".bin")))]
+    weights = [name for name in top if name.startswith("model") and name.endswith(".safetensors")]
+    pickles = [name for name in top if name.startswith("pytorch_model") and name.endswith(".bin")]
+    ggufs = [name for name in files if name.endswith(".gguf")]
+    if weights:
+        return [*texts, *weights]
+    if pickles and allow_pickle:
+        return [*texts, *pickles]
+    if pickles:
+        msg = (
+            f"{repo} has only pickled weights ({pickles[0]}), and loading a pickle runs whatever code is in it; "
+            "use a safetensors repository, or add --allow-pickle if you trust its author"
+        )
+    elif ggufs:
+        msg = f"{repo} holds GGUF files; fetch one and name it: hf download {repo} {ggufs[0]} --local-dir ."
+    else:
+        msg = f"{repo} holds no model: neither model.safetensors nor openvino_model.xml is there"
+    raise SourceError(msg)
+
+
+def _check_config(repo: str, commit: str, trust_remote_code: bool) -> None:
+    """Refuse a model by its configuration, before gigabytes are fetched."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        config = checkpoint.read_json(Path(hf_hub_download(repo, "config.json", revision=commit)))
+    except EntryNotFoundError as error:
+        raise SourceError(f"{repo} is no checkpoint: config.json is missing; name a repository of a model") from error
+    checkpoint.check_config(config, repo, trust_remote_code=trust_remote_code)
+
+
+def _download(repo: str, commit: str, files: Sequence[Any], progress: Progress | None) -> Path:
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.file_download import repo_folder_name
+
+    storage = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+    snapshot = storage / "snapshots" / commit
+    missing = [file for file in files if not (snapshot / file.rfilename).exists()]
+    big = [file for file in missing if file.lfs and file.size >= BIG]
+    for file in missing:
+        if file not in big:
+            hf_hub_download(repo, file.rfilename, revision=commit)
+    if not big:
+        return snapshot
+    blobs = storage / "blobs"
+    blobs.mkdir(parents=True, exist_ok=True)
+    partial = sum(part.stat().st_size for file in big if (part := _part(blobs, file)).exists())
+    total, free = sum(file.size for file in big), shutil.disk_usage(blobs).free
+    if total - partial > free:
+        raise SourceError(
+            f"{repo} needs {human_bytes(total - partial)} in {constants.HF_HUB_CACHE}, {human_bytes(free)} are free; "
+            "free some space, or set HF_HUB_CACHE to a folder on a larger disk"
+        )
+    with progress_step(progress, "downloading", total) as advance:
+        for file in big:
+            _fetch_big(repo, commit, file, blobs, snapshot, advance)
+    return snapshot
+
+
+def _part(blobs: Path, file: Any) -> Path:
+    return blobs / f"{file.lfs.sha256}.ov-afm.part"
+
+
+def _fetch_big(repo: str, commit: str, file: Any, blobs: Path, snapshot: Path, advance: Callable[[int], None]) -> None:
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.file_download import are_symlinks_supported
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    blob, part = blobs / file.lfs.sha256, _part(blobs, file)
+    locks = Path(constants.HF_HUB_CACHE) / ".locks" / blobs.parent.name
+    locks.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(locks / f"{file.lfs.sha256}.lock"):
+        if not blob.exists() and not (snapshot / file.rfilename).exists():
+            _fill(repo, commit, file, part, advance)
+            found = manifest.sha256(part)
+            if found != file.lfs.sha256:
+                part.unlink()
+                raise _mismatch(repo, file.rfilename, found, file.lfs.sha256)
+            # Without symbolic links (Windows) the cache keeps the file itself in the snapshot.
+            target = blob if are_symlinks_supported(constants.HF_HUB_CACHE) else snapshot / file.rfilename
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part.replace(target)
+    # Links the blob into the snapshot; it downloads nothing.
+    hf_hub_download(repo, file.rfilename, revision=commit)
+
+
+def _fill(repo: str, commit: str, file: Any, part: Path, advance: Callable[[int], None]) -> None:
+    import httpx
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    with part.open("ab") as stream:
+        have = stream.tell()
+        if have > file.size:
+            stream.truncate(have := 0)
+        advance(have)
+        try:
+            http_get(
+                hf_hub_url(repo, file.rfilename, revision=commit),
+                stream,
+                resume_size=have,
+                headers=build_hf_headers(),
+                expected_size=file.size,
+                tqdm_class=_bar(advance),
+            )
+        except (httpx.TransportError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EACCES):
+                raise
+            stream.flush()
+            raise SourceError(
+                f"the download of {file.rfilename} broke after {human_bytes(stream.tell())} of "
+                f"{human_bytes(file.size)} ({reason(error)}); run the same command again, it goes on from there"
+            ) from error
+
+
+def _bar(advance: Callable[[int], None]) -> type:
+    """What `http_get` needs of a tqdm class, telling our progress bar."""
+
+    class Bar:
+        def __init__(self, **named: Any) -> None:
+            pass
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *exc: object) -> None:
+            pass
+
+        def update(self, amount: float) -> None:
+            advance(int(amount))
+
+    return Bar
+
+
+@contextmanager
+def progress_step(progress: Progress | None, description: str, total: float) -> Iterator[Callable[[int], None]]:
+    """A bar counted in bytes, or nothing where there is no progress to show."""
+    if progress is None:
+        yield lambda amount: None
+    else:
+        with progress.step(description, total=total, unit="B") as advance:
+            yield advance
+
+
+def _checked(repo: str, path: Path, expected: Mapping[str, str | None], progress: Progress | None) -> Mapping[str, str]:
+    total = sum((path / name).stat().st_size for name in expected)
+    digests = {}
+    with progress_step(progress, "checking sha256", total) as advance:
+        for name, wanted in expected.items():
+            digests[name] = manifest.sha256(path / name, advance)
+            if wanted is not None and digests[name] != wanted:
+                blob = (path / name).resolve()
+                (path / name).unlink()
+                blob.unlink(missing_ok=True)
+                raise _mismatch(repo, name, digests[name], wanted)
+    return digests
+
+
+def _mismatch(repo: str, name: str, found: str, wanted: str) -> SourceError:
+    return SourceError(
+        f"{name} of {repo} is damaged: sha256 {found[:12]}… where the Hub says {wanted[:12]}…; "
+        "the bad copy was deleted, run the same command again"
+    )
+
+
+def _from_cache(repo: str, revision: str | None, error: Exception, progress: Progress | None) -> Snapshot:
+    """The cached commit of a repository that cannot be asked."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        path = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise error from None
+    if not any(file.suffix in (".safetensors", ".bin") for file in path.iterdir()):
+        raise error  # Another tool fetched a part of it, the tokenizer say.
+    if not isinstance(error, OfflineModeIsEnabled):
+        note(f"the Hub cannot be reached; using commit {path.name[:12]} of {repo} from the cache")
+    # A blob is named by its sha256 where the file is large, by its git hash where it is not.
+    names = {file.name: file.resolve().name for file in path.iterdir()}
+    large = {name: blob for name, blob in names.items() if len(blob) == 64}
+    return Snapshot(path, path.name, _checked(repo, path, large, progress))

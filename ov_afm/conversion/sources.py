@@ -1,0 +1,237 @@
+"""From what a user names to a model on this disk: Hub id, folder, GGUF file, or the embedded model.
+
+`resolve` is the only door. Behind it everything is checked that can be checked cheaply (architecture,
+tokenizer, length of every weight file), and nothing that comes with a model is executed: pickles and
+`auto_map` code are refused unless the caller says otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import SourceError
+from ..model_dir import manifest
+from ..presets import DEFAULT_MODEL, EMBEDDED_MODEL
+from ..runtime.lora import Adapter
+from ..system.console import Progress
+from . import checkpoint, embedded
+from .checkpoint import SUPPORTED
+
+__all__ = ["SUPPORTED", "Source", "resolve"]
+
+Kind = Literal["hub", "folder", "gguf", "embedded", "openvino"]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model on this disk, and where it came from.
+
+    Attributes:
+        kind: `hub`, `folder`, `gguf`, `embedded`; `openvino` for an OpenVINO model that is taken as it is.
+        id: What was asked for, without anything of this machine: Hub id, name, folder or file name.
+        path: Folder with the Hugging Face checkpoint, or with the OpenVINO model.
+        revision: Commit of the Hub repository; None elsewhere.
+        license: Identifier from the model card or the GGUF metadata; None where unknown.
+        license_files: LICENSE, NOTICE, USE_POLICY... of the source actually used.
+        weights: Weight files as they came; of a GGUF source the `.gguf` file, not what was made from it.
+        config: Contents of `config.json`.
+        synthetic: The weights are random, made by `ov-afm synth`.
+        digests: sha256 by file name where it was computed and checked already.
+        adapters: LoRA adapters that are to be merged into it.
+    """
+
+    kind: Kind
+    id: str
+    path: Path
+    revision: str | None
+    license: str | None
+    license_files: tuple[Path, ...]
+    weights: tuple[Path, ...]
+    config: Mapping[str, Any]
+    synthetic: bool
+    digests: Mapping[str, str] = field(default_factory=dict)
+    adapters: tuple[Adapter, ...] = ()
+
+    @property
+    def prebuilt(self) -> bool:
+        """Whether this is an OpenVINO model, to be taken as it is."""
+        return self.kind == "openvino"
+
+    def describe(self, on_bytes: Callable[[int], None] | None = None) -> dict[str, Any]:
+        """The manifest's `source`; hashes the weight files, `on_bytes` gets the size of each block read."""
+        fields: dict[str, Any] = {
+            "kind": self.kind,
+            "id": self.id,
+            "revision": self.revision,
+            "license": self.license,
+            "weights": {
+                path.name: self.digests.get(path.name) or manifest.sha256(path, on_bytes) for path in self.weights
+            },
+        }
+        if self.synthetic:
+            fields["synthetic"] = True
+        if self.adapters:
+            fields["adapters"] = [adapter.describe() for adapter in self.adapters]
+        return fields
+
+
+def resolve(
+    model: str | Path,
+    revision: str | None = None,
+    *,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Source:
+    """Find or fetch a model.
+
+    Args:
+        model: Hub id (`org/name`), checkpoint folder, OpenVINO model folder, `.gguf` file, or the name
+            of the embedded model. Something that exists on this disk is taken before a Hub id.
+        revision: Branch, tag or commit; Hub ids only.
+        allow_pickle: Accept pickled weights, which can run code when they are loaded.
+        trust_remote_code: Accept a model that brings its own Python code.
+        progress: Where to show downloads and conversions.
+
+    Returns:
+        The model on this disk.
+
+    Raises:
+        SourceError: It cannot be found, fetched, read or trusted; the message says which and what to do.
+    """
+    name = os.fspath(model)
+    path = Path(name).expanduser()
+    trust = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+    if not name.strip():
+        raise SourceError(
+            f"no model was named; give a Hub id such as {DEFAULT_MODEL}, a folder, a .gguf file or {EMBEDDED_MODEL}"
+        )
+    if revision is not None and (path.exists() or not HUB_ID.fullmatch(name)):
+        raise SourceError(f"a revision ({revision}) only applies to a Hub id, and {name} is none; leave --revision out")
+    if path.is_dir():
+        return _folder(path, **trust)
+    if path.is_file():
+        return _gguf(path, progress)
+    if name == EMBEDDED_MODEL:
+        return _embedded(progress)
+    if _looks_like_path(name, model):
+        raise SourceError(f"no such file or folder: {path}")
+    if HUB_ID.fullmatch(name):
+        return _hub(name, revision, progress=progress, **trust)
+    raise _unknown(name)
+
+
+def _looks_like_path(name: str, model: str | Path) -> bool:
+    return (
+        isinstance(model, Path)
+        or name.startswith((".", "/", "~"))
+        or "\\" in name
+        or name.endswith(".gguf")
+        or re.match(r"[A-Za-z]:", name) is not None
+    )
+
+
+def _unknown(name: str) -> SourceError:
+    return SourceError(
+        f"no model {name!r}: it is no folder or .gguf file here, and no Hub id (org/name, such as {DEFAULT_MODEL}); "
+        f"the embedded model is called {EMBEDDED_MODEL}"
+    )
+
+
+def _folder(path: Path, *, allow_pickle: bool, trust_remote_code: bool) -> Source:
+    if (path / "openvino_model.xml").is_file():
+        return _prebuilt(path, id=_name(path))
+    return _checkpoint(path, "folder", _name(path), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+
+
+def _hub(
+    repo: str, revision: str | None, *, allow_pickle: bool, trust_remote_code: bool, progress: Progress | None
+) -> Source:
+    from . import hub
+
+    snapshot = hub.fetch(
+        repo, revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, progress=progress
+    )
+    if (snapshot.path / "openvino_model.xml").exists():
+        found = _prebuilt(snapshot.path, id=repo)
+    else:
+        found = _checkpoint(snapshot.path, "hub", repo, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    return replace(found, revision=snapshot.commit, digests=snapshot.digests)
+
+
+def _checkpoint(path: Path, kind: Kind, id: str, *, allow_pickle: bool, trust_remote_code: bool) -> Source:
+    if not (path / "config.json").is_file():
+        raise SourceError(
+            f"{path} is no checkpoint: config.json is missing; give the folder that holds config.json and the weights"
+        )
+    config = checkpoint.read_json(path / "config.json")
+    checkpoint.check_config(config, id, trust_remote_code=trust_remote_code)
+    weights = checkpoint.find_weights(path, allow_pickle=allow_pickle)
+    checkpoint.check_tokenizer(path, trust_remote_code=trust_remote_code)
+    return _source(kind, id, path, weights, config)
+
+
+def _prebuilt(path: Path, *, id: str) -> Source:
+    for needed in ("openvino_model.bin", "config.json"):
+        if not (path / needed).is_file():
+            raise SourceError(f"{path} is no whole OpenVINO model: {needed} is missing; fetch or export it again")
+    config = checkpoint.read_json(path / "config.json")
+    return _source("openvino", id, path, (path / "openvino_model.bin",), config)
+
+
+def _source(
+    kind: Kind,
+    id: str,
+    path: Path,
+    weights: tuple[Path, ...],
+    config: Mapping[str, Any],
+    terms: Path | None = None,
+) -> Source:
+    return Source(
+        kind=kind,
+        id=id,
+        path=path,
+        revision=None,
+        license=checkpoint.license_in_card(path),
+        license_files=checkpoint.license_files(terms or path),
+        weights=weights,
+        config=config,
+        synthetic=config.get("ov_afm_synthetic") is True,
+    )
+
+
+def _gguf(path: Path, progress: Progress | None) -> Source:
+    if path.suffix != ".gguf":
+        raise SourceError(f"{path} is a file, but no .gguf file; give a checkpoint folder, a .gguf file or a Hub id")
+    return _from_gguf(path, kind="gguf", id=path.name, progress=progress)
+
+
+def _embedded(progress: Progress | None) -> Source:
+    with _step(progress, "downloading") as advance:
+        path = embedded.fetch(lambda done, total: advance(to=done, total=total))
+    return _from_gguf(path, kind="embedded", id=EMBEDDED_MODEL, progress=progress)
+
+
+def _from_gguf(path: Path, *, kind: Kind, id: str, progress: Progress | None) -> Source:
+    from .gguf.weights import convert_cached
+
+    with _step(progress, "converting GGUF") as advance:
+        folder = convert_cached(path, lambda done, total: advance(done, total=total))
+    checkpoint.find_weights(folder)
+    # The licence texts of a GGUF file are those that lie beside it.
+    return _source(kind, id, folder, (path,), checkpoint.read_json(folder / "config.json"), terms=path.parent)
+
+
+def _step(progress: Progress | None, description: str) -> AbstractContextManager[Callable[..., None]]:
+    return progress.step(description, unit="B") if progress else nullcontext(lambda *args, **named: None)
+
+
+def _name(path: Path) -> str:
+    return path.resolve().name

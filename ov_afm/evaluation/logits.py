@@ -1,0 +1,170 @@
+"""A model as a function from tokens to logits, a chunk of positions at a time.
+
+A vocabulary of 128,000 makes half a megabyte of logits a token, so no more than a chunk of them is ever held.
+Model directories run through OpenVINO itself, not through GenAI's sampler, which shows only the chosen token.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import OVAFMError, SourceError, last_line
+from ..kernels.select import engine_model
+from ..model_dir import manifest
+from ..system import resources
+from ..system.interrupt import wait_for
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["F32", "IrModel", "LogitModel", "TorchModel", "opened"]
+
+# At the plugin's defaults (KV cache u8, bf16 where the CPU has it) rounding of the runtime and of the weights
+# cannot be told apart.
+F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+# 128 positions of 128,256 logits at f32 are 66 MB.
+CHUNK_TOKENS = 128
+
+
+class LogitModel(Protocol):
+    """What is evaluated.
+
+    Attributes:
+        vocab: Width of the logits.
+    """
+
+    vocab: int
+
+    def logits(self, ids: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+        """Logits (positions, vocab) of a block from an empty cache, in chunks of positions; each replaces the last."""
+        ...
+
+
+class IrModel:
+    """A model directory on CPU.
+
+    Args:
+        model_dir: The model directory.
+        runtime_defaults: As `Pipeline` loads it on CPU (KV cache u8, bf16 where the processor has it, ReLU² kernels
+            where packed), instead of f32 throughout.
+
+    Attributes:
+        vocab: Width of the logits.
+        runtime: The precisions in force, as OpenVINO reports them.
+
+    Raises:
+        SourceError: OpenVINO cannot read or compile it.
+    """
+
+    def __init__(self, model_dir: Path, *, runtime_defaults: bool = False) -> None:
+        import openvino
+
+        core = openvino.Core()
+        folder, extra = engine_model(model_dir, "CPU") if runtime_defaults else (model_dir, {})
+        try:
+            for library in extra.get("extensions", ()):
+                core.add_extension(library)
+            model = core.read_model(folder / "openvino_model.xml")
+            compiled = wait_for(lambda: core.compile_model(model, "CPU", {} if runtime_defaults else F32))
+        except RuntimeError as error:
+            raise SourceError(f"OpenVINO cannot load {model_dir}: {last_line(error)}") from error
+        self.runtime = {key: compiled.get_property(key).to_string() for key in F32}
+        self.runtime["kernels"] = "relu2" if extra else "none"
+        self._inputs = {name for port in compiled.inputs for name in port.get_names()}
+        self._request = compiled.create_infer_request()
+        self.vocab = int(compiled.output("logits").get_partial_shape()[2].get_length())
+
+    def logits(self, ids: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+        """See `LogitModel`."""
+        import numpy as np
+
+        self._request.reset_state()
+        for first in range(0, len(ids), CHUNK_TOKENS):
+            last = min(first + CHUNK_TOKENS, len(ids))
+            inputs = {
+                "input_ids": ids[None, first:last],
+                "attention_mask": np.ones((1, last), dtype=np.int64),
+                "position_ids": np.arange(first, last, dtype=np.int64)[None],
+                "beam_idx": np.zeros(1, dtype=np.int32),
+            }
+            known = {name: value for name, value in inputs.items() if name in self._inputs}
+            wait_for(lambda known=known: self._request.infer(known))  # type: ignore[misc]
+            yield self._request.get_tensor("logits").data[0].astype(np.float32, copy=False)
+
+
+class TorchModel:
+    """A checkpoint in transformers, at f32 on CPU.
+
+    Args:
+        checkpoint: Checkpoint folder.
+
+    Attributes:
+        vocab: Width of the logits.
+        runtime: The precision in force.
+
+    Raises:
+        OVAFMError: It does not fit in memory, or transformers cannot read it.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        resources.require("export", "torch", "transformers")
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        files = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.bin")]
+        # bf16 or fp16 on disk, read in that type and then widened tensor by tensor.
+        need = 3.0 * sum(path.stat().st_size for path in files) + 1e9
+        free = resources.free_memory()
+        if need > free:
+            raise OVAFMError(
+                f"the reference needs about {need / 1e9:.1f} GB of memory at f32, {free / 1e9:.1f} GB are free; "
+                f"run: ov-afm export {checkpoint} --recipe fp16 --output DIR, and give DIR as the reference"
+            )
+        try:
+            self._model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise SourceError(f"transformers cannot read {checkpoint}: {error}") from error
+        self._model.eval()
+        self.vocab = int(self._model.config.vocab_size)
+        self.runtime = {"INFERENCE_PRECISION_HINT": "f32 (transformers)", "KV_CACHE_PRECISION": "f32"}
+
+    def logits(self, ids: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+        """See `LogitModel`."""
+        import torch
+
+        cache: Any = None
+        for first in range(0, len(ids), CHUNK_TOKENS):
+            chunk = torch.from_numpy(ids[first : first + CHUNK_TOKENS])[None]
+            with torch.inference_mode():
+                out = self._model(chunk, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            yield out.logits[0].float().numpy()
+
+
+@contextmanager
+def opened(model: Path, *, runtime_defaults: bool = False) -> Iterator[IrModel | TorchModel]:
+    """Load a model directory or a checkpoint folder, and let go of it at the end.
+
+    Args:
+        model: The folder.
+        runtime_defaults: See `IrModel`.
+
+    Raises:
+        OVAFMError: It cannot be loaded.
+    """
+    loaded: IrModel | TorchModel
+    if (model / "openvino_model.xml").exists():
+        manifest.verify(model)
+        loaded = IrModel(model, runtime_defaults=runtime_defaults)
+    else:
+        loaded = TorchModel(model)
+    try:
+        yield loaded
+    finally:
+        del loaded
+        gc.collect()

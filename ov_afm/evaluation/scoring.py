@@ -1,0 +1,229 @@
+"""Score a candidate against a reference, block by block, from the cache where it can be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError, OVAFMError
+from ..kernels.select import engine_model
+from ..model_dir import manifest
+from ..system import console
+from .cache import Expected, Store, identity, key_of
+from .divergence import Scores, divergence, log_softmax
+from .logits import LogitModel, opened
+from .text import Blocks, Encoder, Text, cut
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["OtherTokenizer", "Reference", "prepare_reference", "score", "tokens_of"]
+
+
+class OtherTokenizer(ConfigError):
+    """Two models cut a text into different tokens, so that their distributions cannot be compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A reference whose distributions on some blocks are in the cache.
+
+    Attributes:
+        name: Its folder's name.
+        key: What it is and what it was asked.
+        store: Its distributions.
+        vocab: Width of its logits.
+    """
+
+    name: str
+    key: str
+    store: Store
+    vocab: int
+
+    def expected(self, block: int) -> Expected:
+        """Its distributions for one block.
+
+        Raises:
+            OVAFMError: The block was lost since it was prepared.
+        """
+        arrays = self.store.read(block)
+        if arrays is None:
+            raise OVAFMError(
+                f"the cached reference in {self.store.folder} was damaged meanwhile; run the command again"
+            )
+        return Expected(**arrays)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some scored positions of a block.
+
+    Attributes:
+        first: Index of the first among the block's scored positions.
+        log_p: Log-probabilities (positions, vocab).
+        following: The tokens that follow them.
+    """
+
+    first: int
+    log_p: NDArray[np.float32]
+    following: NDArray[np.int64]
+
+
+def tokens_of(model: Path, text: Text, tokens: int | None, block_tokens: int, reference: Path | None = None) -> Blocks:
+    """The blocks that a model and its reference are both asked.
+
+    Raises:
+        OtherTokenizer: Their tokenizers differ on this text.
+    """
+    encoder = Encoder(model)
+    ids = encoder(text.content)
+    if reference is not None:
+        expected = Encoder(reference)(text.content)
+        if ids != expected:
+            at = next((i for i, (a, b) in enumerate(zip(ids, expected, strict=False)) if a != b), len(ids))
+            raise OtherTokenizer(
+                f"the reference {reference.name} has another tokenizer than {model.name}: token {at} of {text.name} is "
+                f"{expected[at : at + 1]} there and {ids[at : at + 1]} here; compare models of one tokenizer"
+            )
+    return cut(text, ids, encoder.start, tokens, block_tokens)
+
+
+def prepare_reference(model: Path, blocks: Blocks, progress: console.Progress) -> Reference:
+    """Fill the cache with a reference's distributions at f32, as far as they are not there.
+
+    Raises:
+        OVAFMError: It cannot be loaded, does not fit on the disk or in memory, or gives logits that are not finite.
+    """
+    with progress.step("identifying the reference", total=_weights_bytes(model), unit="B") as advance:
+        key = key_of(
+            model=identity(model, advance), blocks=blocks.sha256, openvino=manifest.installed_versions()["openvino"]
+        )
+    store = Store("reference", key)
+    missing = [block for block in range(len(blocks.ids)) if not store.has(block)]
+    if missing:
+        with progress.step("running the reference", total=len(blocks.ids)) as advance:
+            advance(len(blocks.ids) - len(missing))
+            with opened(model) as running:
+                store.room_for(2 * running.vocab * blocks.block_tokens, len(blocks.ids))
+                for block in missing:
+                    store.write(block, _expected(running, blocks, block, model.name))
+                    advance(1)
+    first = store.read(0)
+    if first is None:
+        return prepare_reference(model, blocks, progress)
+    return Reference(model.name, key, store, int(first["codes"].shape[1]))
+
+
+def _expected(model: LogitModel, blocks: Blocks, block: int, name: str) -> Expected:
+    import numpy as np
+
+    chunks = _log_probs(model, blocks, blocks.ids[block], name)
+    parts = [Expected.of(chunk.log_p, chunk.following) for chunk in chunks]
+    fields = ("codes", "step", "top", "nll")
+    return Expected(*(np.concatenate([getattr(part, field) for part in parts]) for field in fields))
+
+
+def _log_probs(model: LogitModel, blocks: Blocks, ids: NDArray[np.int64], name: str) -> Iterator[Chunk]:
+    """The scored positions of a block, a chunk at a time."""
+    import numpy as np
+
+    begin, end = blocks.first_scored(), len(ids) - 1
+    position = 0
+    for logits in model.logits(ids):
+        low, high = max(begin, position), min(end, position + len(logits))
+        if low < high:
+            rows = logits[low - position : high - position]
+            if not np.isfinite(rows).all():
+                raise OVAFMError(
+                    f"{name} gives logits that are not finite after {low + 1} tokens of a block; the model is damaged"
+                )
+            yield Chunk(low - begin, log_softmax(rows), ids[low + 1 : high + 1])
+        position += len(logits)
+
+
+def score(
+    model: Path,
+    blocks: Blocks,
+    reference: Reference | None,
+    progress: console.Progress,
+    *,
+    runtime_defaults: bool = False,
+) -> tuple[list[Scores], dict[str, str]]:
+    """Scores of every block of a candidate, and the precisions it ran at.
+
+    Args:
+        model: Model directory or checkpoint folder.
+        blocks: What to ask.
+        reference: What to compare with; None for perplexity alone.
+        progress: Where to draw progress.
+        runtime_defaults: See `eval_model.IrModel`.
+
+    Raises:
+        OVAFMError: It cannot be loaded, its vocabulary is not the reference's, or its logits are not finite.
+    """
+    with progress.step(f"identifying {model.name}", total=_weights_bytes(model), unit="B") as advance:
+        key = key_of(
+            model=identity(model, advance),
+            reference=reference.key if reference else None,
+            blocks=blocks.sha256,
+            openvino=manifest.installed_versions()["openvino"],
+            runtime=_runtime(model) if runtime_defaults else "f32",
+        )
+    store = Store("scores", key)
+    runtime_file = store.folder / "runtime.json"
+    found = {block: Scores(**arrays) for block in range(len(blocks.ids)) if (arrays := store.read(block)) is not None}
+    with progress.step(f"scoring {model.name}", total=len(blocks.ids)) as advance:
+        advance(len(found))
+        if len(found) < len(blocks.ids) or not runtime_file.exists():
+            with opened(model, runtime_defaults=runtime_defaults) as running:
+                _check_vocabulary(model.name, running.vocab, reference)
+                runtime_file.write_text(json.dumps(running.runtime), encoding="utf-8")
+                for block in range(len(blocks.ids)):
+                    if block not in found:
+                        found[block] = _scores(running, blocks, block, reference, model.name)
+                        store.write(block, found[block])
+                        advance(1)
+    runtime: dict[str, str] = json.loads(runtime_file.read_text(encoding="utf-8"))
+    return [found[block] for block in range(len(blocks.ids))], runtime
+
+
+def _runtime(model: Path) -> str | list[str]:
+    """What runs at the runtime's defaults: the model packed for the kernels and the library, each as it is, if any."""
+    folder, properties = engine_model(model, "CPU")
+    if folder == model:
+        return "plain"
+    return [manifest.sha256(path) for path in (folder / "openvino_model.xml", *map(Path, properties["extensions"]))]
+
+
+def _weights_bytes(model: Path) -> int:
+    return sum(path.stat().st_size for pattern in ("*.bin", "*.safetensors") for path in model.glob(pattern))
+
+
+def _check_vocabulary(name: str, vocab: int, reference: Reference | None) -> None:
+    if reference and reference.vocab != vocab:
+        raise ConfigError(f"{name} has {vocab} logits a token, the reference {reference.name} has {reference.vocab}")
+
+
+def _scores(model: LogitModel, blocks: Blocks, block: int, reference: Reference | None, name: str) -> Scores:
+    import numpy as np
+
+    expected = reference.expected(block) if reference else None
+    nll, kl, same = [], [], []
+    for chunk in _log_probs(model, blocks, blocks.ids[block], name):
+        rows = np.arange(len(chunk.log_p))
+        nll.append(-chunk.log_p[rows, chunk.following])
+        if expected:
+            last = chunk.first + len(rows)
+            kl.append(divergence(expected.log_p(chunk.first, last), chunk.log_p))
+            same.append(chunk.log_p.argmax(-1) == expected.top[chunk.first : last])
+    empty = np.empty(0, dtype=np.float32)
+    return Scores(
+        np.concatenate(nll),
+        expected.nll if expected else empty,
+        np.concatenate(kl) if kl else empty,
+        np.concatenate(same) if same else empty.astype(bool),
+    )

@@ -1,0 +1,222 @@
+"""Small tasks with an answer that a program can check: functions to write, sums to do.
+
+Each task is asked once, greedily, through the model's chat template. A code task passes when its tests raise nothing
+in a sandbox, a math task when the number that the answer ends with is the right one. A set of tasks is a JSONL file,
+a packaged one or anyone's: `{"id", "kind": "code", "prompt", "tests"}` or `{"id", "kind": "math", "prompt", "answer"}`.
+Answers are kept, so that an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from ..errors import ConfigError
+from ..model_dir import manifest
+from ..runtime.loading import locate
+from ..runtime.sampling import Params
+from ..system import console
+from . import sandbox
+from .cache import Journal, identity, key_of
+from .divergence import Interval
+
+__all__ = ["PACKAGED", "Result", "Task", "ask", "grade", "load_tasks", "run_tasks", "wilson"]
+
+FOLDER = Path(__file__).parent.parent / "quantization" / "data"
+PACKAGED = ("code", "math")
+MAX_NEW_TOKENS = 384
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+CODE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+# Of a normal distribution, for 95% on both sides.
+Z = 1.959964
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One question.
+
+    Attributes:
+        id: Its name within its set.
+        kind: How it is graded.
+        prompt: What the model is asked.
+        tests: Python source that raises when the answer is wrong; code only.
+        answer: The right number; math only.
+    """
+
+    id: str
+    kind: Literal["code", "math"]
+    prompt: str
+    tests: str = ""
+    answer: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a model did on a set of tasks.
+
+    Attributes:
+        tasks: Name of the set.
+        correct: Tasks passed.
+        total: Tasks asked.
+        accuracy: Share passed, with Wilson's 95% interval.
+        failures: Task id to what was wrong.
+    """
+
+    tasks: str
+    correct: int
+    total: int
+    accuracy: Interval
+    failures: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, for JSON."""
+        return asdict(self)
+
+
+class Answerer(Protocol):
+    """Whatever answers a prompt: a `Pipeline`, or a server."""
+
+    def __call__(self, prompt: str) -> str:
+        """The answer, greedy."""
+
+
+def load_tasks(name: str) -> tuple[str, list[Task]]:
+    """A packaged set by name, or a `.jsonl` file; returns its name and its tasks.
+
+    Raises:
+        ConfigError: There is no such set, or a line of it is no task.
+    """
+    path = FOLDER / f"{name}.jsonl" if name in PACKAGED else Path(name)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"no tasks {name!r}: give {', '.join(PACKAGED)} or a readable .jsonl file") from error
+    tasks = [_task(line, f"{path.name} line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not tasks:
+        raise ConfigError(f"{path.name} holds no tasks")
+    if len({task.id for task in tasks}) < len(tasks):
+        raise ConfigError(f"{path.name} has two tasks of one id; give each its own")
+    return path.stem, tasks
+
+
+def _task(line: str, where: str) -> Task:
+    try:
+        fields = json.loads(line)
+        if fields["kind"] == "code":
+            return Task(str(fields["id"]), "code", str(fields["prompt"]), tests=str(fields["tests"]))
+        if fields["kind"] == "math":
+            return Task(str(fields["id"]), "math", str(fields["prompt"]), answer=float(fields["answer"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{where} is no task ({error!r}); it needs id, kind, prompt, and tests or answer") from error
+    raise ConfigError(f"{where}: kind must be code or math, found {fields['kind']!r}")
+
+
+def grade(task: Task, answer: str) -> str:
+    """What is wrong with an answer; empty if nothing is."""
+    if task.kind == "code":
+        blocks = CODE.findall(answer)
+        # The last block that defines something: models like to show how their function is called in another one.
+        program = next((block for block in reversed(blocks) if "def " in block), blocks[0] if blocks else answer)
+        return sandbox.run(program, task.tests).reason
+    said = answer.rpartition("Answer:")[2]
+    numbers = NUMBER.findall(said) if "Answer:" in answer else NUMBER.findall(answer)[-1:]
+    if not numbers:
+        return "no number in the answer"
+    found = float(numbers[0].replace(",", ""))
+    return "" if math.isclose(found, task.answer, rel_tol=1e-6) else f"{found:g} where {task.answer:g} is right"
+
+
+def wilson(correct: int, total: int) -> Interval:
+    """A share with its 95% score interval (Wilson 1927), which stays within 0 and 1 for few tasks."""
+    share, spread = correct / total, Z * Z / total
+    centre = (share + spread / 2) / (1 + spread)
+    half = Z / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def run_tasks(
+    model: str | Path, sets: Sequence[str], progress: console.Progress, *, load: Callable[[Path], Any] | None = None
+) -> list[Result]:
+    """Ask a model directory sets of tasks on CPU.
+
+    Args:
+        model: The model directory; not loaded if all its answers are known.
+        sets: Names or files, see `load_tasks`.
+        progress: Where to draw progress.
+        load: Makes the pipeline; the default one if None.
+
+    Raises:
+        ConfigError: A set is no set.
+        OVAFMError: The model cannot be loaded.
+    """
+    folder = locate(model)
+    loaded = [load_tasks(name) for name in sets]
+    with progress.step(f"identifying {folder.name}", unit="B") as advance:
+        fingerprint = identity(folder, advance)
+    results = []
+    with closing(_Lazy(folder, load)) as pipeline:
+        for name, tasks in loaded:
+            kept = Journal("answers", _answers_key(fingerprint, tasks))
+            results.append(ask(name, tasks, pipeline, progress, kept))
+    return results
+
+
+def _answers_key(fingerprint: Mapping[str, str], tasks: Sequence[Task]) -> str:
+    return key_of(
+        model=fingerprint,
+        tasks=[asdict(task) for task in tasks],
+        tokens=MAX_NEW_TOKENS,
+        versions=manifest.installed_versions()["openvino_genai"],
+    )
+
+
+class _Lazy:
+    """A pipeline that is loaded when it is first asked."""
+
+    def __init__(self, folder: Path, load: Callable[[Path], Any] | None) -> None:
+        self._folder, self._load = folder, load
+        self._pipeline: Any = None
+
+    def __call__(self, prompt: str) -> str:
+        if self._pipeline is None:
+            from ..pipeline import Pipeline
+
+            self._pipeline = self._load(self._folder) if self._load else Pipeline(self._folder)
+        return str(self._pipeline.generate(prompt, Params(greedy=True, max_new_tokens=MAX_NEW_TOKENS)).text)
+
+    def close(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.close()
+
+
+def ask(
+    name: str, tasks: Sequence[Task], answerer: Answerer, progress: console.Progress, kept: Journal | None = None
+) -> Result:
+    """Ask one set of tasks.
+
+    Args:
+        name: Name of the set.
+        tasks: Its tasks.
+        answerer: Who answers.
+        progress: Where to draw progress.
+        kept: Answers that are known; new ones are added. None keeps nothing.
+    """
+    wrong = {}
+    with progress.step(f"{name} tasks", total=len(tasks)) as advance:
+        for task in tasks:
+            answer = kept.entries.get(task.id) if kept else None
+            if answer is None:
+                answer = answerer(task.prompt)
+                if kept:
+                    kept.add(task.id, answer)
+            if failure := grade(task, answer):
+                wrong[task.id] = failure
+            advance(1)
+    correct = len(tasks) - len(wrong)
+    return Result(name, correct, len(tasks), wilson(correct, len(tasks)), wrong)

@@ -1,0 +1,322 @@
+"""Rewrite a model's ReLU² MLPs into one operation each, and its projections too, for the native kernels.
+
+What was quantized stays quantized the same way: after saving, every code, scale and zero point is read back and
+compared with the plain model's. The rewritten model lies in `relu2/` inside the model directory and is a model
+directory itself; the plain model stays where it was, for GPU, NPU, OpenVINO Model Server and machines without the
+library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError, ExtensionError
+from ..model_dir import manifest
+from ..system import console
+from ..system.atomic import staging
+from . import extension, layout
+from .graph import (
+    Mlp,
+    Unsupported,
+    find_head,
+    find_mlps,
+    find_projections,
+    name_of,
+    read_model,
+    read_weights,
+)
+from .ir_alignment import align_constants
+from .layout import Quantized
+from .select import FOLDER, MODEL
+from .threshold import limits
+
+__all__ = ["FOLDER", "Result", "transform"]
+
+WEIGHTS = "openvino_model.bin"
+OPERATION = "ReLU2FFN"
+LINEAR = "PackedLinear"
+HEAD = "PackedHead"
+# Between the names of the projections that became one operation.
+SEPARATOR = ";"
+BITS = {"auto": 0, "int8": 8, "int16": 16}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `transform` did.
+
+    Attributes:
+        path: Folder of the rewritten model.
+        replaced: Names of the MLPs that became one operation.
+        projections: How many other matrices are packed.
+        active: Share of neurons that `drop_energy` leaves active on its text; None where it was not asked for.
+        refused: Name of an MLP that did not → why.
+    """
+
+    path: Path
+    replaced: list[str]
+    refused: dict[str, str]
+    projections: int = 0
+    active: float | None = None
+
+
+def transform(
+    model_dir: Path,
+    *,
+    activations: str = "auto",
+    threshold: float = 0.0,
+    drop_energy: float = 0.0,
+    projections: bool = True,
+    on_layer: Any = None,
+) -> Result:
+    """Write the model for the kernels into `MODEL_DIR/relu2`, verify it, and note it in the manifest.
+
+    Args:
+        model_dir: A model directory with int4 or int8 weights.
+        activations: Width that activations are quantized to inside an MLP: `int8`, `int16`, or `auto`, which is int8
+            for 8 tokens and more on CPUs with VNNI (as stock OpenVINO does there) and int16 otherwise. Squares of
+            few active neurons are int16 always.
+        threshold: Skip neurons whose activation is at or below it; 0 is exact.
+        drop_energy: Give each layer a threshold of its own instead: the largest that gives up at most this share of
+            its energy; see `threshold`.
+        projections: Pack the projections of attention and the head too.
+        on_layer: Called with 1 after each MLP.
+
+    Raises:
+        ExtensionError: There is no native library, no MLP could be replaced, or verification failed.
+        ConfigError: An option is out of range.
+        SourceError: `model_dir` is no whole model directory.
+    """
+    if activations not in BITS:
+        raise ConfigError(f"activations {activations!r} are unknown; choose one of {', '.join(BITS)}")
+    if not 0.0 <= threshold < float("inf"):
+        raise ConfigError(f"threshold must be 0 (exact) or more, found {threshold}")
+    if threshold and drop_energy:
+        raise ConfigError("a threshold for all layers and a share of energy for each exclude each other; give one")
+    record = manifest.verify(model_dir)
+    library = extension.load()
+    model = read_model(model_dir / MODEL)
+    mlps, refused = find_mlps(model)
+    if not mlps:
+        reasons = f": {next(iter(refused.values()))}" if refused else ""
+        raise ExtensionError(f"{model_dir} has no ReLU² MLP, so the kernels cannot help it{reasons}")
+    found = limits(model_dir, drop_energy) if drop_energy else []
+    skipping: dict[str, float] = {"threshold": threshold, "drop_energy": drop_energy}
+    if found:
+        skipping["active"] = round(sum(each.active for each in found) / len(found), 4)
+    thresholds = [each.threshold for each in found] or [threshold] * len(mlps)
+    replaced = []
+    create = _factory(library)
+    options = {"activation_bits": BITS[activations]}
+    packed = 0
+    if projections:
+        head = find_head(model)
+        packed += sum(_pack(LINEAR, group, create, options) for group in find_projections(model, mlps))
+        packed += 0 if head is None else _pack(HEAD, [head], create, options)
+    for mlp, limit in zip(mlps, thresholds, strict=True):
+        try:
+            _replace(mlp, read_weights(mlp.up), read_weights(mlp.down), create, {"threshold": limit, **options})
+            replaced.append(mlp.name)
+        except Unsupported as error:
+            refused[mlp.name] = str(error)
+        if on_layer:
+            on_layer(1)
+    if not replaced:
+        raise ExtensionError(f"no MLP of {model_dir} can use the kernels: {next(iter(refused.values()))}")
+    path = model_dir / FOLDER
+    with staging(path, replace=True) as work:
+        _save(model, model_dir, work)
+        del model
+        verify(model_dir, work, library)
+    result = Result(path, replaced, refused, packed, skipping.get("active"))
+    _note(model_dir, record, result, activations, skipping)
+    return result
+
+
+def _factory(library: Path) -> Any:
+    """A function that makes one of our operations: `create(name, x, packed weights, attributes)`."""
+    from openvino.utils.node_factory import NodeFactory
+
+    factory = NodeFactory()
+    factory.add_extension(str(library))
+
+    def create(name: str, x: Any, packed: Sequence[Any], fields: dict[str, Any]) -> Any:
+        import openvino
+
+        constants = [openvino.op.Constant(array, shared_memory=False).output(0) for array in packed]
+        # The head takes its weights twice; op.h says why.
+        return factory.create(name, [x, *constants * (2 if name == HEAD else 1)], fields)
+
+    return create
+
+
+def _replace(mlp: Mlp, up: Quantized, down: Quantized, create: Any, options: dict[str, Any]) -> None:
+    if up.codes.shape != down.codes.shape[::-1]:
+        raise Unsupported(f"up is {up.codes.shape}, down is {down.codes.shape}")
+    fields = {"hidden": up.codes.shape[1], "neurons": up.codes.shape[0], **options}
+    for side, weights in (("up", up), ("down", down)):
+        fields |= {f"{side}_{name}": value for name, value in _format(weights).items()}
+    node = create(OPERATION, mlp.x, (layout.pack_up(up), layout.pack_down(down)), fields)
+    node.set_friendly_name(mlp.down.get_friendly_name())
+    _take_over(node.output(0), mlp.down)
+
+
+def _format(weights: Quantized) -> dict[str, Any]:
+    return {"bits": weights.bits, "group": weights.group, "asymmetric": weights.zeros is not None}
+
+
+def _take_over(output: Any, old: Any) -> None:
+    for consumer in list(old.output(0).get_target_inputs()):
+        consumer.replace_source_output(output)
+
+
+def _pack(operation: str, matmuls: Sequence[Any], create: Any, options: dict[str, Any]) -> int:
+    """Replace MatMuls that share their input, those of one format by one operation; returns how many."""
+    formats: dict[str, list[tuple[Any, Quantized]]] = {}
+    for matmul in matmuls:
+        try:
+            weights = read_weights(matmul)
+        except Unsupported as error:
+            logger.info("%s stays as it is: %s", matmul.get_friendly_name(), error)
+            continue
+        formats.setdefault(str(_format(weights)), []).append((matmul, weights))
+    for members in formats.values():
+        first = members[0][1]
+        fields = {"inputs": first.codes.shape[1], "outputs": [weights.codes.shape[0] for _, weights in members]}
+        packed = [layout.pack_up(weights) for _, weights in members]
+        node = create(operation, members[0][0].input_value(0), packed, {**fields, **_format(first), **options})
+        node.set_friendly_name(SEPARATOR.join(matmul.get_friendly_name() for matmul, _ in members))
+        for index, (matmul, _) in enumerate(members):
+            _take_over(node.output(index), matmul)
+    return sum(map(len, formats.values()))
+
+
+def _save(model: Any, model_dir: Path, work: Path) -> None:
+    import openvino
+
+    model.validate_nodes_and_infer_types()
+    openvino.save_model(model, work / MODEL, compress_to_fp16=False)
+    align_constants(work / MODEL, work / WEIGHTS)
+    for source in sorted(model_dir.iterdir()):
+        kept = source.is_file() and not source.name.startswith(".")
+        if kept and source.name not in (MODEL, WEIGHTS, manifest.FILE_NAME, "README.md"):
+            shutil.copyfile(source, work / source.name)
+
+
+def verify(plain: Path, packed: Path, library: Path) -> None:
+    """Compare every code, scale and zero point of a rewritten model with the plain model's.
+
+    Raises:
+        ExtensionError: An MLP differs (named), or there are more or fewer than the rewritten model says.
+    """
+    model = read_model(plain / MODEL)
+    matmuls = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "MatMul"}
+    ups = {mlp.down.get_friendly_name(): mlp.up.get_friendly_name() for mlp in find_mlps(model)[0]}
+    for node in read_model(packed / MODEL, library).get_ordered_ops():
+        if node.get_type_name() == OPERATION:
+            name = node.get_friendly_name()
+            names, unpack = [ups.get(name, name), name], [layout.unpack_up, layout.unpack_down]
+        elif node.get_type_name() in (LINEAR, HEAD):
+            names = node.get_friendly_name().split(SEPARATOR)
+            unpack = [layout.unpack_up] * len(names)
+        else:
+            continue
+        for index, (name, inverse) in enumerate(zip(names, unpack, strict=True), 1):
+            if name not in matmuls:
+                raise ExtensionError(f"{packed} has {name}, {plain} has not; run ov-afm kernels again")
+            weights = read_weights(matmuls[name])
+            if not weights.same(inverse(np.asarray(node.input_value(index).get_node().data), weights)):
+                raise ExtensionError(
+                    f"packed weights of {name_of(matmuls[name])} are not those of {plain}; run ov-afm kernels again"
+                )
+
+
+def _note(
+    model_dir: Path, record: manifest.Manifest | None, result: Result, activations: str, skipping: dict[str, float]
+) -> None:
+    if record is None:
+        return
+    record.sparsity["kernels"] = {
+        "folder": FOLDER,
+        "operation": OPERATION,
+        "openvino": extension.runtime_version(),
+        "replaced": result.replaced,
+        "refused": result.refused,
+        "projections": result.projections,
+        "activations": activations,
+        **skipping,
+    }
+    prefix = f"{FOLDER}/"
+    record.files = {name: entry for name, entry in record.files.items() if not name.startswith(prefix)}
+    record.files |= {prefix + name: entry for name, entry in manifest.scan(result.path).items()}
+    manifest.write(model_dir, record)
+
+
+@console.command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the model for the kernels beside the plain one."""
+    parser = console.parser("kernels", "Rewrite a model's ReLU² MLPs for the native CPU kernels.")
+    parser.add_argument("model_dir", type=Path, help="model directory with int4 or int8 weights")
+    parser.add_argument("--activations", choices=sorted(BITS), default="auto", help="width of quantized activations")
+    parser.add_argument("--threshold", type=float, default=0.0, help="skip neurons at or below it; 0 is exact")
+    parser.add_argument(
+        "--drop-energy", type=float, default=0.0, metavar="SHARE",
+        help="skip neurons that have at most this share of a layer's energy, by a threshold for each; 0 is exact",
+    )  # fmt: skip
+    parser.add_argument(
+        "--projections",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="pack attention's matrices and the head too",
+    )
+    parser.add_argument("--portable", action="store_true", help=f"remove {FOLDER}/: only the plain model remains")
+    args = parser.parse_args(argv)
+    if args.portable:
+        remove(args.model_dir)
+        return 0
+    options = {name: getattr(args, name) for name in ("activations", "threshold", "drop_energy", "projections")}
+    with console.Progress() as progress, progress.step("packing weights") as advance:
+        result = transform(args.model_dir, **options, on_layer=advance)
+    for name, reason in result.refused.items():
+        console.note(f"{name} stays as it is: {reason}")
+    print(
+        f"{result.path}: {len(result.replaced)} MLPs and {result.projections} projections for the kernels, "
+        "weights verified bit for bit"
+    )
+    if args.drop_energy:
+        console.note(
+            f"not exact: {result.active:.1%} of the neurons stay active; what that costs says ov-afm evaluate "
+            "--runtime-defaults"
+        )
+    return 0
+
+
+def remove(model_dir: Path) -> None:
+    """Delete the model for the kernels; the plain one remains.
+
+    Raises:
+        SourceError: `model_dir` is no whole model directory.
+    """
+    record = manifest.read(model_dir)
+    if record is not None:
+        record.sparsity.pop("kernels", None)
+        record.files = {name: entry for name, entry in record.files.items() if not name.startswith(f"{FOLDER}/")}
+        manifest.write(model_dir, record)
+    shutil.rmtree(model_dir / FOLDER, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    from .pack import main as run
+
+    sys.exit(run())

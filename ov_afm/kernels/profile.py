@@ -1,0 +1,219 @@
+"""How many neurons of a ReLU² model are exactly zero on a user's text, and what that is worth.
+
+The share is counted where it matters, at the input of `down_proj`, layer by layer, with the plain model on CPU.
+
+What a token costs is, above all, reading weights. With `a` the share of active neurons, and `m`, `u`, `d` the bytes of
+all weights a token reads, of all `up` and of all `down` among them, the kernels need not read `(1 - a) d`:
+
+    predicted speed-up = m / (m - (1 - a) d)
+
+It is an upper bound of what skipping alone brings; stock OpenVINO's distance from the memory's bandwidth is not in it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError, ExtensionError
+from ..model_dir import manifest
+from ..system import console
+from .graph import find_mlps, read_model
+from .select import MODEL
+
+__all__ = ["Profile", "compile_exact", "profile", "run_window", "tokens_of"]
+
+WINDOW = 256
+PAYS = 1.05  # predicted speed-up from which the kernels are worth a second copy of the model
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Zeros of one model on one text.
+
+    Attributes:
+        zeros: Layer → share of exact zeros at the input of `down_proj`, 0 to 1.
+        mean: Mean share, each layer weighted alike.
+        tokens: Tokens of text that were run.
+        text_sha256: Of the text file.
+        weights_bytes: Weights that a decoded token reads: everything but the embedding table.
+        down_bytes: Those of all `down_proj` among them.
+        speedup: Predicted decoding speed, relative to reading all weights.
+    """
+
+    zeros: dict[str, float]
+    mean: float
+    tokens: int
+    text_sha256: str
+    weights_bytes: int
+    down_bytes: int
+    speedup: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether the kernels are predicted to be worth their disk space."""
+        return self.speedup >= PAYS
+
+
+def profile(
+    model_dir: Path, text: Path, *, max_tokens: int = 2048, window: int = WINDOW, on_tokens: Any = None
+) -> Profile:
+    """Measure the zeros and write them to the manifest, if there is one.
+
+    Args:
+        model_dir: A model directory with ReLU² MLPs.
+        text: UTF-8 text of the kind that the model will be used on.
+        max_tokens: Stop after so many tokens.
+        window: Tokens that are run together; each window starts anew.
+        on_tokens: Called with the number of tokens after each window.
+
+    Raises:
+        ConfigError: The text cannot be read or has no tokens, or a number is out of range.
+        ExtensionError: The model has no ReLU² MLP.
+        SourceError: `model_dir` is no whole model directory.
+    """
+    for name, value in (("max_tokens", max_tokens), ("window", window)):
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, found {value}")
+    record = manifest.verify(model_dir)
+    ids = tokens_of(model_dir, text)[:max_tokens]
+    model = read_model(model_dir / MODEL)
+    names, sizes = _count_zeros(model, model_dir)
+    request = compile_exact(model)
+    zeros = np.zeros(len(names))
+    for start in range(0, len(ids), window):
+        part = ids[start : start + window]
+        zeros += np.array([float(share) for share in run_window(request, part, len(names))]) * len(part)
+        if on_tokens:
+            on_tokens(len(part))
+    shares = zeros / len(ids)
+    result = Profile(
+        zeros={name: round(float(share), 4) for name, share in zip(names, shares, strict=True)},
+        mean=round(float(shares.mean()), 4),
+        tokens=len(ids),
+        text_sha256=manifest.sha256(text),
+        weights_bytes=sizes[0],
+        down_bytes=sizes[1],
+        speedup=round(sizes[0] / (sizes[0] - float(shares.mean()) * sizes[1]), 3),
+    )
+    if record is not None:
+        record.sparsity["profile"] = asdict(result)
+        manifest.write(model_dir, record)
+    return result
+
+
+def tokens_of(model_dir: Path, text: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Ids of a text.
+
+    Raises:
+        ConfigError: It cannot be read or has no tokens.
+    """
+    import openvino_genai
+
+    try:
+        content = text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{text} cannot be read as UTF-8 text ({error}); give a text file with --text") from error
+    encoded = openvino_genai.Tokenizer(model_dir).encode(content, add_special_tokens=False) if content else None
+    ids = np.array(encoded.input_ids.data[0], np.int64) if encoded else np.empty(0, np.int64)
+    if not ids.size:
+        raise ConfigError(f"{text} is empty; give a text file with --text")
+    return ids
+
+
+def _count_zeros(model: Any, model_dir: Path) -> tuple[list[str], tuple[int, int]]:
+    """Add one output per MLP, the share of zeros; return names, and bytes of (all, down) weights."""
+    from openvino import opset13 as op
+
+    mlps, refused = find_mlps(model)
+    if not mlps:
+        reason = f": {next(iter(refused.values()))}" if refused else ""
+        raise ExtensionError(f"{model_dir} has no ReLU² MLP, so it has no zeros to use{reason}")
+    for mlp in mlps:
+        zero = op.convert(op.equal(mlp.down.input_value(0), np.float32(0)), "f32")
+        share = op.reduce_mean(zero, np.array([0, 1, 2], np.int64), keep_dims=False)
+        model.add_outputs(share.output(0))
+    down = {constant.get_friendly_name() for mlp in mlps for constant in _constants_of(mlp.down)}
+    sizes = {
+        constant.get_friendly_name(): constant.get_byte_size()
+        for node in model.get_ordered_ops()
+        if node.get_type_name() == "MatMul"
+        for constant in _constants_of(node)
+    }
+    return [mlp.name for mlp in mlps], (sum(sizes.values()), sum(sizes[name] for name in down))
+
+
+def _constants_of(matmul: Any) -> list[Any]:
+    """Weight, scale and zero point of a MatMul; nothing for one of two activations."""
+    found, todo = [], [matmul.input_value(1).get_node()]
+    while todo:
+        node = todo.pop()
+        if node.get_type_name() == "Constant":
+            found.append(node)
+        elif node.get_type_name() in ("Convert", "Reshape", "Multiply", "Subtract"):
+            todo += [value.get_node() for value in node.input_values()]
+        else:
+            return []
+    return found
+
+
+def compile_exact(model: Any) -> Any:
+    """An inference request at f32."""
+    import openvino
+
+    # The zeros of the weights as they are: neither bf16 nor dynamically quantized activations may round one away.
+    exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"}
+    return openvino.Core().compile_model(model, "CPU", exact).create_infer_request()
+
+
+def run_window(request: Any, ids: np.ndarray[Any, np.dtype[np.int64]], layers: int) -> list[Any]:
+    """The last `layers` outputs for some tokens, from an empty cache."""
+    request.reset_state()
+    inputs = {
+        "input_ids": ids[None],
+        "attention_mask": np.ones((1, len(ids)), np.int64),
+        "position_ids": np.arange(len(ids))[None],
+        "beam_idx": np.zeros(1, np.int32),
+    }
+    wanted = {name for port in request.model_inputs for name in port.get_names()}
+    outputs = request.infer({name: value for name, value in inputs.items() if name in wanted})
+    return [outputs[len(outputs) - layers + i] for i in range(layers)]
+
+
+def table(result: Profile) -> str:
+    """The profile for people."""
+    lines = [f"{name:<12} {share:6.1%} zeros" for name, share in result.zeros.items()]
+    saved = result.mean * result.down_bytes
+    lines.append(f"{'mean':<12} {result.mean:6.1%} zeros on {result.tokens} tokens")
+    lines.append(
+        f"a token reads {console.human_bytes(result.weights_bytes)} of weights; {console.human_bytes(saved)} of them "
+        f"need not be read: predicted decoding speed {result.speedup:.2f}x"
+    )
+    return "\n".join(lines)
+
+
+@console.command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the zeros of each layer and the predicted speed-up."""
+    parser = console.parser("profile", "Measure the exact zeros of a ReLU² model on your text.")
+    parser.add_argument("model_dir", type=Path, help="model directory")
+    parser.add_argument("--text", type=Path, required=True, help="UTF-8 text like that the model will be used on")
+    parser.add_argument("--max-tokens", type=int, default=2048, help="stop after so many tokens")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args(argv)
+    with console.Progress() as progress, progress.step("counting zeros", total=args.max_tokens) as advance:
+        result = profile(args.model_dir, args.text, max_tokens=args.max_tokens, on_tokens=advance)
+    print(json.dumps(asdict(result), indent=2) if args.json else table(result))
+    return 0
+
+
+if __name__ == "__main__":
+    from .profile import main as run
+
+    sys.exit(run())

@@ -1,0 +1,77 @@
+"""Which files an engine loads: the model for the kernels where it can run, else the plain one."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import ExtensionError
+from . import extension
+from .ir_alignment import missing_bytes
+
+__all__ = ["DISABLE", "FOLDER", "engine_model", "is_packed", "plain_model"]
+
+FOLDER = "relu2"
+DISABLE = "OV_AFM_NO_KERNELS"
+MODEL = "openvino_model.xml"
+
+logger = logging.getLogger(__name__)
+
+
+def is_packed(model_dir: Path) -> bool:
+    """Whether a folder holds a model that needs the native kernels, and lies in the model directory it came from."""
+    return model_dir.name == FOLDER and (model_dir / MODEL).exists() and (model_dir.parent / MODEL).exists()
+
+
+def plain_model(model_dir: Path, device: str) -> tuple[Path, dict[str, Any]]:
+    """The folder and the extra properties for an engine that changes the graph, and so cannot use the packed model.
+
+    Raises:
+        ExtensionError: `model_dir` is a `relu2/` folder itself.
+    """
+    if is_packed(model_dir):
+        raise ExtensionError(f"{model_dir} is packed for the kernels, which know no adapters; use {model_dir.parent}")
+    if (model_dir / FOLDER / MODEL).exists() and device == "CPU":
+        logger.warning("running without the ReLU² kernels: they know no adapters; merged, both work")
+    return model_dir, {}
+
+
+def engine_model(model_dir: Path, device: str) -> tuple[Path, dict[str, Any]]:
+    """The folder and the extra properties for `LLMPipeline`.
+
+    A model directory without `relu2/`, a device other than CPU, and `OV_AFM_NO_KERNELS=1` mean the plain model. So does
+    a native library that is missing or does not fit; that is logged as a warning, once a load.
+
+    Args:
+        model_dir: A model directory, or the `relu2/` folder of one.
+        device: OpenVINO's name of the device.
+
+    Raises:
+        ExtensionError: `model_dir` is itself a `relu2/` folder that cannot run here, so there is no plain path to take.
+    """
+    packed = model_dir if is_packed(model_dir) else model_dir / FOLDER
+    wanted = packed == model_dir
+    try:
+        if not (packed / MODEL).exists() or os.environ.get(DISABLE, "0") not in ("", "0"):
+            return model_dir, {}
+        if device.partition(".")[0].upper() != "CPU":
+            if not wanted:
+                return model_dir, {}
+            raise ExtensionError(f"{packed} is packed for the CPU, found device {device}; use {packed.parent}")
+        return packed, {"extensions": [str(_usable(packed))]}
+    except ExtensionError as error:
+        if wanted:
+            raise
+        logger.warning("running without the ReLU² kernels: %s", error)
+        return model_dir, {}
+
+
+def _usable(packed: Path) -> Path:
+    lacking = missing_bytes(packed / MODEL, packed / "openvino_model.bin")
+    if lacking:
+        raise ExtensionError(
+            f"{packed} is damaged: {lacking} bytes of packed weights are missing; run: ov-afm kernels {packed.parent}"
+        )
+    return extension.load()

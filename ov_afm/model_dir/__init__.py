@@ -1,0 +1,1 @@
+"""The model directory: its manifest, geometry, model card and files."""

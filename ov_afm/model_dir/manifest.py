@@ -1,0 +1,255 @@
+"""The manifest `ov_afm.json`: what a model directory is, where it came from and what was proved of it.
+
+It is written last, so a directory that has one is whole; and it is checked before anything is
+loaded, because OpenVINO reads a truncated `.bin` or an IR from the future without complaint and
+dies later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, OVAFMError, SourceError
+
+__all__ = [
+    "FILE_NAME",
+    "Manifest",
+    "geometry_of",
+    "installed_versions",
+    "parameters",
+    "read",
+    "scan",
+    "sha256",
+    "verify",
+    "write",
+]
+
+FILE_NAME = "ov_afm.json"
+SCHEMA = 1
+REQUIRED = (
+    "openvino_model.xml",
+    "openvino_model.bin",
+    "openvino_tokenizer.xml",
+    "openvino_tokenizer.bin",
+    "openvino_detokenizer.xml",
+    "openvino_detokenizer.bin",
+    "config.json",
+)
+PACKAGES = {
+    "ov_afm": "ov-afm",
+    "openvino": "openvino",
+    "openvino_genai": "openvino-genai",
+    "openvino_tokenizers": "openvino-tokenizers",
+    "nncf": "nncf",
+    "optimum_intel": "optimum-intel",
+    "transformers": "transformers",
+    "torch": "torch",
+}
+
+
+@dataclass
+class Manifest:
+    """Contents of `ov_afm.json`.
+
+    Attributes:
+        source: kind, id, revision, sha256 of each weight file, license; `synthetic` where it is.
+        geometry: architecture, hidden, layers, heads, kv_heads, intermediate, vocab, max_positions, activation.
+        recipe: Every compression parameter as used (see `presets.Recipe`), calibration data by name and sha256.
+        versions: Versions of the packages that made the directory; None where not installed.
+        files: File name to `{"bytes": int, "sha256": str}`.
+        checks: What verification measured, or why it was skipped.
+        sparsity: Per-layer zero fraction and kernel layout, once profiled.
+        schema: Version of this layout.
+    """
+
+    source: dict[str, Any]
+    geometry: dict[str, Any]
+    recipe: dict[str, Any]
+    versions: dict[str, str | None] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    checks: dict[str, Any] = field(default_factory=dict)
+    sparsity: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Version of each package that shapes a model directory; None where it is not installed."""
+    found: dict[str, str | None] = {}
+    for key, package in PACKAGES.items():
+        try:
+            found[key] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[key] = None
+    return found
+
+
+def geometry_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest's geometry from a Hugging Face `config.json`.
+
+    Raises:
+        ConfigError: The configuration lacks a value that every decoder has.
+    """
+    try:
+        heads = config["num_attention_heads"]
+        return {
+            "architecture": (config.get("architectures") or [config["model_type"]])[0],
+            "hidden": config["hidden_size"],
+            "layers": config["num_hidden_layers"],
+            "heads": heads,
+            "kv_heads": config.get("num_key_value_heads") or heads,
+            "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
+            "intermediate": config["intermediate_size"],
+            "vocab": config["vocab_size"],
+            "max_positions": config["max_position_embeddings"],
+            "activation": config.get("hidden_act"),
+        }
+    except KeyError as error:
+        raise ConfigError(
+            f"config.json has no {error.args[0]!r}; it is not the configuration of a decoder model"
+        ) from error
+
+
+def parameters(geometry: Mapping[str, Any], *, tied: bool) -> tuple[int, int]:
+    """Weights of a decoder, norms left out: those of embedding and head, and those of its layers.
+
+    Args:
+        geometry: As `geometry_of` gives it.
+        tied: Embedding and head are one matrix.
+    """
+    hidden, head_dim = geometry["hidden"], geometry["head_dim"]
+    attention = hidden * head_dim * 2 * (geometry["heads"] + geometry["kv_heads"])
+    matrices = 2 if geometry["activation"] == "relu2" else 3
+    tables = geometry["vocab"] * hidden * (1 if tied else 2)
+    return int(tables), int(geometry["layers"] * (attention + matrices * hidden * geometry["intermediate"]))
+
+
+def sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
+    """Hex digest of a file's content; `on_bytes` gets the size of each block read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+            if on_bytes:
+                on_bytes(len(block))
+    return digest.hexdigest()
+
+
+def scan(model_dir: Path, on_bytes: Callable[[int], None] | None = None) -> dict[str, dict[str, Any]]:
+    """Size and digest of every file of a model directory but the manifest and the model card.
+
+    The card is left out because people edit it.
+    """
+    return {
+        path.relative_to(model_dir).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path, on_bytes)}
+        for path in sorted(model_dir.rglob("*"))
+        if path.is_file() and path.name not in (FILE_NAME, "README.md") and ".cache" not in path.parts
+    }
+
+
+def write(model_dir: Path, manifest: Manifest) -> None:
+    """Write the manifest, replacing an older one in a single step."""
+    temporary = model_dir / f".{FILE_NAME}.{os.getpid()}"
+    temporary.write_text(json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(model_dir / FILE_NAME)
+
+
+def read(model_dir: Path) -> Manifest | None:
+    """The manifest of a model directory, or None if it has none (made by optimum-cli, say).
+
+    Raises:
+        SourceError: The manifest is there but is not one, or is of a newer layout.
+    """
+    path = model_dir / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        schema = fields["schema"]
+        if isinstance(schema, int) and schema <= SCHEMA:
+            return _checked(fields)
+    except (ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{path} is damaged ({error}); export the model again") from error
+    raise SourceError(
+        f"{path} has layout {schema}, this ov_afm reads up to {SCHEMA}; upgrade with: pip install -U ov-afm"
+    )
+
+
+def _checked(fields: Mapping[str, Any]) -> Manifest:
+    """The manifest of these fields; raises TypeError or KeyError where one is not of its kind."""
+    found = Manifest(**{key: value for key, value in fields.items() if key in Manifest.__dataclass_fields__})
+    for name, value in asdict(found).items():
+        if name != "schema" and not isinstance(value, dict):
+            raise TypeError(f"{name} is no object")
+    for name, entry in found.files.items():
+        if not isinstance(entry, dict) or not isinstance(entry["bytes"], int) or not isinstance(entry["sha256"], str):
+            raise TypeError(f"the entry of {name} is not one of a file")
+    return found
+
+
+def verify(model_dir: Path, *, hashes: bool = False, on_bytes: Callable[[int], None] | None = None) -> Manifest | None:
+    """Check that a model directory is whole and that this runtime can read it.
+
+    Args:
+        model_dir: The directory.
+        hashes: Compare sha256 too; sizes are always compared.
+        on_bytes: Gets the size of each block hashed.
+
+    Returns:
+        The manifest; None for a directory without one, of which only the presence of files was checked.
+
+    Raises:
+        SourceError: A file is missing, truncated or altered (named), or the directory is no model directory.
+        OVAFMError: The directory was made by a newer OpenVINO than the one installed.
+    """
+    if not model_dir.exists():
+        raise SourceError(f"no such model directory: {model_dir}")
+    if not model_dir.is_dir():
+        raise SourceError(f"{model_dir} is a file; a model directory is needed")
+    if not (model_dir / "openvino_model.xml").exists() and (model_dir / "config.json").exists():
+        raise SourceError(
+            f"{model_dir} is a checkpoint, not an OpenVINO model; run: ov-afm export {model_dir} --output DIR"
+        )
+    missing = [name for name in REQUIRED if not (model_dir / name).exists()]
+    if missing:
+        raise SourceError(
+            f"{model_dir} is not a whole model directory: {', '.join(missing)} missing; export the model again"
+        )
+    manifest = read(model_dir)
+    if manifest is None:
+        return None
+    _check_runtime(model_dir, manifest.versions)
+    for name, expected in manifest.files.items():
+        path = model_dir / name
+        if not path.exists():
+            raise SourceError(f"{path} is missing; export the model again")
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise SourceError(
+                f"{path} is damaged: {size} bytes where {expected['bytes']} were written; export the model again"
+            )
+        if hashes and sha256(path, on_bytes) != expected["sha256"]:
+            raise SourceError(f"{path} is damaged: its sha256 is not the one recorded; export the model again")
+    return manifest
+
+
+def _check_runtime(model_dir: Path, versions: Mapping[str, str | None]) -> None:
+    made_by, running = versions.get("openvino"), installed_versions()["openvino"]
+    # An IR newer than the runtime can crash it without a message: openvinotoolkit/model_server#4461
+    if made_by and running and _release(made_by) > _release(running):
+        raise OVAFMError(
+            f"{model_dir} was made by OpenVINO {made_by}, this is {running}; "
+            f"upgrade with: pip install -U 'openvino-genai>={'.'.join(map(str, _release(made_by)))}'"
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """(year, minor) of an OpenVINO version; patches of one minor read each other's IR."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])

@@ -1,0 +1,148 @@
+"""A model directory in a repository of OpenVINO Model Server.
+
+A repository is a folder with `config.json`, which names what is served, and a folder a model: the model directory's
+files beside `graph.pbtxt`. The files are hard links where the disk allows it, so they take no space twice. The graph's
+fields are those of Model Server's `llm_calculator.proto`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..system.atomic import staging
+from . import manifest
+
+__all__ = ["CONFIG", "add", "read_config"]
+
+GRAPH = "graph.pbtxt"
+CONFIG = "config.json"
+# What the server's continuous batching may hold for all requests together. AFM-4.5B's takes 39 kB a token.
+CACHE_GB = 2
+CONFIG_LISTS = ("model_config_list", "mediapipe_config_list")
+
+
+def add(model_dir: Path, repository: Path, *, device: str = "CPU", replace: bool = False) -> Path:
+    """Add a model to a repository, made where there is none. What else the repository serves stays.
+
+    Args:
+        model_dir: A finished model directory; its name becomes the model's.
+        repository: Folder of the repository.
+        device: Device that the server shall use.
+        replace: Put it in the place of a model of this name.
+
+    Returns:
+        The model's folder in the repository.
+
+    Raises:
+        ConfigError: The repository's configuration is another's, or a different model of this name is there.
+        SourceError: The model directory is damaged.
+    """
+    manifest.verify(model_dir)
+    name = model_dir.resolve().name
+    graph = _graph(device)
+    config = read_config(repository)
+    target = repository / name
+    if not _same(model_dir, target, graph):
+        with staging(target, replace=replace) as partial:
+            for path in model_dir.iterdir():
+                # A folder is what other programs do not know: the model for the kernels.
+                if path.is_file():
+                    _link(path, partial / path.name)
+            (partial / GRAPH).write_text(graph, encoding="utf-8")
+    served = config.setdefault("mediapipe_config_list", [])
+    config.setdefault("model_config_list", [])
+    if all(entry.get("name") != name for entry in served):
+        served.append({"name": name, "base_path": name})
+    _write(repository / CONFIG, json.dumps(config, indent=2) + "\n")
+    return target
+
+
+def _same(model_dir: Path, target: Path, graph: str) -> bool:
+    ours, there = model_dir / manifest.FILE_NAME, target / manifest.FILE_NAME
+    return (
+        ours.exists()
+        and there.exists()
+        and ours.read_bytes() == there.read_bytes()
+        and (target / GRAPH).exists()
+        and (target / GRAPH).read_text(encoding="utf-8") == graph
+    )
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        # Another disk, or one without links.
+        shutil.copyfile(source, target)
+
+
+def read_config(repository: Path) -> dict[str, Any]:
+    """What a repository serves; empty where there is none yet.
+
+    Raises:
+        ConfigError: The repository's configuration is another program's.
+    """
+    path = repository / CONFIG
+    if not path.exists():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        lists = [config.get(key, []) for key in CONFIG_LISTS]
+        sound = all(isinstance(entries, list) and all(isinstance(each, dict) for each in entries) for entries in lists)
+    except (ValueError, AttributeError):
+        sound = False
+    if not sound:
+        raise ConfigError(f"{path} is no configuration of OpenVINO Model Server; choose another folder for --ovms")
+    return dict(config)
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file at once; a server may be reading it."""
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".partial", delete=False) as file:
+        file.write(text)
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)
+
+
+def _graph(device: str) -> str:
+    """The graph of a text generation: one calculator in a loop, as Model Server's documentation has it."""
+    # An NPU takes no batch, and the server then runs its other pipeline, which has no such cache.
+    cache = f"\n      cache_size: {CACHE_GB}\n      enable_prefix_caching: true" if device[:3] != "NPU" else ""
+    return f"""input_stream: "HTTP_REQUEST_PAYLOAD:input"
+output_stream: "HTTP_RESPONSE_PAYLOAD:output"
+node {{
+  name: "LLMExecutor"
+  calculator: "HttpLLMCalculator"
+  input_stream: "LOOPBACK:loopback"
+  input_stream: "HTTP_REQUEST_PAYLOAD:input"
+  input_side_packet: "LLM_NODE_RESOURCES:llm"
+  output_stream: "LOOPBACK:loopback"
+  output_stream: "HTTP_RESPONSE_PAYLOAD:output"
+  input_stream_info {{
+    tag_index: "LOOPBACK:0"
+    back_edge: true
+  }}
+  node_options {{
+    [type.googleapis.com/mediapipe.LLMCalculatorOptions] {{
+      models_path: "./"
+      device: "{device}"{cache}
+    }}
+  }}
+  input_stream_handler {{
+    input_stream_handler: "SyncSetInputStreamHandler"
+    options {{
+      [mediapipe.SyncSetInputStreamHandlerOptions.ext] {{
+        sync_set {{
+          tag_index: "LOOPBACK:0"
+        }}
+      }}
+    }}
+  }}
+}}
+"""

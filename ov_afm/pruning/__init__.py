@@ -1,0 +1,1 @@
+"""Smaller checkpoints: fewer layers, neurons and vocabulary rows, with what that costs."""

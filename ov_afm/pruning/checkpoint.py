@@ -1,0 +1,149 @@
+"""A pruned checkpoint, with torch: layers by block influence, then neurons and heads (`prune_narrow`)."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from ..conversion.checkpoint import license_files
+from ..errors import CompressionError
+from ..quantization import calibration
+from ..system.child_process import emit
+from .width import narrow
+
+__all__ = ["block_influence", "check_finite", "copy_texts", "prune_checkpoint"]
+
+BATCH = 8
+SPEED_TOKENS = 256
+
+
+def prune_checkpoint(
+    source: str,
+    output: str,
+    layers: int,
+    intermediate: int,
+    kv_heads: int,
+    dataset: str,
+    num_samples: int,
+    refit: bool,
+) -> dict[str, Any]:
+    """Write a pruned checkpoint; returns what was dropped, and prefill speed before and after in tokens/s."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    dtype = AutoConfig.from_pretrained(source).dtype or torch.float32
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    check_finite(model)
+    samples, data = calibration.prepare(dataset, tokenizer, num_samples)
+    ids = [sample for sample in samples if len(sample) == calibration.SAMPLE_TOKENS] or samples[:1]
+    before = _speed(model, ids[0])
+    dropped: list[int] = []
+    config = model.config
+    if layers < config.num_hidden_layers:
+        emit("step", name="ranking layers")
+        dropped = _drop_layers(model, ids, layers)
+    emit("step", name="narrowing layers")
+    kept = narrow(
+        model,
+        ids,
+        intermediate=intermediate if intermediate < config.intermediate_size else None,
+        kv_heads=kv_heads if kv_heads < config.num_key_value_heads else None,
+        refit=refit,
+    )
+    after = _speed(model, ids[0])
+    model.to(dtype).save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    copy_texts(Path(source), Path(output))
+    return {
+        "calibration": data,
+        "layers_dropped": dropped,
+        "energy_kept": _mean(kept.neurons),
+        "attention_energy_kept": _mean(kept.attention),
+        "kv_heads_kept": kept.kv_heads,
+        "prefill_tokens_per_s": {"before": round(before, 1), "after": round(after, 1)},
+    }
+
+
+def _mean(shares: list[float]) -> float | None:
+    return sum(shares) / len(shares) if shares else None
+
+
+def check_finite(model: Any) -> None:
+    """Refuse a model with a weight that is not finite.
+
+    Raises:
+        CompressionError: With its name.
+    """
+    import torch
+
+    for name, value in model.named_parameters():
+        if not torch.isfinite(value).all():
+            raise CompressionError(f"{name} holds weights that are not finite; fetch the checkpoint again")
+
+
+def _speed(model: Any, ids: list[int]) -> float:
+    import torch
+
+    batch = torch.tensor([ids[:SPEED_TOKENS]])
+    with torch.inference_mode():
+        model(batch, use_cache=False)
+        started = time.perf_counter()
+        model(batch, use_cache=False)
+    return float(batch.shape[1] / (time.perf_counter() - started))
+
+
+def _batches(ids: list[list[int]]) -> Any:
+    import torch
+
+    return [torch.tensor(ids[start : start + BATCH]) for start in range(0, len(ids), BATCH)]
+
+
+def block_influence(model: Any, ids: list[list[int]]) -> list[float]:
+    """1 − cos(input, output) of each decoder layer, mean over tokens (ShortGPT, https://arxiv.org/abs/2403.03853)."""
+    import torch
+
+    sums, count = [0.0] * len(model.model.layers), 0
+
+    def watch(index: int) -> Any:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            out = output[0] if isinstance(output, tuple) else output
+            cosine = torch.nn.functional.cosine_similarity(inputs[0], out, dim=-1)
+            sums[index] += float((1 - cosine).sum())
+
+        return hook
+
+    handles = [layer.register_forward_hook(watch(index)) for index, layer in enumerate(model.model.layers)]
+    try:
+        with torch.inference_mode():
+            for batch in _batches(ids):
+                model.model(batch, use_cache=False)
+                count += batch.numel()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [value / count for value in sums]
+
+
+def _drop_layers(model: Any, ids: list[list[int]], layers: int) -> list[int]:
+    influence = block_influence(model, ids)
+    ranked = sorted(range(len(influence)), key=influence.__getitem__)
+    dropped = sorted(ranked[: len(influence) - layers])
+    kept = [layer for index, layer in enumerate(model.model.layers) if index not in dropped]
+    for index, layer in enumerate(kept):
+        layer.self_attn.layer_idx = index
+    model.model.layers = type(model.model.layers)(kept)
+    model.config.num_hidden_layers = layers
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [kind for index, kind in enumerate(model.config.layer_types) if index not in dropped]
+    return dropped
+
+
+def copy_texts(source: Path, output: Path) -> None:
+    """Carry licence files and template of a checkpoint along."""
+    extra = [source / "chat_template.jinja", source / "generation_config.json"]
+    for path in (*license_files(source), *extra):
+        if path.is_file() and not (output / path.name).exists():
+            shutil.copyfile(path, output / path.name)

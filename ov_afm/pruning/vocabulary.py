@@ -1,0 +1,228 @@
+"""Leave out the vocabulary rows of scripts that are not wanted.
+
+A token of a byte-level BPE is a run of bytes. It goes if a whole letter of an unwanted script is among them. Single
+bytes, parts of characters and added tokens stay, so that every text can still be written: one in a dropped script takes
+more tokens. Every other text keeps the tokens that it had. UTF-8 shows where a character begins, so a piece of such a
+text holds no unwanted letter either; and the parts of a token that stays hold no letter that it does not, so that they,
+and the merges that make it of them, stay too.
+
+A script is the first word of a letter's Unicode name: LATIN, GREEK, CYRILLIC, CJK, HANGUL.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..conversion.checkpoint import read_json
+from ..errors import CompressionError, ConfigError, SourceError
+from ..system import child_process
+from .checkpoint import check_finite, copy_texts
+from .token_ids import named_ids, renumber_config, renumber_tokenizer
+
+__all__ = ["Cut", "choose", "cut_checkpoint", "plan_cut", "select_rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Which rows of embedding and head stay.
+
+    Attributes:
+        rows: Their old ids, ascending; the place of one is its new id.
+        before: Rows of the source.
+        scripts: What is kept.
+        dropped: Tokens dropped, by the first unwanted script in each, most first.
+        unused: Rows dropped that no token has, which pad the matrix.
+    """
+
+    rows: tuple[int, ...]
+    before: int
+    scripts: tuple[str, ...]
+    dropped: dict[str, int]
+    unused: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a report says of it."""
+        return {
+            "scripts": list(self.scripts),
+            "rows": {"before": self.before, "after": len(self.rows)},
+            "tokens_dropped": self.dropped,
+            "unused_rows_dropped": self.unused,
+        }
+
+
+def plan_cut(checkpoint: Path, config: Mapping[str, Any], scripts: Sequence[str]) -> Cut:
+    """Which rows of a checkpoint stay.
+
+    Args:
+        checkpoint: Its folder.
+        config: Contents of its `config.json`.
+        scripts: Names of scripts to keep, in any case.
+
+    Raises:
+        CompressionError: The tokenizer is no byte-level BPE.
+        ConfigError: No token has a letter of a script.
+        SourceError: A token has no row, or the tokenizer cannot be read.
+    """
+    named = named_ids(config)
+    if (checkpoint / "generation_config.json").is_file():
+        named |= named_ids(read_json(checkpoint / "generation_config.json"))
+    return choose(_fields(_tokenizer(checkpoint), checkpoint.name), int(config["vocab_size"]), scripts, named)
+
+
+def _tokenizer(checkpoint: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint)
+    except (ValueError, OSError) as error:
+        raise SourceError(f"the tokenizer of {checkpoint} cannot be read: {error}") from error
+
+
+def _fields(tokenizer: Any, name: str) -> dict[str, Any]:
+    """What `tokenizer.json` holds once transformers has read all files of a tokenizer.
+
+    Raises:
+        CompressionError: It is no byte-level BPE.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    fields: dict[str, Any] = json.loads(backend.to_str()) if backend is not None else {}
+    model, decoder = fields.get("model") or {}, fields.get("decoder") or {}
+    decoders = [decoder.get("type"), *(each.get("type") for each in decoder.get("decoders", ()))]
+    marks = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+    if model.get("type") != "BPE" or "ByteLevel" not in decoders or marks:
+        raise CompressionError(
+            f"--keep-scripts takes byte-level BPE tokenizers (tokenizer.json), which that of {name} is not"
+        )
+    return fields
+
+
+def _byte_letters() -> dict[str, int]:
+    """How byte-level tokenizers spell each byte (bytes_to_unicode in src/encoder.py of openai/gpt-2)."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + at): byte for at, byte in enumerate(hidden)}
+
+
+def _scripts_of(token: str, letters: Mapping[str, int]) -> list[str]:
+    """Scripts of the whole letters in a token, in their order."""
+    text = bytes(letters[each] for each in token).decode("utf-8", "ignore")
+    return [unicodedata.name(each, "UNNAMED").split()[0] for each in text if unicodedata.category(each).startswith("L")]
+
+
+def choose(tokenizer: Mapping[str, Any], rows: int, scripts: Sequence[str], named: Collection[int] = ()) -> Cut:
+    """Which rows of a vocabulary stay.
+
+    Args:
+        tokenizer: Contents of the `tokenizer.json` of a byte-level BPE.
+        rows: Rows of the embedding.
+        scripts: Names of scripts to keep, in any case.
+        named: Ids that a configuration names, which stay in any case.
+
+    Raises:
+        CompressionError: A token is not spelt in bytes, or a byte is no token of its own.
+        ConfigError: No token has a letter of a script.
+        SourceError: A token has no row.
+    """
+    vocabulary: dict[str, int] = tokenizer["model"]["vocab"]
+    added = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
+    tokens = {index: token for token, index in vocabulary.items()} | added
+    if max(tokens) >= rows:
+        raise SourceError(f"token {tokens[max(tokens)]!r} has the id {max(tokens)}, but the embedding has {rows} rows")
+    letters, wanted = _byte_letters(), {script.upper() for script in scripts}
+    known: Counter[str] = Counter()
+    dropped: dict[int, str] = {}
+    for index, token in tokens.items():
+        if index in added:
+            continue
+        if not letters.keys() >= set(token):
+            raise CompressionError(
+                f"token {token!r} is not spelt in bytes; --keep-scripts takes byte-level BPE tokenizers"
+            )
+        found = _scripts_of(token, letters)
+        known.update(set(found))
+        unwanted = [script for script in found if script not in wanted]
+        if unwanted and len(token) > 1 and index not in named:
+            dropped[index] = unwanted[0]
+    if unknown := sorted(wanted - known.keys()):
+        found_here = ", ".join(script for script, _ in known.most_common())
+        raise ConfigError(f"no token has a letter of {', '.join(unknown)}; the vocabulary has {found_here}")
+    if not vocabulary.keys() >= set("".join(tokens[index] for index in dropped)):
+        raise CompressionError(
+            "a byte of the tokens to drop is no token of its own, so that their text could not be written any more"
+        )
+    kept = sorted((tokens.keys() - dropped.keys()) | {index for index in named if 0 <= index < rows})
+    counts = dict(Counter(dropped.values()).most_common())
+    return Cut(tuple(kept), rows, tuple(sorted(wanted)), counts, rows - len(kept) - len(dropped))
+
+
+def cut_checkpoint(source: str, output: str, rows: Sequence[int]) -> None:
+    """Write a checkpoint with some of the rows of embedding and head, and a tokenizer to match.
+
+    Args:
+        source: The checkpoint.
+        output: Folder of the new one.
+        rows: As `Cut.rows`.
+
+    Raises:
+        CompressionError: A weight is not finite, or the new tokenizer does not have the tokens that it should.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+    check_finite(model)
+    select_rows(model, rows)
+    child_process.emit("progress", done=1, total=2)
+    folder, tokenizer = Path(output), _tokenizer(Path(source))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    copy_texts(Path(source), folder)
+    new = {old: index for index, old in enumerate(rows)}
+    _write_tokenizer(folder, _fields(tokenizer, folder.name), new, tokenizer.get_vocab())
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).is_file():
+            _write(folder / name, renumber_config(read_json(folder / name), new))
+    child_process.emit("progress", done=2, total=2)
+
+
+def select_rows(model: Any, rows: Sequence[int]) -> None:
+    """Keep some rows of a model's embedding and head, tied or not, in place."""
+    import torch
+
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head.weight is embedding.weight
+    index = torch.tensor(rows)
+    embedding.weight = torch.nn.Parameter(embedding.weight.detach()[index], requires_grad=False)
+    head.weight = embedding.weight if tied else torch.nn.Parameter(head.weight.detach()[index], requires_grad=False)
+    # It says which row training leaves alone, and would have to be a new id.
+    embedding.padding_idx = None
+    embedding.num_embeddings = head.out_features = model.config.vocab_size = len(rows)
+
+
+def _write_tokenizer(
+    folder: Path, fields: dict[str, Any], new: Mapping[int, int], vocabulary: Mapping[str, int]
+) -> None:
+    """Write tokenizer.json with new ids; `vocabulary` is what the old one has, added tokens included."""
+    from tokenizers import Tokenizer
+
+    made = Tokenizer.from_str(json.dumps(renumber_tokenizer(fields, new)))
+    if made.get_vocab() != {token: new[index] for token, index in vocabulary.items() if index in new}:
+        raise CompressionError(
+            "the tokenizer cannot be renumbered: its added tokens take ids of their own; leave --keep-scripts out"
+        )
+    made.save(str(folder / "tokenizer.json"))
+    settings = folder / "tokenizer_config.json"
+    content = read_json(settings)
+    if "added_tokens_decoder" in content:
+        entries = content["added_tokens_decoder"].items()
+        content["added_tokens_decoder"] = {str(new[int(index)]): token for index, token in entries}
+        _write(settings, content)
+
+
+def _write(path: Path, fields: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,279 @@
+"""Exact rescalings of a decoder's weights, so that quantizing them costs less and fp16 does not overflow.
+
+For any s > 0, relu(s·a)² = s²·relu(a)²: row j of `up_proj` times s and column j of `down_proj` divided by s² leave
+the function as it was. A row's own scale is free in every quantizer here, so this moves range between the columns
+of `down_proj` at no cost at all. The same is done at the input of `up_proj` and of q, k, v, through the weight of the
+RMSNorm before them, and between `v_proj` and `o_proj`, where the heads that share a value head share its scale.
+
+The scales are searched as AWQ does (https://arxiv.org/abs/2306.00978, equation 5), but for each quantization group by
+itself and under the quantizer that will be used: what is minimised is the error of the layer's output on calibration
+text. NNCF's own AWQ knows no pattern that fits this MLP and does nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import CompressionError
+from ..system import resources
+from .decoder_layer import DecoderLayer, embedded
+from .decoder_weights import Layer
+from .quantizer import Quantizer, search_scales
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float32]
+
+__all__ = ["FP16_PEAK", "Equalised", "emulate_fp16", "equalise"]
+
+# Where |up| may rise to in fp16, its square is 16,384: a quarter of fp16's 65,504, for text that was not measured.
+FP16_PEAK = 128.0
+# The largest |up| that does not overflow when it is squared in fp16.
+FP16_LIMIT = float(np.sqrt(65504.0))
+# Calibration tokens that are run, and tokens on which rounding is compared.
+OBSERVED_TOKENS = 4096
+SEARCH_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Equalised:
+    """What was rescaled.
+
+    Attributes:
+        layers: Number of decoder layers.
+        tokens: Calibration tokens that were run.
+        peak_up: Largest |up_proj output| before, over all layers.
+        guarded: Neurons that were scaled down for fp16.
+        error: Output error under the quantizer after the search, relative to before, by kind of matrix.
+    """
+
+    layers: int
+    tokens: int
+    peak_up: float
+    guarded: int
+    error: dict[str, float]
+
+    def recorded(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "layers": self.layers,
+            "tokens": self.tokens,
+            "peak_up": round(self.peak_up, 3),
+            "fp16_guarded_neurons": self.guarded,
+            "error_ratio": {name: round(value, 4) for name, value in self.error.items()},
+        }
+
+
+@dataclass(slots=True)
+class _Activations:
+    """What calibration text makes of one layer: rows are tokens."""
+
+    attention: Array  # (tokens, hidden), input of q, k, v
+    heads: Array  # (tokens, heads * head_dim), input of o_proj
+    mlp: Array  # (tokens, hidden), input of up_proj
+    peaks: Array  # (intermediate,), largest |up_proj output| of all tokens
+
+
+def equalise(
+    layers: Sequence[Layer],
+    table: Any,
+    samples: Sequence[Sequence[int]],
+    quantizer: Quantizer | None,
+    folder: Path,
+    *,
+    kinds: Mapping[str, Quantizer] | None = None,
+    on_layer: Callable[[int, int], None] | None = None,
+) -> Equalised:
+    """Rescale the layers of an uncompressed IR; its function stays what it was, once all of them are written.
+
+    Args:
+        layers: Layers with fp32, fp16 or bf16 weights.
+        table: Constant of the IR's token embedding.
+        samples: Calibration tokens.
+        quantizer: What the weights will be rounded to; None only keeps squares within fp16.
+        folder: Where the model's `config.json` is.
+        kinds: Rounding of kinds of matrices that have one of their own; where `gate` and `up` differ, `up` counts.
+        on_layer: Gets layers done and layers in all.
+
+    Raises:
+        CompressionError: A weight or an activation is not finite, or transformers' model of that name has other layers.
+        OVAFMError: Memory does not hold a layer and what it makes of the text.
+    """
+    samples = _enough(samples)
+    tokens = sum(map(len, samples))
+    widest = sum(layers[0].down.shape)
+    # A layer twice, the stream and three activations, the hidden activation.
+    resources.check_memory(4.0 * (2 * layers[0].elements + 5 * tokens * widest) + 1e9, "equalisation")
+    decoder, stream = DecoderLayer(folder), embedded(samples, table)
+    errors: dict[str, list[tuple[float, float]]] = {}
+    guarded, peak = 0, 0.0
+    attention, up, down = ((kinds or {}).get(kind, quantizer) for kind in ("attention", "up", "down"))
+    for index, layer in enumerate(layers):
+        _check_finite(layer)
+        seen = _observe(decoder, layer, stream)
+        peak = max(peak, float(seen.peaks.max(initial=0.0)))
+        if attention is not None:
+            _fold_attention(layer, seen, attention, errors)
+        if up is not None:
+            _fold_mlp_input(layer, seen, up, errors)
+        if layer.relu2:
+            guarded += _fold_neurons(layer, seen, down, errors)
+        layer.forget()
+        if on_layer:
+            on_layer(index + 1, len(layers))
+    ratios = {
+        name: sum(after for _, after in pairs) / max(sum(before for before, _ in pairs), 1e-30)
+        for name, pairs in errors.items()
+    }
+    return Equalised(len(layers), tokens, peak, guarded, ratios)
+
+
+def _enough(samples: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+    """Evenly spaced samples, so that every source of a mixture is among them."""
+    wanted = max(1, OBSERVED_TOKENS // max(1, len(samples[0])))
+    return samples[:: max(1, -(-len(samples) // wanted))]
+
+
+def _check_finite(layer: Layer) -> None:
+    for matrix in layer.matrices():
+        if not np.isfinite(matrix.value).all():
+            raise CompressionError(f"{matrix.name} holds weights that are not finite; fetch the checkpoint again")
+
+
+# -- What calibration text does in the model
+
+
+def _observe(decoder: DecoderLayer, layer: Layer, stream: list[Any]) -> _Activations:
+    """What a layer makes of calibration text; the stream, a list of batches, is moved past it."""
+    import torch
+
+    decoder.load(layer)
+    inner = decoder.layer
+    with torch.inference_mode():
+        attention = [inner.input_layernorm(x) for x in stream]
+        heads = [decoder.attend(x) for x in attention]
+        stream[:] = [x + inner.self_attn.o_proj(y) for x, y in zip(stream, heads, strict=True)]
+        mlp = [inner.post_attention_layernorm(x) for x in stream]
+        peaks = np.zeros(0, dtype=np.float32)
+        if layer.relu2:
+            peaks = torch.stack([inner.mlp.up_proj(x).abs().amax((0, 1)) for x in mlp]).amax(0).numpy()
+        stream[:] = [x + inner.mlp.down_proj(decoder.hidden(y)) for x, y in zip(stream, mlp, strict=True)]
+    found = _Activations(_rows(attention), _rows(heads), _rows(mlp), peaks)
+    if not all(np.isfinite(part).all() for part in (found.attention, found.heads, found.mlp, found.peaks)):
+        raise CompressionError(f"layer {layer.index} gives activations that are not finite on the calibration text")
+    return found
+
+
+def _rows(batches: list[Any]) -> Array:
+    """Batches (samples, tokens, width) as one matrix, a token a row."""
+    import torch
+
+    rows: Array = torch.cat([batch.flatten(0, 1) for batch in batches]).numpy()
+    return rows
+
+
+# -- The folds; each changes its matrices in memory and, where needed, the activations that go with them
+
+
+def _sampled(activations: Array) -> Array:
+    step = max(1, len(activations) // SEARCH_TOKENS)
+    return activations[::step]
+
+
+def _fold_attention(layer: Layer, seen: _Activations, quantizer: Quantizer, errors: dict[str, Any]) -> None:
+    stacked = np.concatenate([layer.q.value, layer.k.value, layer.v.value])
+    scales = _search(stacked, _sampled(seen.attention), quantizer, errors, "qkv")
+    for matrix in (layer.q, layer.k, layer.v):
+        matrix.scale_columns(scales)
+    layer.attention_norm.scale_columns(1.0 / scales)
+    # Query heads of one group read the same value head: (kv_heads, heads per group, head_dim) → one scale for all.
+    width, shared = layer.v.shape[0], layer.o.shape[1] // layer.v.shape[0]
+    if width % layer.head_dim or not shared:
+        return
+    kv_heads = width // layer.head_dim
+
+    def tie(values: Array) -> Array:
+        grouped = values.reshape(kv_heads, shared, layer.head_dim)
+        mean = np.exp(np.log(grouped).mean(1, keepdims=True))
+        return np.broadcast_to(mean, grouped.shape).reshape(-1).astype(np.float32)
+
+    scales = _search(layer.o.value, _sampled(seen.heads), quantizer, errors, "o", tie=tie)
+    layer.o.scale_columns(scales)
+    layer.v.scale_rows(1.0 / scales.reshape(kv_heads, shared, layer.head_dim)[:, 0].reshape(-1))
+
+
+def _fold_mlp_input(layer: Layer, seen: _Activations, quantizer: Quantizer, errors: dict[str, Any]) -> None:
+    readers = layer.mlp_readers
+    stacked = np.concatenate([matrix.value for matrix in readers]) if len(readers) > 1 else readers[0].value
+    scales = _search(stacked, _sampled(seen.mlp), quantizer, errors, "up")
+    for matrix in readers:
+        matrix.scale_columns(scales)
+    layer.mlp_norm.scale_columns(1.0 / scales)
+    seen.mlp = seen.mlp / scales
+
+
+def _fold_neurons(layer: Layer, seen: _Activations, quantizer: Quantizer | None, errors: dict[str, Any]) -> int:
+    """Scale neurons by the homogeneity of relu²; returns how many were scaled down for fp16."""
+    scales = np.ones(layer.down.shape[1], dtype=np.float32)
+    if quantizer is not None:
+        hidden = np.square(np.maximum(_sampled(seen.mlp) @ layer.up.value.T, 0.0))
+        scales = _search(layer.down.value, hidden, quantizer, errors, "down")
+    # Powers of two in both directions are exact: 4^-k for a column of `down_proj` is 2^k for its row of `up_proj`.
+    peaks = seen.peaks / np.sqrt(scales)
+    over = np.maximum(peaks / FP16_PEAK, 1.0)
+    shrink = np.exp2(np.ceil(np.log2(over))).astype(np.float32)
+    scales = scales * shrink**2
+    layer.down.scale_columns(scales)
+    layer.up.scale_rows((1.0 / np.sqrt(scales)).astype(np.float32))
+    return int((shrink > 1).sum())
+
+
+def _search(
+    weight: Array,
+    activations: Array,
+    quantizer: Quantizer,
+    errors: dict[str, Any],
+    kind: str,
+    *,
+    tie: Callable[[Array], Array] | None = None,
+) -> Array:
+    scales, before, after = search_scales(weight, activations, quantizer, tie=tie)
+    errors.setdefault(kind, []).append((before, after))
+    return scales
+
+
+def emulate_fp16(layers: Sequence[Layer], table: Any, samples: Sequence[Sequence[int]], folder: Path) -> float:
+    """Run every ReLU² MLP of an uncompressed IR in fp16 on its real inputs.
+
+    Args:
+        layers: Its layers, rescaled as they are.
+        table: Constant of its token embedding.
+        samples: Calibration tokens.
+        folder: Where the model's `config.json` is.
+
+    Returns:
+        Share of the neurons' values that are not finite in fp16; 0 where nothing overflows.
+    """
+    decoder, stream = DecoderLayer(folder), embedded(samples, table)
+    lost = total = 0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for layer in layers:
+            seen = _observe(decoder, layer, stream)
+            if not layer.relu2:
+                continue
+            inputs, rows = seen.mlp.astype(np.float16), layer.up.value.astype(np.float16)
+            # Products of fp16 values, summed in f32 and stored in fp16, as GPUs do.
+            up = (inputs.astype(np.float32) @ rows.astype(np.float32).T).astype(np.float16)
+            hidden = np.square(np.maximum(up, np.float16(0)))
+            columns = layer.down.value.astype(np.float16)
+            out = (hidden.astype(np.float32) @ columns.astype(np.float32).T).astype(np.float16)
+            lost += int((~np.isfinite(hidden)).sum()) + int((~np.isfinite(out)).sum())
+            total += hidden.size + out.size
+            layer.forget()
+    return lost / total if total else 0.0

@@ -1,0 +1,70 @@
+"""The note beside a compiled model that the user keeps in a file of his own: what it was compiled from and for.
+
+NPUW reads any blob as if it were the right one, and one of another model kills the process (2026.4.1). A blob without
+its note was not finished, or comes from elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from ..model_dir import manifest
+
+__all__ = ["check", "origin", "seal"]
+
+# Where it lies and what is read beside it, not what it is.
+_NOT_COMPILED = ("BLOB_PATH", "EXPORT_BLOB", "WEIGHTS_PATH")
+
+
+def origin(model: str, device: str, driver: str | None, properties: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a blob depends on, as `check` compares it.
+
+    Args:
+        model: The model's key in the journal.
+        device: The device's full name.
+        driver: Its driver version.
+        properties: What the model is loaded with.
+    """
+    used = {key: str(value) for key, value in sorted(properties.items()) if key not in _NOT_COMPILED}
+    versions = manifest.installed_versions()
+    return {"model": model, "device": device, "driver": driver, "openvino": versions["openvino"], "properties": used}
+
+
+def check(blob: Path, wanted: Mapping[str, Any]) -> None:
+    """Refuse a blob that is not of this model on this device.
+
+    Args:
+        blob: The file; where it is missing, its folder must be there to write it.
+        wanted: From `origin`.
+
+    Raises:
+        ConfigError: Says what differs.
+    """
+    if not blob.exists():
+        if not blob.parent.is_dir():
+            raise ConfigError(f"no folder {blob.parent} to write {blob.name} to")
+        return
+    try:
+        found = json.loads(_note(blob).read_text(encoding="utf-8"))
+        different = [key for key in wanted if found[key] != wanted[key]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{blob} has no {_note(blob).name} beside it: it was not finished, or not written here; delete it"
+        ) from None
+    if different:
+        raise ConfigError(
+            f"{blob} was compiled for something else: another {', '.join(different)}; name another file or delete it"
+        )
+
+
+def seal(blob: Path, wanted: Mapping[str, Any]) -> None:
+    """Write the note of a blob that was just written."""
+    _note(blob).write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+
+
+def _note(blob: Path) -> Path:
+    return blob.with_suffix(".blob.json")

@@ -1,0 +1,239 @@
+"""What a model is loaded with, by device and by what it is for, in the types that each plugin takes.
+
+The plugins and GenAI are strict about types (`MAX_PROMPT_LEN` is an int, never "1024") and silent
+about names that another device would know, so everything goes through one function that is tested
+against the real plugins; GPU and NPU names were read from the plugins of OpenVINO 2026.4, the NPU's
+were run by emulation, the GPU's were not run at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import ConfigError, DeviceError
+from .rules import kind_of
+
+__all__ = ["DEFAULT_USE", "MemoryEstimate", "Use", "build", "check_memory", "estimate_memory"]
+
+# GenAI's own defaults on NPU, given always so that the limits are known before a prompt is run.
+NPU_PROMPT_TOKENS = 1024
+NPU_NEW_TOKENS = 128
+# Context that memory is estimated for where nobody says: a long chat.
+DEFAULT_CONTEXT_TOKENS = 4096
+# u8 with a scale and a zero point (f32) for each head's row of 128; 2 and 4 bytes without.
+KV_BYTES = {"u8": 1 + 8 / 128, "f16": 2.0, "f32": 4.0}
+PERFORMANCE_HINTS = ("FAST_COMPILE", "BEST_PERF")
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What a model is loaded for. None leaves a choice to the plugin.
+
+    Attributes:
+        prompt_tokens: Longest prompt; NPU reserves room for it, elsewhere it only counts for memory.
+        new_tokens: Longest answer; likewise.
+        kv_cache: Precision of the KV cache on CPU and GPU.
+        threads: CPU threads.
+        exact: Compute in f32 with an f32 cache: slow, to tell a rounding problem from a wrong model.
+        prefix_caching: Keep computed prompts for the next request that begins with the same text.
+        prefill_hint: NPU: `DYNAMIC` prefills in chunks, `STATIC` at once.
+        generate_hint: NPU: `BEST_PERF` or `FAST_COMPILE`.
+        chunk_tokens: NPU: tokens in a prefill chunk, a power of two.
+        blob: NPU: file of the compiled model; read if it is there, else written (ends in `.blob`).
+    """
+
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+    kv_cache: Literal["u8", "f16", "f32"] | None = None
+    threads: int | None = None
+    exact: bool = False
+    prefix_caching: bool | None = None
+    prefill_hint: Literal["DYNAMIC", "STATIC"] | None = None
+    generate_hint: Literal["FAST_COMPILE", "BEST_PERF"] | None = None
+    chunk_tokens: int | None = None
+    blob: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that no plugin takes.
+
+        Raises:
+            ConfigError: Names the field and the value found.
+        """
+        for name in ("prompt_tokens", "new_tokens", "threads", "chunk_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, found {value}")
+        if self.chunk_tokens is not None and self.chunk_tokens & (self.chunk_tokens - 1):
+            raise ConfigError(f"chunk_tokens must be a power of two, found {self.chunk_tokens}")
+        choices = {
+            "kv_cache": tuple(KV_BYTES),
+            "prefill_hint": ("DYNAMIC", "STATIC"),
+            "generate_hint": PERFORMANCE_HINTS,
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, found {value!r}")
+        if self.blob is not None and Path(self.blob).suffix != ".blob":
+            raise ConfigError(f"the file of a compiled model must end in .blob, found {Path(self.blob).name}")
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens that memory is estimated for."""
+        if self.prompt_tokens is None and self.new_tokens is None:
+            return DEFAULT_CONTEXT_TOKENS
+        return (self.prompt_tokens or 0) + (self.new_tokens or 0)
+
+
+DEFAULT_USE = Use()
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """What a loaded model needs at least.
+
+    Attributes:
+        weights_bytes: The weights as stored.
+        kv_bytes: KV cache of the context asked for.
+        context_tokens: That context.
+    """
+
+    weights_bytes: int
+    kv_bytes: int
+    context_tokens: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Weights and cache; working memory comes on top."""
+        return self.weights_bytes + self.kv_bytes
+
+
+def estimate_memory(weights_bytes: int, geometry: Mapping[str, Any], device: str, use: Use) -> MemoryEstimate:
+    """Memory for weights and KV cache.
+
+    Args:
+        weights_bytes: Size of `openvino_model.bin`.
+        geometry: The manifest's geometry.
+        device: Where it runs; the cache is u8 on CPU and GPU, f16 on NPU, where nothing else is asked for.
+        use: What for.
+    """
+    precision = "f32" if use.exact else use.kv_cache or ("f16" if kind_of(device) == "NPU" else "u8")
+    tokens = min(use.context_tokens, geometry["max_positions"])
+    if kind_of(device) == "NPU":
+        tokens = (use.prompt_tokens or NPU_PROMPT_TOKENS) + (use.new_tokens or NPU_NEW_TOKENS)
+    row = 2 * geometry["layers"] * geometry["kv_heads"] * geometry["head_dim"]
+    return MemoryEstimate(weights_bytes, int(row * KV_BYTES[precision] * tokens), tokens)
+
+
+def check_memory(need: MemoryEstimate, device: str, memory_bytes: int | None) -> None:
+    """Refuse a model that cannot fit a device.
+
+    Raises:
+        DeviceError: With both figures, and how much of it is context.
+    """
+    if memory_bytes is None or need.total_bytes <= memory_bytes:
+        return
+    raise DeviceError(
+        f"{device} has {memory_bytes / 1e9:.2f} GB; the model needs {need.weights_bytes / 1e9:.2f} GB and "
+        f"{need.kv_bytes / 1e9:.2f} GB more for a context of {need.context_tokens} tokens; "
+        "use a smaller recipe (int4), a shorter context or another device"
+    )
+
+
+def build(
+    device: str,
+    use: Use = DEFAULT_USE,
+    *,
+    emulated: bool = False,
+    cache_dir: Path | None = None,
+    largest_bytes: int | None = None,
+    max_alloc_bytes: int | None = None,
+) -> dict[str, Any]:
+    """The properties to load a model with.
+
+    Args:
+        device: `CPU`, `GPU.0`, `NPU`, ...
+        use: What the model is loaded for.
+        emulated: Run the NPU's path on CPU.
+        cache_dir: Folder for the compiled model; not used on CPU, where it saves nothing.
+        largest_bytes: Size of the largest single allocation: a weight or one layer's cache.
+        max_alloc_bytes: Largest allocation that the GPU's driver allows by default.
+
+    Raises:
+        ConfigError: The use asks for what this kind of device cannot do.
+    """
+    kind = kind_of(device)
+    _refuse_foreign(kind, device, use)
+    if kind == "NPU":
+        found = _npu(use)
+    else:
+        found = _cpu_or_gpu(use)
+        if kind == "GPU" and largest_bytes and max_alloc_bytes and largest_bytes > max_alloc_bytes:
+            found["GPU_ENABLE_LARGE_ALLOCATIONS"] = True
+    if emulated:
+        # Layers are found equal and compiled once, as for an NPU; whole, AFM-4.5B needs more than 24 GB.
+        found |= {"NPU_USE_NPUW": "YES", "NPUW_DEVICES": "CPU"}
+    if cache_dir is not None and kind != "CPU" and use.blob is None:
+        found["CACHE_DIR"] = str(cache_dir)
+    return found
+
+
+def _refuse_foreign(kind: str, device: str, use: Use) -> None:
+    npu_only = ("prefill_hint", "generate_hint", "chunk_tokens", "blob")
+    foreign = {
+        "CPU": npu_only,
+        "GPU": (*npu_only, "threads"),
+        "NPU": ("threads", "kv_cache"),
+    }.get(kind, ())
+    given = [name for name in foreign if getattr(use, name) is not None]
+    if given:
+        raise ConfigError(f"{device} does not take {', '.join(given)}")
+
+
+def _cpu_or_gpu(use: Use) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if use.threads is not None:
+        found["INFERENCE_NUM_THREADS"] = use.threads
+    if use.kv_cache is not None:
+        found["KV_CACHE_PRECISION"] = use.kv_cache
+    if use.exact:
+        found |= {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "KV_CACHE_PRECISION": use.kv_cache or "f32",
+            # Activations stay as they are: no rounding to int8 in groups.
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        }
+    if use.prefix_caching is False:
+        import openvino_genai
+
+        # On by default in GenAI; the rest is what its latency-oriented default sets.
+        scheduler = openvino_genai.SchedulerConfig()
+        scheduler.max_num_batched_tokens = 2**63 - 1
+        scheduler.enable_prefix_caching = False
+        found["scheduler_config"] = scheduler
+    return found
+
+
+def _npu(use: Use) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "MAX_PROMPT_LEN": use.prompt_tokens or NPU_PROMPT_TOKENS,
+        "MIN_RESPONSE_LEN": use.new_tokens or NPU_NEW_TOKENS,
+    }
+    if use.prefill_hint is not None:
+        found["PREFILL_HINT"] = use.prefill_hint
+    if use.generate_hint is not None:
+        found["GENERATE_HINT"] = use.generate_hint
+    if use.chunk_tokens is not None:
+        found["NPUW_LLM_PREFILL_CHUNK_SIZE"] = use.chunk_tokens
+    if use.prefix_caching is not None:
+        found["NPUW_LLM_ENABLE_PREFIX_CACHING"] = use.prefix_caching
+    if use.exact:
+        found["INFERENCE_PRECISION_HINT"] = "f32"
+    if use.blob is not None:
+        found["BLOB_PATH"] = str(use.blob)
+        if not Path(use.blob).exists():
+            found["EXPORT_BLOB"] = True
+    return found

@@ -1,0 +1,122 @@
+"""What a device cannot run, said before any work is done.
+
+The NPU compiler does not refuse a model that it cannot take: it ends the process. So the known
+limits are a table here, each with where it is documented, checked before weights are compressed and
+again before a model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import DeviceError
+from ..presets import CHANNEL_WISE, KINDS, TABLES, Recipe
+
+__all__ = ["RULES", "Rule", "check", "kind_of", "violations"]
+
+NPU_GUIDE = (
+    "https://docs.openvino.ai/2026/openvino-workflow-generative/inference-with-genai/inference-with-genai-on-npu.html"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A limit of one kind of device.
+
+    Attributes:
+        kind: Device without its number: `NPU`, `GPU`.
+        broken_by: Whether a recipe breaks the rule.
+        found: What to quote of the recipe.
+        needs: What the device takes instead.
+        source: Where the limit is documented or was reported.
+    """
+
+    kind: str
+    broken_by: Callable[[Recipe], bool]
+    found: Callable[[Recipe], str]
+    needs: str
+    source: str
+
+
+def _layers_in_backup(recipe: Recipe) -> str:
+    """Kinds of matrices of the decoder layers that are in 8 bits, as they are asked for."""
+    return ", ".join(f"{kind}=int8" for kind in KINDS if kind not in TABLES and recipe.in_backup(kind))
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "NPU",
+        lambda recipe: recipe.weight_format == "int8",
+        lambda recipe: "weight format int8",
+        "int4 symmetric weights",
+        # Accepted at construction; the first generate ends the process with an access violation.
+        "https://github.com/openvinotoolkit/openvino/issues/35641",
+    ),
+    Rule(
+        "NPU",
+        lambda recipe: recipe.weight_format == "int4" and not recipe.sym,
+        lambda recipe: "asymmetric int4",
+        "symmetric int4 (--sym)",
+        # The compiler aborts the process.
+        "https://github.com/openvinotoolkit/openvino/issues/34450",
+    ),
+    Rule(
+        "NPU",
+        lambda recipe: recipe.weight_format == "int4" and (recipe.ratio != 1.0 or _layers_in_backup(recipe) != ""),
+        lambda recipe: _layers_in_backup(recipe) or f"ratio {recipe.ratio:g}",
+        "ratio 1.0 (no mixed precision)",
+        NPU_GUIDE,
+    ),
+    Rule(
+        "NPU",
+        lambda recipe: recipe.weight_format == "int4" and recipe.group_size not in (CHANNEL_WISE, 128),
+        lambda recipe: f"group size {recipe.group_size}",
+        "group size -1 (channel-wise) or 128",
+        NPU_GUIDE,
+    ),
+    Rule(
+        "NPU",
+        lambda recipe: (
+            recipe.weight_format == "int4"
+            and recipe.backup_precision == "int8_asym"
+            and any(map(recipe.in_backup, TABLES))
+        ),
+        lambda recipe: "backup precision int8_asym",
+        "backup precision int8_sym or none",
+        NPU_GUIDE,
+    ),
+)
+ADVICE = {"NPU": "use recipe int4-npu or int4-npu-g128"}
+
+
+def kind_of(device: str) -> str:
+    """`GPU.1` is a `GPU`, `NPU-EMULATED` an `NPU`."""
+    return device.upper().partition(".")[0].partition("-")[0]
+
+
+def violations(recipe: Recipe, device: str) -> list[Rule]:
+    """The rules of a device that a recipe breaks; `AUTO` and `CPU` have none."""
+    kind = kind_of(device)
+    return [rule for rule in RULES if rule.kind == kind and rule.broken_by(recipe)]
+
+
+def check(recipe: Recipe, device: str) -> None:
+    """Refuse a recipe that a device cannot run.
+
+    Args:
+        recipe: The recipe, asked for or found in a manifest.
+        device: `CPU`, `GPU`, `GPU.0`, `NPU`, ...
+
+    Raises:
+        DeviceError: The device is known to fail on it; says what was found and what to use.
+    """
+    broken = violations(recipe, device)
+    if not broken:
+        return
+    kind = kind_of(device)
+    found = ", ".join(rule.found(recipe) for rule in broken)
+    needs = ", ".join(rule.needs for rule in broken)
+    raise DeviceError(
+        f"{device} cannot run recipe {recipe.name!r} ({found}): it needs {needs}; {ADVICE[kind]} ({broken[0].source})"
+    )

@@ -1,0 +1,137 @@
+"""From messages to tokens, with text that stays text.
+
+A chat template marks turns with control tokens, and whoever can type those can speak in the
+system's name. So control tokens inside messages are taken out before the template is rendered and
+put back, spelled in ordinary tokens, after it was tokenized. A prompt without any is tokenized in
+one piece, exactly as everywhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import GenerationError, last_line
+
+__all__ = ["Prompter", "control_tokens"]
+
+
+def control_tokens(model_dir: Path) -> dict[str, int]:
+    """Text and id of the tokens that a tokenizer recognizes whole in any text.
+
+    Args:
+        model_dir: A model directory; without `tokenizer.json` or `tokenizer_config.json` it has none.
+    """
+    found: dict[str, int] = {}
+    path = model_dir / "tokenizer_config.json"
+    if path.exists():
+        decoder = json.loads(path.read_text(encoding="utf-8")).get("added_tokens_decoder", {})
+        found |= {entry["content"]: int(index) for index, entry in decoder.items()}
+    path = model_dir / "tokenizer.json"
+    if path.exists():
+        for entry in json.loads(path.read_text(encoding="utf-8")).get("added_tokens", []):
+            found[entry["content"]] = int(entry["id"])
+    return {text: index for text, index in found.items() if len(text) > 1}
+
+
+class Prompter:
+    """Renders and tokenizes prompts of one model.
+
+    Args:
+        tokenizer: GenAI's tokenizer.
+        model_dir: Its model directory.
+    """
+
+    def __init__(self, tokenizer: Any, model_dir: Path) -> None:
+        self._tokenizer = tokenizer
+        self._controls = control_tokens(model_dir)
+        longest_first = sorted(self._controls, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self.has_template = bool(tokenizer.chat_template)
+        self.template_knows_tools = "tools" in (tokenizer.chat_template or "")
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
+        """Tokens of a conversation, the beginning of the answer's turn included.
+
+        Raises:
+            GenerationError: There is no template, or it cannot render these messages.
+        """
+        if not self.has_template:
+            raise GenerationError("this model has no chat template; use /v1/completions")
+        import openvino_genai
+
+        hidden: list[str] = []
+        nonce = secrets.token_hex(8)
+        safe = self._hide([dict(message) for message in messages], nonce, hidden)
+        options = self._hide(dict(template_options or {}), nonce, hidden)
+        given = self._hide([dict(tool) for tool in tools], nonce, hidden) if tools else None
+        try:
+            text = str(
+                self._tokenizer.apply_chat_template(
+                    openvino_genai.ChatHistory(safe), add_generation_prompt=True, tools=given, extra_context=options
+                )
+            )
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise GenerationError(
+                f"the chat template cannot render these messages: {_reveal(last_line(error), nonce, hidden)}"
+            ) from error
+        tokens: list[int] = []
+        for piece in re.split(f"({nonce}x[0-9]+x)", text):
+            if piece.startswith(nonce):
+                tokens += self._spell(hidden[int(piece.split("x")[1])])
+            elif piece:
+                tokens += self.encode(piece, special=False)
+        return tokens
+
+    def text(self, prompt: str, *, special: bool = True) -> list[int]:
+        """Tokens of plain text; control tokens in it are what they are."""
+        begin = self._tokenizer.get_bos_token()
+        return self.encode(prompt, special=special and not (begin and prompt.startswith(begin)))
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Tokens of text, with or without the tokens that the tokenizer puts around it."""
+        if not text:
+            return []
+        ids = self._tokenizer.encode(text, add_special_tokens=special).input_ids
+        return [int(each) for each in ids.data.reshape(-1)]
+
+    def _hide(self, value: Any, nonce: str, hidden: list[str]) -> Any:
+        """The same structure with control tokens replaced by numbered marks."""
+        if isinstance(value, str):
+            if self._pattern is None:
+                return value
+
+            def mark(match: re.Match[str]) -> str:
+                hidden.append(match[0])
+                return f"{nonce}x{len(hidden) - 1}x"
+
+            return self._pattern.sub(mark, value)
+        if isinstance(value, Mapping):
+            return {self._hide(key, nonce, hidden): self._hide(each, nonce, hidden) for key, each in value.items()}
+        if isinstance(value, list):
+            return [self._hide(each, nonce, hidden) for each in value]
+        return value
+
+    def _spell(self, text: str) -> list[int]:
+        """A control token's text in ordinary tokens."""
+        for cut in range(1, len(text)):
+            tokens = self.encode(text[:cut], special=False) + self.encode(text[cut:], special=False)
+            if not self._is_control(tokens):
+                return tokens
+        return []
+
+    def _is_control(self, tokens: Iterable[int]) -> bool:
+        return any(token in self._controls.values() for token in tokens)
+
+
+def _reveal(text: str, nonce: str, hidden: Sequence[str]) -> str:
+    return re.sub(f"{nonce}x([0-9]+)x", lambda match: hidden[int(match[1])], text)

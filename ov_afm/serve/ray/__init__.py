@@ -1,0 +1,1 @@
+"""The server on several machines, with Ray Serve."""

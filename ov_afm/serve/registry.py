@@ -1,0 +1,125 @@
+"""The models on offer: a table from the names that clients use to engines, loaded when they are needed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .batching import EngineSpec
+from .engine import Engine
+from .errors import WireError
+
+__all__ = ["Limits", "Models", "models_for"]
+
+logger = logging.getLogger(__name__)
+LONGEST_NAME = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of the service.
+
+    Attributes:
+        max_queue: Requests that may wait for a slot.
+        request_timeout_s: Longest time for a request.
+        grace_s: Time that running requests get to finish when the server is told to end.
+        idle_unload_s: Seconds after which an unused model is unloaded; None keeps it.
+    """
+
+    max_queue: int = 64
+    request_timeout_s: float = 600
+    grace_s: float = 30
+    idle_unload_s: float | None = None
+
+
+def models_for(specs: Mapping[str, EngineSpec], limits: Limits) -> Models:
+    """The table of what is to be served; nothing is started."""
+    engines = {
+        name: Engine(spec, max_queue=limits.max_queue, request_timeout_s=limits.request_timeout_s)
+        for name, spec in specs.items()
+    }
+    return Models(engines, idle_unload_s=limits.idle_unload_s)
+
+
+class Models:
+    """Engines by name.
+
+    Args:
+        engines: Name to engine, none started; the first is the default.
+        idle_unload_s: Seconds without a request after which an engine is stopped; None keeps it.
+    """
+
+    def __init__(self, engines: Mapping[str, Engine], *, idle_unload_s: float | None = None) -> None:
+        self.engines = dict(engines)
+        self.created = int(time.time())
+        self._idle_unload_s = idle_unload_s
+        self._janitor: asyncio.Task[None] | None = None
+        # A model must not be asked for while it is being unloaded.
+        self._loading = asyncio.Lock()
+
+    @property
+    def lazy(self) -> bool:
+        """Whether models are loaded on first use: when there are several, or they are unloaded."""
+        return len(self.engines) > 1 or self._idle_unload_s is not None
+
+    def start(self) -> None:
+        """Load the only model, or begin to watch for idle ones."""
+        if not self.lazy:
+            next(iter(self.engines.values())).start()
+        if self._idle_unload_s is not None:
+            self._janitor = asyncio.create_task(self._unload_idle(self._idle_unload_s))
+
+    async def stop(self) -> None:
+        """End all engines."""
+        if self._janitor:
+            self._janitor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._janitor
+        await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
+
+    def resolve(self, name: str | None) -> str:
+        """The name of a model on offer; a request without one means the first.
+
+        Raises:
+            WireError: There is no such model.
+        """
+        if name is None:
+            return next(iter(self.engines))
+        if name not in self.engines:
+            known = ", ".join(self.engines)
+            message = f"no model {name[:LONGEST_NAME]!r} here; there are: {known}"
+            raise WireError(404, message, param="model", code="model_not_found")
+        return name
+
+    async def engine(self, name: str) -> Engine:
+        """A model's engine, loaded now if models are loaded on first use."""
+        engine = self.engines[name]
+        engine.last_used = time.monotonic()
+        async with self._loading:
+            if self.lazy and engine.state == "stopped":
+                engine.start()
+        if self.lazy and engine.state == "loading":
+            await engine.ready()
+        return engine
+
+    def status(self) -> tuple[bool, str]:
+        """Whether requests are taken, and the word for it."""
+        states = [engine.state for engine in self.engines.values()]
+        if self.lazy:
+            bad = [state for state in states if state == "dead"]
+            return (not bad, "dead" if bad else "ok")
+        return states[0] == "ready", "ok" if states[0] == "ready" else states[0]
+
+    async def _unload_idle(self, idle_s: float) -> None:
+        while True:
+            await asyncio.sleep(min(idle_s, 1.0))
+            for name, engine in self.engines.items():
+                async with self._loading:
+                    quiet = engine.state == "ready" and not engine.running and not engine.waiting
+                    if quiet and time.monotonic() - engine.last_used >= idle_s:
+                        logger.info("unloading %s after %g s without a request", name, idle_s)
+                        await engine.stop()

@@ -1,0 +1,229 @@
+"""What an answer must look like: response formats and tool calls, both ways.
+
+A model that calls a function writes `<tool_call>`, a JSON object and `</tool_call>`, as Hermes did
+first. The grammar makes sure of it; this module says which grammar, tells models whose template
+does not know tools about them, and reads calls out of a stream as they appear.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .errors import WireError
+from .grammar import CALL_END
+from .protocol import ChatRequest, Message, NamedTool, ResponseFormat, Tool
+
+__all__ = ["CallReader", "form_of", "messages_for", "tools_for"]
+
+LONGEST_SCHEMA = 64 * 1024
+# A grammar grows with these, and so does the time in which nobody else is served.
+MOST_REPETITIONS = 2048
+REPETITIONS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+BEGIN = "<tool_call>"
+HEAD = re.compile(r'<tool_call>\s*\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')
+LONGEST_HEAD = 400
+INSTRUCTION = (
+    "You may call functions. These are their signatures:\n<tools>\n{tools}\n</tools>\n"
+    "To call one, answer with its name and arguments as JSON within tags:\n"
+    '<tool_call>\n{{"name": "NAME", "arguments": {{...}}}}\n</tool_call>'
+)
+
+
+def form_of(request: ChatRequest) -> dict[str, Any] | None:
+    """The form that a request asks for; see `grammar.structured_output`. None for free text.
+
+    Raises:
+        WireError: The request contradicts itself or its schema is too large.
+    """
+    tools = tools_for(request)
+    wanted = request.response_format
+    structured = wanted is not None and wanted.type != "text"
+    if not tools:
+        return _schema_form(wanted) if wanted is not None and structured else None
+    if structured:
+        raise WireError(400, "response_format and tools exclude each other; choose one", param="response_format")
+    offered = [{"name": tool.function.name, "parameters": _parameters(tool)} for tool in tools]
+    required = request.tool_choice == "required" or isinstance(request.tool_choice, NamedTool)
+    if isinstance(request.tool_choice, NamedTool):
+        name = request.tool_choice.function.name
+        offered = [tool for tool in offered if tool["name"] == name]
+        if not offered:
+            raise WireError(400, f"tool_choice names {name!r}, which is not among the tools", param="tool_choice")
+    return {"tools": offered, "required": required, "once": request.parallel_tool_calls is False}
+
+
+def tools_for(request: ChatRequest) -> list[Tool]:
+    """The tools that the model may call."""
+    if request.tool_choice == "none" or not request.tools:
+        if request.tool_choice not in (None, "none", "auto"):
+            raise WireError(400, "tool_choice needs tools", param="tool_choice")
+        return []
+    return request.tools
+
+
+def _parameters(tool: Tool) -> dict[str, Any]:
+    schema = tool.function.parameters or {}
+    _check_schema(schema, "tools")
+    # Arguments are an object, whatever else the schema leaves open.
+    return {"type": "object", **schema}
+
+
+def _schema_form(wanted: ResponseFormat) -> dict[str, Any]:
+    if wanted.type == "json_object":
+        return {"json_schema": '{"type": "object"}'}
+    if wanted.json_schema is None or wanted.json_schema.schema_ is None:
+        message = "response_format of type json_schema needs json_schema.schema"
+        raise WireError(400, message, param="response_format")
+    _check_schema(wanted.json_schema.schema_, "response_format")
+    return {"json_schema": json.dumps(wanted.json_schema.schema_)}
+
+
+def _check_schema(schema: Mapping[str, Any], param: str) -> None:
+    size = len(json.dumps(schema))
+    if size > LONGEST_SCHEMA:
+        raise WireError(400, f"the schema has {size} characters, {LONGEST_SCHEMA} are allowed", param=param)
+    waiting: list[Any] = [schema]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, list):
+            waiting += node
+        elif isinstance(node, dict):
+            waiting += node.values()
+            for key in REPETITIONS:
+                count = node.get(key)
+                if isinstance(count, (int, float)) and count > MOST_REPETITIONS:
+                    raise WireError(400, f"{key} is {count}, at most {MOST_REPETITIONS} is allowed", param=param)
+
+
+def messages_for(request: ChatRequest, *, template_knows_tools: bool) -> list[dict[str, Any]]:
+    """The messages as a chat template takes them.
+
+    Raises:
+        WireError: A message has parts that are not text.
+    """
+    rendered = [_message(message, index, template_knows_tools) for index, message in enumerate(request.messages)]
+    tools = tools_for(request)
+    if tools and not template_knows_tools:
+        lines = "\n".join(json.dumps(tool.function.model_dump(exclude_none=True)) for tool in tools)
+        text = INSTRUCTION.format(tools=lines)
+        if rendered[0]["role"] == "system":
+            rendered[0]["content"] = f"{rendered[0]['content']}\n\n{text}"
+        else:
+            rendered.insert(0, {"role": "system", "content": text})
+    return rendered
+
+
+def _message(message: Message, index: int, template_knows_tools: bool) -> dict[str, Any]:
+    role = {"developer": "system", "function": "tool"}.get(message.role, message.role)
+    content = _text(message, index)
+    if template_knows_tools:
+        fields: dict[str, Any] = {"role": role, "content": content}
+        if message.name is not None:
+            fields["name"] = message.name
+        if message.tool_call_id is not None:
+            fields["tool_call_id"] = message.tool_call_id
+        if message.tool_calls:
+            fields["tool_calls"] = [
+                {"type": "function", "function": {"name": name, "arguments": arguments}}
+                for name, arguments in _calls(message)
+            ]
+        return fields
+    if role == "tool":
+        return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
+    for name, arguments in _calls(message):
+        call = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+        content += f"{BEGIN}\n{call}\n</tool_call>"
+    return {"role": role, "content": content}
+
+
+def _text(message: Message, index: int) -> str:
+    if message.content is None:
+        if message.role != "assistant" or not message.tool_calls:
+            where = f"messages.{index}.content"
+            raise WireError(400, f"{where} is missing; only an assistant's tool calls have none", param=where)
+        return ""
+    if isinstance(message.content, str):
+        return message.content
+    for number, part in enumerate(message.content):
+        if part.type not in ("text", "refusal") or part.text is None:
+            where = f"messages.{index}.content.{number}"
+            raise WireError(
+                400, f"{where}: this model reads text only, found a part of type {part.type!r}", param=where
+            )
+    return "".join(part.text or "" for part in message.content)
+
+
+def _calls(message: Message) -> Iterator[tuple[str, Any]]:
+    for call in message.tool_calls or []:
+        try:
+            arguments = json.loads(call.function.arguments)
+        except ValueError:
+            arguments = call.function.arguments
+        yield call.function.name, arguments
+
+
+class CallReader:
+    """Separates tool calls from text in a stream of pieces; gives deltas as the wire has them."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self._held = ""
+        self._within = False
+
+    def push(self, text: str) -> list[dict[str, Any]]:
+        """Add text; returns the deltas that became certain."""
+        self._held += text
+        deltas: list[dict[str, Any]] = []
+        while True:
+            before = (self._held, self._within)
+            deltas += self._arguments() if self._within else self._content()
+            if before == (self._held, self._within):
+                return deltas
+
+    def finish(self) -> list[dict[str, Any]]:
+        """What was still held back at the end of the answer."""
+        rest, self._held = self._held, ""
+        if not rest or (self.calls and not self._within and not rest.strip()):
+            return []
+        return [self._call(arguments=rest)] if self._within else [{"content": rest}]
+
+    def _content(self) -> list[dict[str, Any]]:
+        place = self._held.find(BEGIN)
+        if place < 0:
+            keep = _overlap(self._held, BEGIN)
+            text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        else:
+            text, self._held = self._held[:place], self._held[place:]
+        deltas = [{"content": text}] if text and not (self.calls and not text.strip()) else []
+        if place >= 0 and (head := HEAD.match(self._held)):
+            self._held, self._within = self._held[head.end() :], True
+            deltas.append(self._call(name=json.loads(head[1])))
+            self.calls += 1
+        elif place >= 0 and len(self._held) > LONGEST_HEAD:
+            deltas.append({"content": self._held[: len(BEGIN)]})
+            self._held = self._held[len(BEGIN) :]
+        return deltas
+
+    def _arguments(self) -> list[dict[str, Any]]:
+        place = self._held.find(CALL_END)
+        if place < 0:
+            place = len(self._held) - _overlap(self._held, CALL_END)
+            text, self._held = self._held[:place], self._held[place:]
+        else:
+            text, self._held, self._within = self._held[:place], self._held[place + len(CALL_END) :], False
+        return [self._call(arguments=text)] if text else []
+
+    def _call(self, *, name: str | None = None, arguments: str = "") -> dict[str, Any]:
+        if name is None:
+            return {"tool_calls": [{"index": self.calls - 1, "function": {"arguments": arguments}}]}
+        entry = {"index": self.calls, "id": f"call_{secrets.token_hex(12)}", "type": "function"}
+        return {"tool_calls": [{**entry, "function": {"name": name, "arguments": ""}}]}
+
+
+def _overlap(text: str, end: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `end`."""
+    return next((size for size in range(min(len(text), len(end) - 1), 0, -1) if end.startswith(text[-size:])), 0)

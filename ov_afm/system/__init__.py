@@ -1,0 +1,1 @@
+"""Processes, disk, memory and the terminal."""

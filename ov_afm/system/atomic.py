@@ -1,0 +1,162 @@
+"""Make a directory whole or not at all.
+
+Work happens in a hidden sibling, `.NAME.PID.partial`, and is renamed to its final name when it is
+finished; a rename within one folder is atomic. A lock that the operating system drops with the
+process keeps a second writer out, so what a killed run left behind is recognised and cleared. The
+name is each process's own, so that a child that outlives a killed run by a moment writes nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from ..errors import ConfigError, OVAFMError
+
+__all__ = ["disk_full_as_error", "staging"]
+
+NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+# Less free than this when a native writer fails is a full disk.
+FULL_BYTES = 1_000_000
+
+
+@contextmanager
+def staging(output: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty work directory that becomes `output` when the block ends without an exception.
+
+    Args:
+        output: Final directory. It must not exist, or be empty, unless `replace`.
+        replace: Put the new directory in the place of an existing one.
+
+    Raises:
+        ConfigError: `output` is a file or a directory that must not be replaced, or cannot be created.
+        OVAFMError: Another process is writing `output`.
+    """
+    output = output.resolve()
+    _check_target(output, replace)
+    new_parents = [folder for folder in output.parents if not folder.exists()]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        lock = _lock(output.with_name(f".{output.name}.lock"))
+    except OSError as error:
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise ConfigError(f"cannot write to {output.parent} ({reason}); choose another output directory") from error
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    old = output.with_name(f".{output.name}.old")
+    try:
+        _clear_leftovers(output, old)
+        _check_target(output, replace)
+        partial.mkdir()
+        yield partial
+        _put_in_place(partial, output, old)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        _unlock(lock)
+        # What holds the output, or anything else by now, stays.
+        with contextlib.suppress(OSError):
+            for folder in new_parents:
+                folder.rmdir()
+
+
+def _clear_leftovers(output: Path, old: Path) -> None:
+    """Undo what a killed run left: put back the directory that it was about to replace, delete the rest."""
+    if old.exists() and not output.exists():
+        old.rename(output)
+    for leftover in (old, *output.parent.glob(f".{glob.escape(output.name)}.*.partial")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, output: Path, old: Path) -> None:
+    replaced = output.exists()
+    if replaced:
+        output.rename(old)
+    try:
+        partial.rename(output)
+    except OSError:
+        if replaced:
+            old.rename(output)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_target(output: Path, replace: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output} is a file; choose another output directory")
+    if not output.exists() or not any(output.iterdir()):
+        return
+    if not replace:
+        raise ConfigError(f"{output} is not empty; choose another output directory, or replace it with --force")
+    if output == Path.home().resolve() or output in (Path.cwd(), *Path.cwd().parents):
+        raise ConfigError(
+            f"{output} holds your home or the current folder and will not be replaced; choose another directory"
+        )
+
+
+def _lock(path: Path) -> IO[bytes]:
+    while True:
+        handle = path.open("a+b")
+        try:
+            _lock_file(handle)
+        except OSError as error:
+            handle.close()
+            name = path.name[1 : -len(".lock")]
+            raise OVAFMError(
+                f"another process is writing {path.with_name(name)}; wait for it, or choose another output directory"
+            ) from error
+        # The last holder may have removed the file between our open and our lock.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                return handle
+        handle.close()
+
+
+def _unlock(handle: IO[bytes]) -> None:
+    if sys.platform != "win32":
+        Path(handle.name).unlink(missing_ok=True)
+    handle.close()
+    if sys.platform == "win32":
+        with contextlib.suppress(OSError):
+            Path(handle.name).unlink()
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock_file(handle: IO[bytes]) -> None:
+        msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _lock_file(handle: IO[bytes]) -> None:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def disk_full_as_error(folder: Path) -> Iterator[None]:
+    """Turn "no space left" into one line with the figure.
+
+    Native writers do not say why they failed: a `RuntimeError` on a full disk is taken for that too.
+
+    Raises:
+        OVAFMError: The disk that holds `folder` is full.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        free = shutil.disk_usage(folder).free
+        if getattr(error, "errno", None) not in NO_SPACE and (isinstance(error, OSError) or free > FULL_BYTES):
+            raise
+        # A staging or work folder is not a name that the user knows.
+        hidden = (p.parent for p in (folder, *folder.parents) if p.name.endswith(".partial") or p.name[:7] == "ov_afm-")
+        place = next(hidden, folder)
+        raise OVAFMError(
+            f"the disk that holds {place} is full ({free / 1e6:.0f} MB free); free some space or use another folder"
+        ) from error

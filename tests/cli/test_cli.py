@@ -1,0 +1,179 @@
+"""The command line: quick, one line for every error, results apart from messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ov_afm import __version__, cli
+from ov_afm.errors import ConfigError, ExportError
+from ov_afm.system import console
+
+SCRIPT = Path(sys.executable).with_name("ov-afm")
+
+
+def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def test_help_lists_every_verb_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for verb, (_, summary) in cli.COMMANDS.items():
+        assert any(line.split() == [verb, *summary.split()] for line in out.splitlines())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the script is ov-afm.exe there")
+def test_help_takes_less_than_half_a_second() -> None:
+    """Processor time, because other work on the machine must not fail a test."""
+
+    def seconds() -> float:
+        process = psutil.Popen([str(SCRIPT), "--help"], stdout=subprocess.DEVNULL)
+        before = os.times()
+        assert process.wait(30) == 0
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    assert statistics.median(seconds() for _ in range(5)) < 0.5
+
+
+def test_no_arguments_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert capsys.readouterr() == ("", cli.usage())
+
+
+def test_unknown_verb_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["exprot"]) == 2
+    assert capsys.readouterr().err == f"ov-afm: error: no command 'exprot'; there are {', '.join(cli.COMMANDS)}\n"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ov-afm {__version__}\n"
+
+
+def test_module_is_the_command() -> None:
+    result = run("-m", "ov_afm", "--help")
+    assert (result.returncode, result.stdout, result.stderr) == (0, cli.usage(), "")
+
+
+@pytest.mark.parametrize("verb", list(cli.COMMANDS))
+def test_every_verb_runs_as_a_module_without_a_warning(verb: str) -> None:
+    result = run("-W", "default::RuntimeWarning", "-m", cli.COMMANDS[verb][0], "--help")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert result.stdout.startswith(f"usage: ov-afm {verb} ")
+
+
+@pytest.mark.parametrize("verb", ["export", "compress", "info", "synth"])
+def test_unknown_option_is_wrong_usage(verb: str) -> None:
+    result = run("-m", "ov_afm", verb, "--no-such-option")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.splitlines()[-1].startswith(f"ov-afm {verb}: error: ")
+
+
+def test_error_is_one_line_and_status_1(tmp_path: Path) -> None:
+    result = run("-m", "ov_afm", "info", str(tmp_path / "none"))
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr == f"ov-afm: error: no such model directory: {tmp_path / 'none'}\n"
+
+
+def test_reader_that_leaves_is_no_error(tiny_model: Path) -> None:
+    command = f"'{sys.executable}' -m ov_afm info --json '{tiny_model}'"
+    program = f"import subprocess; p = subprocess.Popen({command!r}, shell=True, stdout=-1, stderr=-1)"
+    program += "; p.stdout.close(); print(p.stderr.read().decode(), p.wait())"
+    assert run("-c", program).stdout.split() == ["0"]
+
+
+@console.command
+def failing(argv: object = None) -> int:
+    """Raise what the test asks for."""
+    raise argv  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ExportError("two\nlines  of text"), 1, "ov-afm: error: two lines of text\n"),
+        (ConfigError("no"), 1, "ov-afm: error: no\n"),
+        (KeyboardInterrupt(), 130, "ov-afm: interrupted\n"),
+    ],
+    ids=["own-error", "configuration", "interrupt"],
+)
+def test_exit_status(error: BaseException, status: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert failing(error) == status  # type: ignore[arg-type]
+    assert capsys.readouterr().err == message
+
+
+def test_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        failing(ZeroDivisionError())  # type: ignore[arg-type]
+
+
+def test_progress_is_silent_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    with console.Progress() as progress, progress.step("working", total=10, unit="B") as advance:
+        advance(4)
+        advance(to=10, total=10)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_progress_on_a_terminal_shows_share_amount_and_time_left() -> None:
+    import pty
+
+    main, secondary = pty.openpty()
+    program = (
+        "import time\nfrom ov_afm.system.console import Progress\n"
+        "with Progress() as bars, bars.step('hashing', total=4_000_000, unit='B') as advance:\n"
+        "    for _ in range(4): advance(1_000_000); time.sleep(0.15)\n"
+    )
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "110", "PYTHONUTF8": "1"}
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=secondary, env=environment)
+    os.close(secondary)
+    drawn = b""
+    while True:
+        try:
+            block = os.read(main, 65536)
+        except OSError:
+            break
+        if not block:
+            break
+        drawn += block
+    os.close(main)
+    assert process.wait(10) == 0
+    text = drawn.decode()
+    assert "hashing" in text
+    assert "100%" in text
+    assert "4.0 MB" in text
+    assert "left" in text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (9.24e9, "9.24 GB"),
+        (999_999_999, "1000.0 MB"),
+        (2e12, "2000.00 GB"),
+    ],
+)
+def test_sizes_for_people(count: float, text: str) -> None:
+    assert console.human_bytes(count) == text
+
+
+def test_json_goes_to_standard_output_alone(tiny_model: Path) -> None:
+    result = run("-m", "ov_afm", "info", "--json", str(tiny_model))
+    assert json.loads(result.stdout)["recipe"]["name"] == "int8"
+    assert result.stderr == ""

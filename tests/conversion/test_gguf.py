@@ -1,0 +1,405 @@
+"""GGUF files become checkpoints: same weights, same logits, same token ids."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from support import tiny
+
+from ov_afm.conversion import sources
+from ov_afm.conversion.gguf import weights as ours
+from ov_afm.conversion.gguf.tokenizer import PRE_TOKENIZERS, write_tokenizer
+from ov_afm.errors import SourceError
+
+TEXTS = [
+    "Hello, world! It's 2026-11-22, isn't it?",
+    "def f(x):\n    return x ** 2  # 12345\n\n\n\ttabs  and   runs",
+    "Žluťoučký kůň 你好，世界 🙂👩‍👩‍👧 ½ Ⅷ ²",
+    "<|im_start|>user\nWhat?<|im_end|>\n",
+    " leading and trailing ",
+    "  7 \t 12  34\t\t5  x ½ -- $5.00, 1234567",
+    "\r\n\r\n windows\r\n",
+]
+NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "mlp.gate_proj": "ffn_gate",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+Writer = Any
+
+
+def write_gguf(
+    checkpoint: Path, path: Path, quantization: str = "F32", change: Callable[[Writer], None] | None = None
+) -> Path:
+    """What llama.cpp's converter makes of a llama or arcee checkpoint (conversion/llama.py and arcee.py there)."""
+    import gguf
+    from safetensors.torch import load_file
+
+    config = json.loads((checkpoint / "config.json").read_text())
+    arch, rope = config["model_type"], config["rope_parameters"]
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_license("apache-2.0")
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    add_tokenizer(writer, checkpoint)
+    for name, tensor in load_file(checkpoint / "model.safetensors").items():
+        data = tensor.float().numpy()
+        stem = name.removesuffix(".weight")
+        if stem in OUTER:
+            new = f"{OUTER[stem]}.weight"
+        else:
+            _, _, layer, part = stem.split(".", 3)
+            new = f"blk.{layer}.{NAMES[part]}.weight"
+            if part in ("self_attn.q_proj", "self_attn.k_proj"):
+                heads = config["num_attention_heads" if "q_proj" in part else "num_key_value_heads"]
+                data = data.reshape(heads, 2, len(data) // heads // 2, -1).swapaxes(1, 2).reshape(data.shape)
+        kind = gguf.GGMLQuantizationType[quantization if data.ndim > 1 else "F32"]
+        writer.add_tensor(new, gguf.quants.quantize(np.ascontiguousarray(data), kind), raw_dtype=kind)
+    if change:
+        change(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def add_tokenizer(writer: Writer, checkpoint: Path) -> None:
+    fields = json.loads((checkpoint / "tokenizer.json").read_text())
+    vocabulary = fields["model"]["vocab"]
+    special = {token["content"] for token in fields["added_tokens"]}
+    tokens = sorted(vocabulary, key=vocabulary.get)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token in special else 1 for token in tokens])
+    writer.add_token_merges([" ".join(merge) for merge in fields["model"]["merges"]])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(2)
+    writer.add_chat_template(tiny.CHAT_TEMPLATE)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Conversions of this module go to a cache of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OV_AFM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def logits(folder: Path, ids: list[int]) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0]
+
+
+PROMPT = [(7 * i) % 500 + 3 for i in range(300)]  # beyond the tiny model's 128 positions before YaRN
+
+
+def test_arcee_gguf_gives_the_logits_of_its_source(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = sources.resolve(write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf"))
+    assert (source.kind, source.id, source.license) == ("gguf", "tiny.gguf", "apache-2.0")
+    assert [path.name for path in source.weights] == ["tiny.gguf"]
+    assert logits(source.path, PROMPT).equal(logits(tiny_checkpoint, PROMPT))
+
+
+def test_quantized_arcee_gguf_stays_within_its_steps(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+    from safetensors.torch import load_file as load_torch
+
+    source = sources.resolve(write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf", "Q8_0"))
+    found = load_file(source.path / "model.safetensors")
+    for name, tensor in load_torch(tiny_checkpoint / "model.safetensors").items():
+        blocks = tensor.float().numpy().reshape(-1, 32)
+        # Half a step, and what storing the step as float16 adds.
+        bound = np.abs(blocks).max(axis=1, keepdims=True) / 127 * (0.5 + 127 * 2**-11) + 1e-6
+        assert (np.abs(found[name].reshape(-1, 32) - blocks) <= bound).all(), name
+    assert distance(source.path, tiny_checkpoint) < 0.1
+
+
+def distance(folder: Path, reference: Path) -> float:
+    """Root mean square of the logits' difference, relative to the logits."""
+    wanted = logits(reference, PROMPT)
+    return float((logits(folder, PROMPT) - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize(("stored", "dtype"), [("BF16", "bfloat16"), ("F16", "float16"), ("Q8_0", "float16")])
+def test_large_model_takes_half_the_space(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, dtype: str
+) -> None:
+    monkeypatch.setattr(ours, "EXACT_UP_TO", 1000)
+    monkeypatch.setattr(ours, "CHUNK", 1000)
+    path = write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf", stored)
+    ours.convert(path, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == dtype
+    # The source is bfloat16 of moderate size: float16 holds it but for subnormals, bfloat16 exactly.
+    assert distance(tmp_path, tiny_checkpoint) <= {"BF16": 0.0, "F16": 1e-4, "Q8_0": 0.1}[stored]
+
+
+def test_tokenizer_and_template_are_those_of_the_source(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    source = sources.resolve(write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf"))
+    wanted, found = AutoTokenizer.from_pretrained(tiny_checkpoint), AutoTokenizer.from_pretrained(source.path)
+    for text in TEXTS:
+        assert found(text).input_ids == wanted(text).input_ids
+        assert found.decode(found(text).input_ids) == text
+    assert found.chat_template == tiny.CHAT_TEMPLATE
+    assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (0, 2, 2)
+    assert found.all_special_ids == wanted.all_special_ids
+    assert json.loads((source.path / "generation_config.json").read_text())["eos_token_id"] == 2
+
+
+def test_conversion_is_kept_until_the_file_changes(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf")
+    first = sources.resolve(path).path
+    stamp = (first / "model.safetensors").stat().st_mtime_ns
+    assert (sources.resolve(path).path / "model.safetensors").stat().st_mtime_ns == stamp
+    write_gguf(tiny_checkpoint, path, "Q8_0")
+    assert sources.resolve(path).path != first
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "pieces"),
+    [
+        ("gpt-2", "It's 12345 ok,  x\n\ny", "It 's Ġ12345 Ġok , Ġ Ġx Ċ Ċ y"),
+        ("smollm", "It's 12345 ok,  x\n\ny", "It 's Ġ 1 2 3 4 5 Ġok , Ġ Ġx Ċ Ċ y"),
+        ("qwen2", "It'S 12345 ok,  x\n\ny", "It 'S Ġ 1 2 3 4 5 Ġok , Ġ Ġx ĊĊ y"),
+        ("llama-bpe", "It'S 12345 ok,  x\n\ny", "It 'S Ġ 123 45 Ġok , Ġ Ġx ĊĊ y"),
+        ("llama-bpe", "(foo) bar.\n\n!?", "(foo ) Ġbar .ĊĊ !?"),
+        ("default", "a 12345 $x=1", "a Ġ 123 45 Ġ $ x = 1"),
+    ],
+)
+def test_text_is_cut_as_llama_cpp_cuts_it(
+    tiny_checkpoint: Path, tmp_path: Path, pre: str, text: str, pieces: str
+) -> None:
+    from tokenizers import Tokenizer
+
+    path = write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf", change=override("tokenizer.ggml.pre", pre))
+    tokenizer = Tokenizer.from_file(str(sources.resolve(path).path / "tokenizer.json"))
+    assert [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)] == pieces.split(" ")
+    # Llama 3 starts every text with BOS; the others do not unless the file says so.
+    assert (tokenizer.encode(text).ids[0] == 0) == (pre == "llama-bpe")
+    assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=True) == text
+
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+# As in src/llama-vocab.cpp of ggml-org/llama.cpp, where each rule cuts what the one before left.
+SEQUENCES = {
+    "gpt-2": [GPT2],
+    "smollm": [r"\p{N}", GPT2],
+    "default": [r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
+}
+
+
+@pytest.mark.parametrize("pre", SEQUENCES)
+@hypothesis.settings(max_examples=500, deadline=None, database=None)
+@hypothesis.given(
+    text=st.text(st.sampled_from("  \t\n\r\u00a0\u3000aZé你'sdlm0123½Ⅷ²+$<^~|`.,-_(¢🙂\u0301"), max_size=24)
+)
+def test_one_expression_cuts_as_llama_cpps_sequence_does(pre: str, text: str) -> None:
+    from tokenizers import Regex, pre_tokenizers
+
+    sequence = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(rule), "isolated") for rule in SEQUENCES[pre]])
+    single = pre_tokenizers.Split(Regex(PRE_TOKENIZERS[pre]), "isolated")
+    assert single.pre_tokenize_str(text) == sequence.pre_tokenize_str(text)
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "qwen2", "llama-bpe", "default"])
+def test_openvino_tokenizes_as_the_converted_tokenizer_does(tiny_checkpoint: Path, tmp_path: Path, pre: str) -> None:
+    import openvino
+    from openvino_tokenizers import convert_tokenizer
+    from transformers import AutoTokenizer
+
+    path = write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf", change=override("tokenizer.ggml.pre", pre))
+    tokenizer = AutoTokenizer.from_pretrained(sources.resolve(path).path)
+    compiled = openvino.compile_model(convert_tokenizer(tokenizer), "CPU")
+    for text in TEXTS:
+        assert compiled([text])["input_ids"][0].tolist() == tokenizer(text).input_ids, text
+
+
+def test_large_vocabulary_is_read_in_seconds(tmp_path: Path) -> None:
+    letters = [chr(0x100 + index) for index in range(200)]
+    pairs = [(first, second) for first in letters for second in letters]
+    fields = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": letters + ["".join(pair) for pair in pairs],
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in pairs],
+    }
+    start = time.monotonic()
+    write_tokenizer(tmp_path, fields, "large.gguf", 1024)
+    assert time.monotonic() - start < 10
+
+
+def llama(path: Path, **rope: Any) -> Path:
+    """A random llama checkpoint with the tiny tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    changes = {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default", **rope}, "hidden_act": "silu"}
+    model = LlamaForCausalLM(LlamaConfig(**{**tiny.ARCEE, **changes}))
+    model.save_pretrained(path)
+    tiny.write_tokenizer(path)
+    return path
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def test_llama3_rope_comes_back_from_its_factors(tmp_path: Path) -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    from transformers.models.llama.modeling_llama import LlamaConfig
+
+    checkpoint = llama(tmp_path / "llama", **LLAMA3, rope_theta=500000.0)
+    config = LlamaConfig.from_pretrained(checkpoint)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    plain = 500000.0 ** -(np.arange(0, 16, 2, dtype=np.float32) / 16)
+    factors = (plain / scaled.numpy()).astype(np.float32)
+    path = write_gguf(checkpoint, tmp_path / "llama.gguf", change=lambda w: w.add_tensor("rope_freqs.weight", factors))
+    source = sources.resolve(path)
+    assert {**source.config["rope_parameters"], "rope_theta": 0} == {**LLAMA3, "rope_theta": 0}
+    assert logits(source.path, PROMPT).equal(logits(checkpoint, PROMPT))
+    other = write_gguf(
+        checkpoint, tmp_path / "odd.gguf", change=lambda w: w.add_tensor("rope_freqs.weight", factors + 0.5)
+    )
+    with pytest.raises(SourceError, match="the rope frequencies of odd.gguf are not those of Llama 3"):
+        sources.resolve(other)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def truncated_in_metadata(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def other_magic(path: Path) -> None:
+    path.write_bytes(b"PK\x03\x04" + path.read_bytes()[4:])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncated, r"tiny.gguf is cut short or damaged \(\d+ bytes\); fetch it again$"),
+        (truncated_in_metadata, r"tiny.gguf is cut short or damaged \(2000 bytes\); fetch it again$"),
+        (other_magic, r"tiny.gguf is no GGUF file: it starts with b'PK\\x03\\x04'; fetch it again$"),
+        (empty, r"tiny.gguf is no GGUF file: it starts with b''; fetch it again$"),
+    ],
+)
+def test_damaged_file_is_refused_in_one_line(
+    tiny_checkpoint: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    path = write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf")
+    damage(path)
+    with pytest.raises(SourceError, match=message) as raised:
+        sources.resolve(path)
+    assert "\n" not in str(raised.value)
+
+
+def override(key: str, value: Any) -> Callable[[Writer], None]:
+    def change(writer: Writer) -> None:
+        entry = writer.kv_data[0].get(key)
+        if entry is None:
+            writer.add_string(key, value) if isinstance(value, str) else writer.add_uint32(key, value)
+        else:
+            entry.value = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            override("general.architecture", "gemma3"),
+            r"^GGUF architecture 'gemma3' of tiny.gguf is not supported; supported are llama, arcee$",
+        ),
+        (
+            override("tokenizer.ggml.model", "llama"),
+            r"^tokenizer 'llama' of tiny.gguf is not supported \(byte-level BPE, 'gpt2', is\); use the safe",
+        ),
+        (
+            override("tokenizer.ggml.pre", "tekken"),
+            r"^pre-tokenizer 'tekken' of tiny.gguf is not supported; known are .*smollm",
+        ),
+        (override("split.count", 3), r"^tiny.gguf is one of 3 parts; join them with: llama-gguf-split --merge$"),
+        (
+            override("arcee.rope.scaling.type", "longrope"),
+            r"^rope scaling of tiny.gguf is not supported \(type longrope\); use the safetensors model$",
+        ),
+        (
+            lambda writer: writer.add_tensor("blk.0.ffn_gate.weight", np.zeros((4, 4), np.float32)),
+            r"^tiny.gguf has tensor blk.0.ffn_gate.weight, which has no place in arcee; use the safetensors model$",
+        ),
+        (
+            override("arcee.block_count", 3),
+            r"^tiny.gguf lacks tensor blk.2.attn_norm.weight; use the safe",
+        ),
+        (
+            override("tokenizer.ggml.merges", ["no such"]),
+            r"^tokenizer data of tiny.gguf contradict each other \(a merge needs .*\); use the safetensors model$",
+        ),
+    ],
+    ids=["architecture", "tokenizer", "pre-tokenizer", "split", "rope", "tensor-unknown", "tensor-missing", "merges"],
+)
+def test_what_is_not_supported_is_named(
+    tiny_checkpoint: Path, tmp_path: Path, change: Callable[[Writer], None], message: str
+) -> None:
+    path = write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf", change=change)
+    with pytest.raises(SourceError, match=message):
+        sources.resolve(path)
+
+
+def test_full_disk_is_foreseen(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    path = write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf")
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda where: usage._replace(free=1000))
+    with pytest.raises(SourceError, match=r"^converting tiny.gguf needs \d+\.\d kB in .*, 1.0 kB are free; free some"):
+        sources.resolve(path)

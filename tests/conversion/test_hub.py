@@ -1,0 +1,192 @@
+"""Models from the Hub: the real client against a Hub on loopback."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import hub as loopback
+from support import tiny
+
+from ov_afm.errors import SourceError
+from ov_afm.model_dir import manifest
+
+REPO = "arcee-ai/tiny"
+WEIGHTS = "model.safetensors"
+BLOCK = 10 * 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of 24 MB: the client writes a download in blocks of 10 MB."""
+    path = tmp_path_factory.mktemp("hub") / "checkpoint"
+    tiny.write_arcee(path, hidden_size=512, intermediate_size=2048, head_dim=128, num_hidden_layers=4)
+    (path / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- arcee\n---\n# Tiny\n")
+    (path / "modeling.py").write_text("raise SystemExit\n")
+    (path / "model.gguf").write_text("not wanted")
+    return path
+
+
+@pytest.fixture
+def hub() -> Iterator[loopback.Hub]:
+    with loopback.serve() as server:
+        yield server
+
+
+def test_repository_is_fetched_at_a_pinned_commit(hub: loopback.Hub, checkpoint: Path, tmp_path: Path) -> None:
+    repo = hub.add(REPO, checkpoint)
+    found = hub.call("hub:resolved", tmp_path, model=REPO, revision="main")
+    assert (found["kind"], found["id"], found["revision"]) == ("hub", REPO, repo.sha)
+    assert found["license"] == "apache-2.0"
+    assert found["weights"] == {WEIGHTS: manifest.sha256(checkpoint / WEIGHTS)}
+    assert {"LICENSE", "config.json", "tokenizer.json", WEIGHTS} <= set(found["files"])
+    assert not {"modeling.py", "model.gguf"} & set(found["files"])
+    assert repo.sha in found["path"]
+
+
+def test_download_broken_in_passing_goes_on_by_itself(hub: loopback.Hub, checkpoint: Path, tmp_path: Path) -> None:
+    hub.add(REPO, checkpoint)
+    hub.cut, hub.breaks = {WEIGHTS: 15_000_000}, 1
+    found = hub.call("hub:resolved", tmp_path, model=REPO)
+    assert found["weights"] == {WEIGHTS: manifest.sha256(checkpoint / WEIGHTS)}
+    assert len(hub.asked(rf"GET .*{WEIGHTS} 206 from {BLOCK}")) == 1
+
+
+def test_download_broken_for_good_is_resumed_by_the_next_run(
+    hub: loopback.Hub, checkpoint: Path, tmp_path: Path
+) -> None:
+    hub.add(REPO, checkpoint)
+    size = (checkpoint / WEIGHTS).stat().st_size
+    hub.cut, hub.breaks = {WEIGHTS: 15_000_000}, 100
+    with pytest.raises(SourceError, match=r"broke after 10.5 MB of .*run the same command again"):
+        hub.call("hub:resolved", tmp_path, model=REPO)
+    hub.breaks = 0
+    hub.log.clear()
+    found = hub.call("hub:resolved", tmp_path, model=REPO)
+    assert found["weights"] == {WEIGHTS: manifest.sha256(checkpoint / WEIGHTS)}
+    assert hub.asked(rf"GET .*{WEIGHTS}") == [
+        f"GET /{REPO}/resolve/{hub.repos[REPO].sha}/{WEIGHTS} 206 from {BLOCK}, {size - BLOCK} bytes"
+    ]
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_damaged_download_is_named_and_thrown_away(hub: loopback.Hub, checkpoint: Path, tmp_path: Path) -> None:
+    hub.add(REPO, checkpoint)
+    hub.corrupt = {WEIGHTS}
+    with pytest.raises(SourceError, match=r"^model.safetensors of arcee-ai/tiny is damaged: sha256 .* deleted, run"):
+        hub.call("hub:resolved", tmp_path, model=REPO)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 1_000_000]
+    hub.corrupt = set()
+    assert hub.call("hub:resolved", tmp_path, model=REPO)["weights"][WEIGHTS]
+
+
+def test_damaged_cache_is_found_without_the_hub(hub: loopback.Hub, checkpoint: Path, tmp_path: Path) -> None:
+    hub.add(REPO, checkpoint)
+    weights = Path(hub.call("hub:resolved", tmp_path, model=REPO)["path"]) / WEIGHTS
+    with weights.open("r+b") as stream:
+        stream.seek(-1, 2)
+        stream.write(b"\x55")
+    with pytest.raises(SourceError, match="is damaged: sha256"):
+        hub.call("hub:resolved", tmp_path, {"HF_HUB_OFFLINE": "1"}, model=REPO)
+
+
+def test_cached_repository_serves_offline(hub: loopback.Hub, checkpoint: Path, tmp_path: Path) -> None:
+    hub.add(REPO, checkpoint)
+    online = hub.call("hub:resolved", tmp_path, model=REPO)
+    hub.log.clear()
+    assert hub.call("hub:resolved", tmp_path, {"HF_HUB_OFFLINE": "1"}, model=REPO) == online
+    assert not hub.log
+    unreachable = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    assert hub.call("hub:resolved", tmp_path, unreachable, model=REPO) == online
+
+
+def test_tokenizer_alone_in_the_cache_is_no_model(hub: loopback.Hub, checkpoint: Path, tmp_path: Path) -> None:
+    hub.add(REPO, checkpoint)
+    path = Path(hub.call("hub:resolved", tmp_path, model=REPO)["path"])
+    (path / WEIGHTS).unlink()
+    with pytest.raises(SourceError, match=r"^arcee-ai/tiny is not in the cache, and HF_HUB_OFFLINE forbids"):
+        hub.call("hub:resolved", tmp_path, {"HF_HUB_OFFLINE": "1"}, model=REPO)
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "message"),
+    [
+        (
+            {"model": "arcee-ai/nothing"},
+            {},
+            r"^arcee-ai/nothing is not on http://\S+, or is private; .*login$",
+        ),
+        (
+            {"model": "arcee-ai/nothing"},
+            {"HF_TOKEN": loopback.TOKEN},
+            r"^arcee-ai/nothing is not on http://\S+, or is private",
+        ),
+        ({"model": REPO}, {"HF_TOKEN": "hf_wrong"}, r"answered 401 for arcee-ai/tiny; the token was not accepted"),
+        (
+            {"model": "arcee-ai/gated"},
+            {},
+            r"^arcee-ai/gated is gated: accept its licence at http://\S+/arcee-ai/gated,",
+        ),
+        ({"model": REPO, "revision": "v9"}, {}, r"^arcee-ai/tiny has no revision 'v9'; see http"),
+        ({"model": REPO}, {"HF_HUB_OFFLINE": "1"}, r"^arcee-ai/tiny is not in the cache, and HF_HUB_OFFLINE forbids"),
+        ({"model": REPO}, {"HF_ENDPOINT": "http://127.0.0.1:9"}, r"^cannot reach http://127.0.0.1:9 \(.*HF_ENDPOINT"),
+        ({"model": "arcee-ai/pickled"}, {}, r"^arcee-ai/pickled has only pickled weights \(pytorch_model.bin\)"),
+        ({"model": "arcee-ai/ggufs"}, {}, r"^arcee-ai/ggufs holds GGUF files; fetch one .* hf download arcee-ai/ggufs"),
+        ({"model": "arcee-ai/other"}, {}, r"^architecture BertModel of arcee-ai/other is not supported"),
+        ({"model": "arcee-ai/empty"}, {}, r"^arcee-ai/empty holds no model"),
+        ({"model": "bad--name/.x."}, {}, r"^no model 'bad--name/.x.'|is no Hub id"),
+    ],
+    ids=[
+        "401-unknown",
+        "404-unknown",
+        "401-bad-token",
+        "403-gated",
+        "404-revision",
+        "offline-not-cached",
+        "refused",
+        "pickles",
+        "gguf-only",
+        "architecture",
+        "empty",
+        "no-id",
+    ],
+)
+def test_hub_error_is_one_line_with_advice(
+    hub: loopback.Hub,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    options: dict[str, str],
+    env: dict[str, str],
+    message: str,
+) -> None:
+    hub.add(REPO, tiny_checkpoint)
+    hub.add("arcee-ai/gated", tiny_checkpoint, gated=True)
+    config = (tiny_checkpoint / "config.json").read_bytes()
+    hub.repos["arcee-ai/pickled"] = loopback.Repo({"config.json": config, "pytorch_model.bin": b"\x80"})
+    hub.repos["arcee-ai/ggufs"] = loopback.Repo({"README.md": b"", "a.gguf": b"GGUF"})
+    hub.repos["arcee-ai/empty"] = loopback.Repo({"README.md": b""})
+    other = b'{"architectures": ["BertModel"]}'
+    hub.repos["arcee-ai/other"] = loopback.Repo({"config.json": other, WEIGHTS: b"0" * 99})
+    with pytest.raises(SourceError, match=message) as raised:
+        hub.call("hub:resolved", tmp_path, env, **options)
+    assert "\n" not in str(raised.value)
+    assert not hub.asked(r"GET .*model\.(safetensors|bin) 200"), "weights were fetched before the refusal"
+
+
+def test_prebuilt_openvino_repository_is_taken_as_it_is(
+    hub: loopback.Hub, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    prebuilt = tmp_path / "prebuilt"
+    prebuilt.mkdir()
+    shutil.copy(tiny_checkpoint / "config.json", prebuilt)
+    for name in ("openvino_model.xml", "openvino_model.bin", "openvino_tokenizer.xml", "openvino_tokenizer.bin"):
+        (prebuilt / name).write_bytes(name.encode())
+    hub.add("arcee-ai/tiny-ov", prebuilt)
+    found = hub.call("hub:resolved", tmp_path / "cache", model="arcee-ai/tiny-ov")
+    assert found["prebuilt"]
+    assert (found["kind"], found["revision"]) == ("openvino", hub.repos["arcee-ai/tiny-ov"].sha)
+    assert found["weights"] == {"openvino_model.bin": manifest.sha256(prebuilt / "openvino_model.bin")}
+    assert re.search("openvino_tokenizer.xml", " ".join(found["files"]))

@@ -1,0 +1,412 @@
+"""What `ov-afm evaluate` says of a model is what its distributions are."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import tiny
+
+from ov_afm.conversion import verify
+from ov_afm.errors import ConfigError, OVAFMError, SourceError
+from ov_afm.evaluation import scoring, table
+from ov_afm.evaluation import text as eval_text
+from ov_afm.evaluation.cache import FLOOR, Expected, Journal, Store
+from ov_afm.evaluation.divergence import Interval, Scores, log_softmax, summarize
+from ov_afm.evaluation.evaluate import Fidelity, compare, evaluate, kl, main, uncompressed
+from ov_afm.system.console import Progress
+
+TOKENS, BLOCK = 900, 200
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OV_AFM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def measured(model: Path, reference: Path | None, **options: Any) -> Fidelity:
+    return evaluate(model, reference, **{"tokens": TOKENS, "block_tokens": BLOCK, **options})
+
+
+def message(error: type[OVAFMError], *arguments: Any, **options: Any) -> str:
+    with pytest.raises(error) as caught:
+        measured(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# -- The figures
+
+
+def test_figures_are_those_of_whole_distributions(tiny_model: Path, tiny_fp32: Path) -> None:
+    found = measured(tiny_model, tiny_fp32)
+    ids = eval_text.Encoder(tiny_model)(eval_text.load_text().content)[:TOKENS]
+    divergence, nll, agreement = [], [], []
+    for first in range(0, TOKENS, BLOCK):
+        block = ids[first : first + BLOCK]
+        log_p, log_q = (
+            log_softmax(verify.ir_logits(model / "openvino_model.xml", block))[:-1] for model in (tiny_fp32, tiny_model)
+        )
+        divergence.append((np.exp(log_p) * (log_p - log_q)).sum(-1, dtype=np.float64))
+        nll.append(-log_q[np.arange(len(block) - 1), block[1:]])
+        agreement.append(log_p.argmax(-1) == log_q.argmax(-1))
+    expected = np.concatenate(divergence)
+    assert found.figures.kl_mean is not None
+    assert found.figures.kl_p99 is not None
+    assert found.figures.top1_agreement is not None
+    assert found.tokens == len(expected) == TOKENS - 5
+    assert found.kl_mean == pytest.approx(expected.mean(), rel=1e-3)
+    assert found.figures.kl_p99.value == pytest.approx(np.quantile(expected, 0.99), rel=1e-2)
+    assert found.figures.kl_max == pytest.approx(expected.max(), rel=1e-2)
+    assert found.figures.perplexity.value == pytest.approx(float(np.exp(np.concatenate(nll).mean())), rel=1e-4)
+    assert found.figures.top1_agreement.value == pytest.approx(np.concatenate(agreement).mean())
+    assert 0 < found.kl_mean < 0.1
+    assert found.runtime["INFERENCE_PRECISION_HINT"] == found.runtime["KV_CACHE_PRECISION"] == "f32"
+
+
+def test_model_against_itself_has_no_divergence(tiny_fp32: Path) -> None:
+    figures = measured(tiny_fp32, tiny_fp32).figures
+    assert figures.kl_max is not None
+    assert figures.kl_max < 1e-5
+    assert figures.top1_agreement == Interval(1.0, 1.0, 1.0)
+    assert figures.perplexity_ratio is not None
+    assert figures.perplexity_ratio.value == pytest.approx(1, abs=1e-5)
+
+
+def test_checkpoint_is_a_reference_like_its_export(tiny_fp32: Path, tiny_checkpoint: Path) -> None:
+    found = measured(tiny_fp32, tiny_checkpoint)
+    assert found.reference == "tiny-arcee"
+    assert found.kl_mean < 1e-6
+    assert found.figures.top1_agreement is not None
+    assert found.figures.top1_agreement.value > 0.995
+
+
+def test_runtime_defaults_are_measured_and_named(tiny_model: Path, tiny_fp32: Path) -> None:
+    exact, users = (measured(tiny_model, tiny_fp32, runtime_defaults=flag) for flag in (False, True))
+    assert exact.runtime["KV_CACHE_PRECISION"] == "f32"
+    assert users.runtime["KV_CACHE_PRECISION"] == "u8"
+    assert users.kl_mean != exact.kl_mean
+
+
+def test_without_a_reference_there_is_perplexity_alone(tiny_model: Path, tiny_fp32: Path) -> None:
+    alone = measured(tiny_model, None)
+    assert alone.figures.kl_mean is None
+    assert alone.figures.perplexity == measured(tiny_model, tiny_fp32).figures.perplexity
+    with pytest.raises(ConfigError, match="tiny-int8 was evaluated without a reference"):
+        _ = alone.kl_mean
+
+
+def test_kl_is_what_a_search_asks(tiny_model: Path, tiny_fp32: Path) -> None:
+    assert kl(tiny_model, tiny_fp32, tokens=TOKENS, block_tokens=BLOCK) == measured(tiny_model, tiny_fp32)
+
+
+def test_bits_per_weight_count_the_file(tiny_model: Path, tiny_fp32: Path) -> None:
+    assert measured(tiny_fp32, None).bits_per_weight == pytest.approx(32, rel=0.01)
+    assert 8 < measured(tiny_model, None).bits_per_weight < 9
+
+
+def test_interval_narrows_with_blocks_and_holds_the_truth() -> None:
+    draw = np.random.default_rng(1)
+    empty = np.empty(0, dtype=np.float32)
+
+    def interval(blocks: int) -> Interval:
+        made = [
+            Scores(draw.exponential(2.0, 100).astype(np.float32), empty, empty, empty.astype(bool))
+            for _ in range(blocks)
+        ]
+        return summarize(made).perplexity
+
+    wide, narrow = interval(5), interval(80)
+    assert wide.low is not None and wide.high is not None and narrow.low is not None and narrow.high is not None
+    assert narrow.low < np.exp(2.0) < narrow.high
+    assert narrow.high - narrow.low < 0.5 * (wide.high - wide.low)
+    assert interval(1).low is None
+
+
+def test_packed_distribution_is_within_its_step() -> None:
+    log_p = log_softmax(np.random.default_rng(0).normal(0, 9, (7, 1000)).astype(np.float32))
+    log_p[0, 5] = -np.inf
+    packed = Expected.of(log_p, np.arange(7))
+    assert packed.codes.dtype == np.uint16
+    assert np.abs(packed.log_p(0, 7) - np.maximum(log_p, FLOOR)).max() <= packed.step.max() / 1.9
+    assert packed.step.max() < 0.0013
+    assert (packed.top == log_p.argmax(-1)).all()
+    assert packed.nll[3] == -log_p[3, 3]
+
+
+# -- The text
+
+
+def test_evaluation_text_shares_no_passage_with_calibration_text() -> None:
+    root = Path(eval_text.__file__).parents[1]
+
+    def passages(text: str) -> set[tuple[str, ...]]:
+        words = re.findall(r"\w+", text.lower())
+        return {tuple(words[at : at + 8]) for at in range(len(words) - 7)}
+
+    mine = passages(eval_text.load_text().content)
+    others = [path for path in root.rglob("*") if path.suffix in (".py", ".txt", ".md", ".jsonl")]
+    for path in others:
+        if path != eval_text.DEFAULT_TEXT:
+            assert not mine & passages(path.read_text(encoding="utf-8")), path
+    assert len(mine) > 3000
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b" \n\n", "evaluation text t.txt is empty; give a text of a few thousand words"),
+        (b"too short", "evaluation text t.txt gives 9 tokens; at least 32 are needed"),
+        (b"caf\xe9 " * 99, "evaluation text t.txt is not UTF-8 (byte 3); convert it"),
+    ],
+    ids=["empty", "short", "latin-1"],
+)
+def test_text_that_says_nothing_is_refused(tiny_model: Path, tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "t.txt").write_bytes(content)
+    assert message(ConfigError, tiny_model, None, text=tmp_path / "t.txt") == said
+
+
+def test_missing_text_and_short_block_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "none.txt"
+    assert message(ConfigError, tiny_model, None, text=path) == (
+        f"cannot read evaluation text {path} (No such file or directory); give a UTF-8 text file"
+    )
+    assert message(ConfigError, tiny_model, None, block_tokens=8) == "a block needs at least 32 tokens, found 8"
+
+
+# -- Reference and cache
+
+
+def test_reference_with_another_tokenizer_is_refused(tiny_model: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_checkpoint, other)
+    fields = json.loads((other / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = fields["model"]["vocab"]
+    vocab["T"], vocab["Q"] = vocab["Q"], vocab["T"]
+    (other / "tokenizer.json").write_text(json.dumps(fields), encoding="utf-8")
+    said = message(ConfigError, tiny_model, other)
+    ours = eval_text.Encoder(tiny_model)("T")
+    assert re.fullmatch(
+        r"the reference other has another tokenizer than tiny-int8: token \d+ of evaluation\.txt is "
+        rf"\[{vocab['T']}\] there and \[{ours[0]}\] here; compare models of one tokenizer",
+        said,
+    )
+
+
+def test_reference_with_another_vocabulary_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    other = tiny.write_arcee(tmp_path / "wide", vocab_size=640)
+    assert message(ConfigError, tiny_model, other) == ("tiny-int8 has 512 logits a token, the reference wide has 640")
+
+
+def test_reference_that_does_not_exist_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    assert message(SourceError, tiny_model, tmp_path / "gone") == f"no such file or folder: {tmp_path / 'gone'}"
+
+
+def test_reference_too_large_for_memory_names_the_way_out(
+    tiny_model: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ov_afm.evaluation import logits
+
+    monkeypatch.setattr(logits.resources, "free_memory", lambda: 10**9)
+    assert message(OVAFMError, tiny_model, tiny_checkpoint) == (
+        "the reference needs about 1.0 GB of memory at f32, 1.0 GB are free; "
+        f"run: ov-afm export {tiny_checkpoint} --recipe fp16 --output DIR, and give DIR as the reference"
+    )
+
+
+def test_logits_that_are_not_finite_are_told(tiny_fp32: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_fp32, broken)
+    data = (broken / "openvino_model.bin").read_bytes()
+    matrices = dict(verify._matrices(broken / "openvino_model.xml"))
+    head = matrices["lm_head.weight"].tobytes()
+    assert data.count(head) == 1
+    data = data.replace(head, np.full(len(head) // 4, np.nan, dtype=np.float32).tobytes())
+    (broken / "openvino_model.bin").write_bytes(data)
+    assert re.fullmatch(
+        r"broken gives logits that are not finite after \d+ tokens of a block; the model is damaged",
+        message(OVAFMError, broken, None),
+    )
+
+
+def never(*_: Any, **__: Any) -> Any:
+    pytest.fail("a model was loaded")
+
+
+def test_second_evaluation_loads_nothing(tiny_model: Path, tiny_fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = measured(tiny_model, tiny_fp32)
+    monkeypatch.setattr(scoring, "opened", never)
+    assert measured(tiny_model, tiny_fp32) == first
+
+
+def test_interrupted_evaluation_goes_on(
+    tiny_model: Path, tiny_fp32: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = measured(tiny_model, tiny_fp32)
+    shutil.rmtree(cache)
+    write, written = Store.write, []
+
+    def interrupt(store: Store, block: int, arrays: Any) -> None:
+        written.append(block)
+        if len(written) == 7:  # the fifth block of the reference is done, and one of the candidate
+            raise KeyboardInterrupt
+        write(store, block, arrays)
+
+    monkeypatch.setattr(Store, "write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        measured(tiny_model, tiny_fp32)
+    assert written == [0, 1, 2, 3, 4, 0, 1]
+    assert measured(tiny_model, tiny_fp32) == whole
+    assert written == [0, 1, 2, 3, 4, 0, 1, 1, 2, 3, 4]
+
+
+def test_damaged_cache_is_made_again(tiny_model: Path, tiny_fp32: Path, cache: Path) -> None:
+    whole = measured(tiny_model, tiny_fp32)
+    for folder in cache.glob("evaluate/*/*"):
+        if folder.parent.name == "scores":
+            shutil.rmtree(folder)
+        else:
+            (folder / "00000.npz").write_bytes(b"PK\x03\x04 not much")
+            (folder / "00003.npz").unlink()
+    assert measured(tiny_model, tiny_fp32) == whole
+
+
+def test_journal_drops_a_torn_line() -> None:
+    Journal("answers", "key").add("a", 1)
+    path = Store("answers", "key").folder / "journal.jsonl"
+    path.write_text(path.read_text() + '{"id": "b", "va')
+    assert Journal("answers", "key").entries == {"a": 1}
+    Journal("answers", "key").add("c", [2])
+    assert Journal("answers", "key").entries == {"a": 1, "c": [2]}
+
+
+def test_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("OV_AFM_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OVAFMError, match=r"cannot write to the cache .*set OV_AFM_CACHE to a folder of yours"):
+        Store("reference", "key")
+
+
+# -- Table, plot, command
+
+
+def fidelity(model: str, size: int, divergence: float) -> Fidelity:
+    near = Interval(divergence, 0.9 * divergence, 1.2 * divergence)
+    figures = summarize(
+        [Scores(*(np.ones(9, dtype=np.float32) for _ in range(3)), np.ones(9, dtype=bool)) for _ in range(2)]
+    )
+    figures = dataclasses.replace(figures, kl_mean=near)
+    runtime = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+    return Fidelity(model, "int4", "whole", size, 1_000_000, "t.txt", 18, 2, 0.9, runtime, figures)
+
+
+def test_table_has_one_row_a_model_smallest_first() -> None:
+    rows = table.markdown([fidelity("large", 900_000, 0.0123), fidelity("small", 500_000, 0.5)]).splitlines()
+    assert [row.split(" | ")[0].strip("| ") for row in rows[2:]] == ["small", "large"]
+    assert "| 500.0 kB | 4.00 | 0.500 (0.450–0.600) |" in rows[2]
+    assert "0.0123 (0.0111–0.0148)" in rows[3]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (3e-8, "3e-08"), (0.000123456, "0.000123"), (0.98, "0.980"), (7.389, "7.39"), (2548.4, "2548")],
+)
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert table.number(value) == text
+
+
+def test_plot_names_every_model_but_the_reference(tmp_path: Path) -> None:
+    results = [fidelity("half", 500_000, 0.5), fidelity("full", 900_000, 0.01), fidelity("itself", 4_000_000, 4e-8)]
+    table.plot(results, tmp_path / "p.svg")
+    drawn = (tmp_path / "p.svg").read_text()
+    assert "half" in drawn
+    assert "full" in drawn
+    assert "itself" not in drawn
+    table.plot(results, tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.png", "p.svg"]
+    with pytest.raises(ConfigError, match="nothing to draw: no model differs from the reference"):
+        table.plot(results[2:], tmp_path / "p.svg")
+
+
+def test_plot_that_cannot_be_written_is_refused_before_the_work(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(scoring, "opened", never)
+    assert main([str(tiny_model), "--plot", "kl.gif"]) == 1
+    assert capsys.readouterr().err == "ov-afm: error: a plot is written as .svg, .png, .pdf, found 'kl.gif'\n"
+    assert main([str(tiny_model), "--plot", str(tmp_path / "no" / "kl.svg")]) == 1
+    assert capsys.readouterr().err == f"ov-afm: error: no such folder for the plot: {tmp_path / 'no'}\n"
+
+
+def test_comparing_compressed_models_alone_needs_a_reference(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--compare", str(tiny_model)]) == 1
+    assert capsys.readouterr().err == (
+        "ov-afm: error: none of these models is uncompressed; add --reference SOURCE "
+        "(an fp16 or fp32 model, or the checkpoint)\n"
+    )
+
+
+def test_uncompressed_model_among_several_is_the_reference(tiny_model: Path, tiny_fp32: Path, tmp_path: Path) -> None:
+    from ov_afm.model_dir import bundle, manifest
+    from ov_afm.presets import RECIPES
+
+    named = tmp_path / "named"
+    shutil.copytree(tiny_fp32, named)
+    with Progress() as progress:
+        recipe = RECIPES["fp32"].recorded()
+        bundle.finish(named, manifest.Manifest({"kind": "folder", "id": "x"}, bundle.geometry(named), recipe), progress)
+    assert uncompressed([tiny_model, named]) == named
+
+
+def test_command_compares_and_draws(
+    tiny_model: Path, tiny_fp32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot = tmp_path / "size.svg"
+    options = ["--reference", str(tiny_fp32), "--tokens", "600", "--block", "200", "--plot", str(plot)]
+    assert main(["--compare", str(tiny_model), str(tiny_fp32), *options]) == 0
+    said = capsys.readouterr()
+    assert [line.split(" ")[1] for line in said.out.splitlines()] == ["model", "---", "tiny-int8", "tiny-fp32"]
+    assert "runtime: activations f32, KV cache f32" in said.err
+    assert plot.exists()
+    assert main([str(tiny_model), *options[:-2], "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["models"][0]
+    assert found["model"] == "tiny-int8"
+    assert 0 < found["figures"]["kl_mean"]["low"] <= found["figures"]["kl_mean"]["value"]
+
+
+def test_command_says_how_to_get_a_divergence(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tiny_model), "--tokens", "300"]) == 0
+    assert "no reference: add --reference SOURCE" in capsys.readouterr().err
+
+
+def test_damaged_model_is_found_before_any_work(
+    tiny_model: Path, tiny_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = tmp_path / "cut"
+    shutil.copytree(tiny_model, cut)
+    data = (cut / "openvino_model.bin").read_bytes()
+    (cut / "openvino_model.bin").write_bytes(data[:-10])
+    monkeypatch.setattr(scoring, "opened", never)
+    with pytest.raises(SourceError, match="is damaged"):
+        compare([tiny_fp32, cut])
+
+
+@pytest.mark.slow
+def test_int8_of_a_real_model_is_close_and_says_how_close(smollm2_model: Path) -> None:
+    """Against the embedded model's own checkpoint, in transformers."""
+    found = evaluate(smollm2_model, "smollm2-135m-instruct", tokens=240, block_tokens=120)
+    assert found.figures.kl_mean is not None
+    assert 5 < found.figures.perplexity.value < 60
+    assert 0.0002 < found.kl_mean < 0.02
+    assert found.figures.kl_median is not None
+    assert found.figures.kl_median.value < found.kl_mean

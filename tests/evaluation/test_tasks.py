@@ -1,0 +1,268 @@
+"""Tasks are graded by what programs do, and programs cannot reach out of their sandbox."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ov_afm.errors import ConfigError
+from ov_afm.evaluation import sandbox
+from ov_afm.evaluation.evaluate import main
+from ov_afm.evaluation.tasks import MAX_NEW_TOKENS, Result, Task, grade, load_tasks, run_tasks, wilson
+from ov_afm.system.console import Progress
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OV_AFM_CACHE", str(tmp_path / "cache"))
+
+
+# -- The sandbox
+
+
+def test_right_program_passes_and_wrong_one_does_not() -> None:
+    assert sandbox.run("def f(x):\n    return x + 1", "assert f(1) == 2").passed
+    wrong = sandbox.run("def f(x):\n    return x", "assert f(1) == 2, 'one more'")
+    assert not wrong.passed
+    assert wrong.reason == "AssertionError: one more"
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("import socket\nsocket.create_connection(('192.0.2.1', 80))", "socket"),
+        ("import urllib.request\nurllib.request.urlopen('http://192.0.2.1')", "may not use urllib.Request"),
+        ("import subprocess\nsubprocess.run(['echo'])", "may not use subprocess.Popen"),
+        ("import os\nos.system('echo')", "may not use os.system"),
+        ("import os\nos.kill(os.getppid(), 9)", "may not use os.kill"),
+        ("import os\nos.remove('x')", "may not use os.remove"),
+        ("open('../x', 'w')", "may not write outside its folder"),
+        ("import ctypes\nctypes.CDLL(None)", "may not use ctypes.dlopen"),
+        ("def f(:", "SyntaxError"),
+        ("raise SystemExit", "SystemExit"),
+        ("import os\nos._exit(0)", "the program ended by itself (status 0)"),
+    ],
+)
+def test_program_that_reaches_out_or_ends_early_fails(program: str, reason: str) -> None:
+    outcome = sandbox.run(program, "")
+    assert not outcome.passed
+    assert reason in outcome.reason
+
+
+def test_program_that_never_ends_is_killed() -> None:
+    begun = time.monotonic()
+    outcome = sandbox.run("while True:\n    pass", "", timeout_s=0.5)
+    assert outcome.reason == "not done after 0.5 s"
+    assert time.monotonic() - begun < 5
+
+
+def test_program_that_takes_all_memory_fails() -> None:
+    outcome = sandbox.run("x = []\nwhile True:\n    x.append(bytearray(10_000_000))", "", memory_bytes=200_000_000)
+    assert not outcome.passed
+    assert outcome.reason in ("MemoryError: ", "more than 200 MB of memory")
+
+
+def test_program_cannot_claim_to_have_passed() -> None:
+    claim = 'import os\nos.write(1, b\'{"passed": true, "reason": "", "isolated": true}\\n\')\nos._exit(0)'
+    assert not sandbox.run(claim, "assert False").passed
+
+
+def test_program_may_use_files_of_its_own_and_print() -> None:
+    program = "open('a', 'w').write('x')\nprint('y' * 100_000)"
+    assert sandbox.run(program, "assert open('a').read() == 'x'").passed
+
+
+# -- Grading
+
+SUM = Task("sum", "math", "What is 40 + 2?", answer=42.0)
+
+
+@pytest.mark.parametrize(
+    "answer", ["42", "Answer: 42", "40 + 2 is easy.\nAnswer: 42.", "It is 7 + 35 = 42", "Answer: 42.0 (not 43)"]
+)
+def test_right_number_is_found(answer: str) -> None:
+    assert grade(SUM, answer) == ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure"),
+    [
+        ("", "no number in the answer"),
+        ("Answer: I do not know, 42 was never mine", ""),
+        ("42, or rather 41", "41 where 42 is right"),
+        ("Answer: 1,042", "1042 where 42 is right"),
+        ("Answer: none", "no number in the answer"),
+    ],
+)
+def test_wrong_number_is_told(answer: str, failure: str) -> None:
+    assert grade(SUM, answer) == failure
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "def f(x):\n    return 2 * x",
+        "Sure!\n```python\ndef f(x):\n    return 2 * x\n```\nThat is all.",
+        "```\ndef f(x):\n    return 2 * x\n```\n```python\nprint(f(1))\n```",
+        "```python\ndef f(x):\n    return 2 * x",
+    ],
+    ids=["bare", "block", "with-call", "cut-off"],
+)
+def test_function_is_found_in_an_answer(answer: str) -> None:
+    assert grade(Task("f", "code", "", tests="assert f(3) == 6"), answer) == ""
+
+
+def test_wilson_interval_stays_within_bounds() -> None:
+    none, all_right, half = wilson(0, 20), wilson(20, 20), wilson(10, 20)
+    assert none.low == 0.0
+    assert none.high == pytest.approx(0.1611, abs=1e-4)
+    assert all_right.high == 1.0
+    assert (half.low, half.high) == (pytest.approx(0.2993, abs=1e-4), pytest.approx(0.7007, abs=1e-4))
+
+
+# -- Sets of tasks
+
+
+@pytest.mark.parametrize("name", ["code", "math"])
+def test_packaged_tasks_are_well_formed(name: str) -> None:
+    found, tasks = load_tasks(name)
+    assert found == name
+    assert len(tasks) >= 20
+    assert {task.kind for task in tasks} == {name}
+
+
+SOLUTIONS = {
+    "add_squares": "def sum_of_squares(n):\n    return sum(x * x for x in n)",
+    "change": (
+        "def fewest_coins(amount, coins):\n    best = [0] + [None] * amount\n    for a in range(1, amount + 1):\n"
+        "        found = [best[a - c] + 1 for c in coins if c <= a and best[a - c] is not None]\n"
+        "        best[a] = min(found) if found else None\n    return -1 if best[amount] is None else best[amount]"
+    ),
+    "roman": (
+        "def roman(n):\n    out = ''\n    for v, s in zip((1000, 900, 500, 400, 100, 90, 50, 40, 10, 9, 5, 4, 1),\n"
+        "            'M CM D CD C XC L XL X IX V IV I'.split()):\n        out += s * (n // v)\n        n %= v\n"
+        "    return out"
+    ),
+}
+
+
+def test_packaged_code_tasks_accept_right_programs_and_no_empty_ones() -> None:
+    tasks = {task.id: task for task in load_tasks("code")[1]}
+    for name in ("add_squares", "change", "roman"):
+        assert grade(tasks[name], SOLUTIONS[name]) == ""
+        assert grade(tasks[name], "pass") != ""
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("not json", "t.jsonl line 2 is no task (JSONDecodeError('Expecting value: line 1 column 1 (char 0)'))"),
+        ('{"id": "b", "kind": "math", "prompt": "x"}', "t.jsonl line 2 is no task (KeyError('answer'))"),
+        ('{"id": "b", "kind": "essay", "prompt": "x"}', "t.jsonl line 2: kind must be code or math, found 'essay'"),
+        ('{"id": "a", "kind": "math", "prompt": "x", "answer": 1}', "t.jsonl has two tasks of one id"),
+    ],
+)
+def test_file_that_holds_no_tasks_is_refused(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"id": "a", "kind": "math", "prompt": "1", "answer": 1}\n' + line + "\n")
+    with pytest.raises(ConfigError) as caught:
+        load_tasks(str(path))
+    assert str(caught.value).startswith(said)
+
+
+def test_unknown_set_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no tasks 'physics': give code, math or a readable .jsonl file"):
+        load_tasks("physics")
+
+
+class Scripted:
+    """Stands in for a pipeline: answers from a list, and can be interrupted."""
+
+    def __init__(self, answers: list[str]) -> None:
+        self.answers, self.asked, self.closed = answers, 0, False
+
+    def generate(self, prompt: str, params: Any) -> Any:
+        """The next answer."""
+        assert params.greedy
+        assert params.max_new_tokens == MAX_NEW_TOKENS
+        if self.asked == len(self.answers):
+            raise KeyboardInterrupt
+        self.asked += 1
+        return type("Completion", (), {"text": self.answers[self.asked - 1]})
+
+    def close(self) -> None:
+        """Remember it."""
+        self.closed = True
+
+
+def asked(model: Path, path: Path, pipeline: Scripted | None) -> Result:
+    with Progress() as progress:
+        return run_tasks(model, [str(path)], progress, load=lambda _: pipeline)[0]
+
+
+@pytest.fixture
+def sums(tmp_path: Path) -> Path:
+    path = tmp_path / "sums.jsonl"
+    rows = [{"id": str(n), "kind": "math", "prompt": f"{n} + 1?", "answer": n + 1} for n in range(4)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def test_interrupted_tasks_go_on_and_finished_ones_load_nothing(tiny_model: Path, sums: Path) -> None:
+    first = Scripted(["1", "7"])
+    with pytest.raises(KeyboardInterrupt):
+        asked(tiny_model, sums, first)
+    assert first.closed
+    second = Scripted(["3", "4"])
+    found = asked(tiny_model, sums, second)
+    assert second.asked == 2
+    assert (found.tasks, found.correct, found.total) == ("sums", 3, 4)
+    assert found.failures == {"1": "7 where 2 is right"}
+    assert asked(tiny_model, sums, None) == found
+
+
+def test_real_pipeline_is_asked(tiny_model: Path, sums: Path) -> None:
+    with Progress() as progress:
+        found = run_tasks(tiny_model, [str(sums)], progress)[0]
+    assert found.total == 4
+    assert found.accuracy.high is not None
+
+
+# -- A server
+
+
+@pytest.mark.slow
+def test_server_is_asked_the_same_tasks(
+    tiny_model: Path, sums: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from support import serving
+
+    monkeypatch.setattr("ov_afm.evaluation.server.MAX_NEW_TOKENS", 8)
+    with serving.server(tiny_model) as server:
+        assert main(["--server", f"{server.url}/v1", "--tasks", str(sums), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"] == "tiny-int8"
+    assert found["tasks"][0]["total"] == 4
+
+
+def test_server_that_is_not_there_is_told(sums: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--server", "http://127.0.0.1:9/v1", "--tasks", str(sums)]) == 1
+    assert capsys.readouterr().err == (
+        "ov-afm: error: http://127.0.0.1:9/v1/models does not answer ([Errno 111] Connection refused); "
+        "start the server first, ours with: ov-afm serve DIR\n"
+    )
+    assert main(["--server", "localhost:8000", "--tasks", str(sums)]) == 1
+    assert capsys.readouterr().err == (
+        "ov-afm: error: --server takes an address such as http://127.0.0.1:8000/v1, found 'localhost:8000'\n"
+    )
+
+
+def test_server_shows_no_distributions(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--server", "http://127.0.0.1:9/v1", str(tiny_model)])
+    assert caught.value.code == 2
+    assert "--server takes --tasks and --json alone" in capsys.readouterr().err

@@ -1,0 +1,189 @@
+"""Rescaling leaves the function as it was, makes rounding cheaper, and keeps squares within fp16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import pytest
+import torch
+
+from ov_afm.conversion.verify import F32
+from ov_afm.errors import CompressionError
+from ov_afm.quantization.calibration import model_inputs
+from ov_afm.quantization.decoder_layer import embedding
+from ov_afm.quantization.decoder_weights import find_layers
+from ov_afm.quantization.equalization import FP16_LIMIT, FP16_PEAK, Equalised, emulate_fp16, equalise
+from ov_afm.quantization.quantizer import Quantizer, search_scales
+
+INT4 = Quantizer(4, True, 64)
+
+
+@pytest.fixture
+def model(tiny_fp32: Path) -> Any:
+    return openvino.Core().read_model(tiny_fp32 / "openvino_model.xml")
+
+
+def texts(count: int = 3, length: int = 96) -> list[list[int]]:
+    random = np.random.default_rng(0)
+    return [random.integers(3, 512, length).tolist() for _ in range(count)]
+
+
+def rescaled(model: Any, quantizer: Quantizer | None, folder: Path) -> Equalised:
+    layers = find_layers(model)
+    found = equalise(layers, embedding(model), texts(), quantizer, folder)
+    for layer in layers:
+        layer.write()
+    return found
+
+
+def overflow(model: Any, folder: Path) -> float:
+    return emulate_fp16(find_layers(model), embedding(model), texts(), folder)
+
+
+def logits(model: Any) -> Any:
+    names = {name for port in model.inputs for name in port.get_names()}
+    request = openvino.Core().compile_model(model, "CPU", F32).create_infer_request()
+    request.infer(model_inputs(texts()[0], names))
+    return request.get_tensor("logits").data.copy()
+
+
+def loud(model: Any, factor: float = 256.0) -> Any:
+    """Every third neuron louder than fp16 can square, and its column of down_proj quieter: the same function."""
+    for layer in find_layers(model):
+        scales = np.ones(layer.up.value.shape[0], dtype=np.float32)
+        scales[::3] = factor
+        layer.up.scale_rows(scales)
+        layer.down.scale_columns(1 / scales**2)
+        layer.write()
+    return model
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [INT4, Quantizer(4, False, 32), Quantizer(4, True), Quantizer(8, False), None],
+    ids=["int4-g64", "int4-asym-g32", "int4-rows", "int8", "fp16-guard"],
+)
+def test_logits_stay_what_they_were(model: Any, tiny_fp32: Path, quantizer: Quantizer | None) -> None:
+    before = logits(model)
+    found = rescaled(model, quantizer, tiny_fp32)
+    assert np.abs(logits(model) - before).max() <= 1e-4 * np.abs(before).max()
+    assert found.layers == 2
+    assert set(found.error) == (set() if quantizer is None else {"qkv", "o", "up", "down"})
+    assert all(ratio <= 1 for ratio in found.error.values())
+
+
+def test_kinds_are_rescaled_for_their_own_rounding(model: Any, tiny_fp32: Path) -> None:
+    layers, table = find_layers(model), embedding(model)
+    found = equalise(layers, table, texts(), INT4, tiny_fp32, kinds={"attention": Quantizer(8, False)})
+    mixed = [(layer.q.value, layer.down.value) for layer in layers]
+    again = find_layers(model)
+    plain = equalise(again, table, texts(), INT4, tiny_fp32)
+    for (q, down), layer in zip(mixed, again, strict=True):
+        assert not np.array_equal(q, layer.q.value)
+        assert np.array_equal(down, layer.down.value)
+    assert found.error["qkv"] != plain.error["qkv"]
+    assert found.error["down"] == plain.error["down"]
+
+
+def test_any_positive_scales_of_neurons_leave_the_function(model: Any) -> None:
+    before = logits(model)
+    random = np.random.default_rng(7)
+    for layer in find_layers(model):
+        scales = np.exp(random.normal(0, 2, layer.up.value.shape[0])).astype(np.float32)
+        layer.up.scale_rows(scales)
+        layer.down.scale_columns(1 / scales**2)
+        layer.write()
+    assert np.abs(logits(model) - before).max() <= 1e-4 * np.abs(before).max()
+
+
+def test_guard_keeps_squares_within_fp16_and_changes_nothing_else(model: Any, tiny_fp32: Path) -> None:
+    assert overflow(loud(model), tiny_fp32) > 0
+    before = logits(model)
+    found = rescaled(model, None, tiny_fp32)
+    assert found.peak_up > FP16_LIMIT
+    assert found.guarded > 0
+    assert overflow(model, tiny_fp32) == 0
+    # Powers of two: not one bit of the result moves.
+    assert np.array_equal(logits(model), before)
+    again = rescaled(model, None, tiny_fp32)
+    assert again.peak_up <= FP16_PEAK
+    assert again.guarded == 0
+
+
+def test_full_equalisation_keeps_the_guard(model: Any, tiny_fp32: Path) -> None:
+    rescaled(loud(model), INT4, tiny_fp32)
+    assert overflow(model, tiny_fp32) == 0
+
+
+def test_quiet_model_is_not_guarded(model: Any, tiny_fp32: Path) -> None:
+    found = rescaled(model, None, tiny_fp32)
+    assert found.guarded == 0
+    assert found.recorded()["fp16_guarded_neurons"] == 0
+
+
+def test_constant_that_two_layers_share_changes_only_where_it_is_asked_to(model: Any) -> None:
+    first, second = find_layers(model)
+    kept = second.mlp_norm.value.copy()
+    first.mlp_norm.scale_columns(np.full(kept.size, 2.0, dtype=np.float32))
+    first.write()
+    assert np.array_equal(find_layers(model)[1].mlp_norm.value, kept)
+
+
+def test_search_protects_columns_that_matter() -> None:
+    random = np.random.default_rng(0)
+    weight = random.normal(0, 1, (128, 128)).astype(np.float32)
+    activations = random.normal(0, 1, (512, 128)).astype(np.float32)
+    activations[:, [5, 70]] *= 200
+    scales, before, after = search_scales(weight, activations, INT4)
+    assert after < 0.25 * before
+    assert scales[5] > 4 * np.median(scales[:64])
+    rounded = INT4.round_trip(torch.from_numpy((weight * scales).reshape(128, 2, 64))).reshape(128, 128).numpy()
+    error = np.square((rounded / scales - weight) @ activations.T).sum()
+    assert error == pytest.approx(after, rel=0.05)  # groups err independently, nearly
+
+
+@pytest.mark.parametrize(("bits", "sym"), [(4, True), (4, False), (8, False)])
+def test_rounding_is_nncfs(bits: int, sym: bool) -> None:
+    import nncf
+    from openvino import opset13 as ops
+
+    weight = np.random.default_rng(0).normal(0, 1, (32, 64)).astype(np.float32)
+    x = ops.parameter([1, 64], np.float32)
+    graph = openvino.Model([ops.matmul(x, ops.constant(weight), False, True)], [x])
+    mode = nncf.CompressWeightsMode[f"INT{bits}_{'SYM' if sym else 'ASYM'}"]
+    options = {"group_size": 64, "all_layers": True} if bits == 4 else {}
+    compressed = openvino.Core().compile_model(nncf.compress_weights(graph, mode=mode, **options), "CPU", F32)
+    found = np.stack([compressed(row[None])[0][0] for row in np.eye(64, dtype=np.float32)], axis=1)
+    expected = Quantizer(bits, sym, 64).round_trip(torch.from_numpy(weight)).numpy()
+    # Scales are stored in fp16.
+    assert np.abs(found - expected).max() < 2e-3 * np.abs(weight).max()
+
+
+def test_weight_that_is_not_finite_is_named(model: Any, tiny_fp32: Path) -> None:
+    layer = find_layers(model)[1]
+    broken = np.ones(layer.down.shape[1], dtype=np.float32)
+    broken[4] = np.nan
+    layer.down.scale_columns(broken)
+    layer.write()
+    with pytest.raises(CompressionError) as caught:
+        rescaled(model, INT4, tiny_fp32)
+    assert str(caught.value) == (
+        "model.layers.1.mlp.down_proj.weight holds weights that are not finite; fetch the checkpoint again"
+    )
+
+
+def test_model_without_decoder_layers_is_refused() -> None:
+    from openvino import opset13 as ops
+
+    x = ops.parameter([1, 4], np.float32)
+    with pytest.raises(CompressionError, match="^no decoder layers were found"):
+        find_layers(openvino.Model([ops.relu(x)], [x]))
+
+
+def test_a_layer_that_is_not_written_leaves_the_model(model: Any, tiny_fp32: Path) -> None:
+    before = logits(model)
+    equalise(find_layers(model), embedding(model), texts(), INT4, tiny_fp32)
+    assert np.array_equal(logits(model), before)

@@ -1,0 +1,287 @@
+"""LoRA adapters made by PEFT: computed beside the model, merged before export, served; and those that are refused."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import serving, tiny
+
+from ov_afm import Pipeline, export
+from ov_afm.cli import generate
+from ov_afm.errors import ConfigError, SourceError
+from ov_afm.runtime import lora
+from ov_afm.runtime.sampling import Params
+
+PROMPT = "What is the capital of France?"
+NEW_TOKENS = 24
+F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+GREEDY = Params(max_new_tokens=NEW_TOKENS, greedy=True, ignore_eos=True, repetition_penalty=1.0)
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+
+
+def make_adapter(checkpoint: Path, folder: Path, seed: int = 1, **changes: Any) -> Path:
+    """An adapter as PEFT writes it, with random weights."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    config = {"r": 4, "lora_alpha": 12, "target_modules": TARGETS, "init_lora_weights": False, **changes}
+    peft.get_peft_model(model, peft.LoraConfig(**config)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def make(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    return lambda name, **changes: make_adapter(tiny_checkpoint, tmp_path_factory.mktemp("adapters") / name, **changes)
+
+
+@pytest.fixture(scope="module")
+def adapter(make: Callable[..., Path]) -> Path:
+    return make("plain")
+
+
+def with_peft(checkpoint: Path, folders: Sequence[Path], weight: float = 1) -> Any:
+    """Transformers' model with adapters applied by PEFT, at f32."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    adapted = peft.PeftModel.from_pretrained(model, folders[0], adapter_name="0")
+    for index, folder in enumerate(folders[1:], 1):
+        adapted.load_adapter(folder, adapter_name=str(index))
+    adapted.base_model.set_adapter([str(index) for index in range(len(folders))])
+    for module in adapted.modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer):
+            module.scale_layer(weight)
+    return adapted.eval()
+
+
+def tokenizer_of(checkpoint: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(checkpoint)
+
+
+def greedy_text(checkpoint: Path, model: Any) -> str:
+    """What transformers answers."""
+    tokenizer = tokenizer_of(checkpoint)
+    inputs = tokenizer(PROMPT, return_tensors="pt")
+    tokens = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=2)
+    text = str(tokenizer.decode(tokens[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))
+    # A character whose last bytes did not come.
+    return text.rstrip("\ufffd")
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_checkpoint: Path, adapter: Path) -> str:
+    return greedy_text(tiny_checkpoint, with_peft(tiny_checkpoint, [adapter]))
+
+
+@pytest.mark.parametrize("given", [{}, {"ATTENTION_BACKEND": "SDPA"}, {"prompt_lookup": True}], ids=str)
+def test_adapted_answer_is_transformers_and_pefts(
+    tiny_fp32: Path, adapter: Path, expected: str, given: dict[str, Any]
+) -> None:
+    with Pipeline(tiny_fp32, adapters=[adapter], **F32, **given) as pipeline:
+        assert pipeline.generate(PROMPT, GREEDY, raw=True).text == expected
+    with Pipeline(tiny_fp32, **F32) as plain:
+        assert plain.generate(PROMPT, GREEDY, raw=True).text != expected
+
+
+def test_adapter_works_on_the_emulated_npu(tiny_fp32: Path, adapter: Path, expected: str) -> None:
+    with Pipeline(tiny_fp32, "NPU-EMULATED", adapters=[adapter], MAX_PROMPT_LEN=128, MIN_RESPONSE_LEN=64) as pipeline:
+        assert pipeline.emulated
+        assert pipeline.generate(PROMPT, GREEDY, raw=True).text == expected
+
+
+def test_weight_scales_and_several_add_up(
+    tiny_checkpoint: Path, tiny_fp32: Path, adapter: Path, make: Callable[..., Path]
+) -> None:
+    other = make("other", seed=2, r=2, target_modules=["up_proj", "q_proj"])
+    both = [f"{adapter}:0.5", f"{other / 'adapter_model.safetensors'}:0.5"]
+    wanted = greedy_text(tiny_checkpoint, with_peft(tiny_checkpoint, [adapter, other], 0.5))
+    with Pipeline(tiny_fp32, adapters=both, **F32) as pipeline:
+        assert pipeline.generate(PROMPT, GREEDY, raw=True).text == wanted
+
+
+def test_stabilized_rank_scales_by_its_root(tiny_checkpoint: Path, tiny_fp32: Path, make: Callable[..., Path]) -> None:
+    folder = make("rslora", use_rslora=True)
+    with Pipeline(tiny_fp32, adapters=[folder], **F32) as pipeline:
+        answer = pipeline.generate(PROMPT, GREEDY, raw=True).text
+    assert answer == greedy_text(tiny_checkpoint, with_peft(tiny_checkpoint, [folder]))
+
+
+def test_generate_takes_an_adapter(tiny_fp32: Path, adapter: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["--ov-config", "INFERENCE_PRECISION_HINT=f32", "--kv-cache", "f32"]
+    sampling = ["--raw", "--greedy", "--max-new-tokens", str(NEW_TOKENS)]
+    assert generate.main([str(tiny_fp32), PROMPT, "--adapter", f"{adapter}:0.5", *settings, *sampling]) == 0
+    with Pipeline(tiny_fp32, adapters=[f"{adapter}:0.5"], **F32) as pipeline:
+        wanted = pipeline.generate(PROMPT, Params(max_new_tokens=NEW_TOKENS, greedy=True), raw=True).text
+    assert capsys.readouterr().out == f"{wanted}\n"
+
+
+def logits(model_dir: Path, ids: list[int]) -> Any:
+    """Of the last position, on CPU at f32."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(model_dir / "openvino_model.xml", "CPU", F32)
+    request = compiled.create_infer_request()
+    values = {
+        "input_ids": np.array([ids]),
+        "attention_mask": np.ones((1, len(ids)), np.int64),
+        "position_ids": np.arange(len(ids))[None],
+        "beam_idx": np.zeros(1, np.int32),
+    }
+    names = {name for each in compiled.inputs for name in each.names}
+    return request.infer({name: value for name, value in values.items() if name in names})["logits"][0, -1]
+
+
+@pytest.mark.slow
+def test_merged_export_has_the_logits_of_peft(tiny_checkpoint: Path, make: Callable[..., Path], tmp_path: Path) -> None:
+    import torch
+
+    # Scales that differ by module, and a whole matrix that comes with the adapter.
+    folder = make("patterns", alpha_pattern={"up_proj": 3}, rank_pattern={"q_proj": 2}, modules_to_save=["lm_head"])
+    made = export(tiny_checkpoint, tmp_path / "merged", recipe="fp32", adapters=[folder], golden=False)
+    ids = tokenizer_of(tiny_checkpoint)(PROMPT).input_ids
+    with torch.no_grad():
+        wanted = with_peft(tiny_checkpoint, [folder])(torch.tensor([ids])).logits[0, -1].numpy()
+    assert np.abs(logits(made.path, ids) - wanted).max() < 1e-4
+    (recorded,) = made.manifest.source["adapters"]
+    assert (recorded["name"], recorded["weight"]) == ("patterns", 1)
+    assert made.manifest.checks["export_parity"]["top1_agreement"] == 1
+    # The same again is done already; the model without the adapter is another one.
+    again = export(tiny_checkpoint, made.path, recipe="fp32", adapters=[folder])
+    assert again.log is None
+    with pytest.raises(ConfigError, match="holds another model"):
+        export(tiny_checkpoint, made.path, recipe="fp32")
+
+
+def test_adapter_whose_parts_differ_is_only_merged(tiny_fp32: Path, make: Callable[..., Path]) -> None:
+    folder = make("uneven", alpha_pattern={"up_proj": 3})
+    with pytest.raises(SourceError, match="scales its modules differently, which works only merged; run: "):
+        Pipeline(tiny_fp32, adapters=[folder])
+
+
+def test_adapter_and_draft_model_exclude_each_other(tiny_fp32: Path, adapter: Path) -> None:
+    with pytest.raises(ConfigError, match="adapters and a draft model exclude each other"):
+        Pipeline(tiny_fp32, adapters=[adapter], draft_model=tiny_fp32)
+
+
+def test_adapter_of_another_size_is_refused(adapter: Path, tmp_path: Path, tiny_fp32: Path) -> None:
+    model = shutil.copytree(tiny_fp32, tmp_path / "wide")
+    tiny.edit_json(model / "config.json", intermediate_size=256)
+    with pytest.raises(SourceError, match=r"has 128 inputs and 64 outputs, in wide they are 256 and 64; it was made"):
+        lora.check(lora.read(adapter), model)
+
+
+def test_adapter_of_a_deeper_model_is_refused(make: Callable[..., Path], tiny_fp32: Path, tmp_path: Path) -> None:
+    deep = tiny.write_arcee(tmp_path / "deep", num_hidden_layers=3)
+    folder = make_adapter(deep, tmp_path / "adapter")
+    with pytest.raises(SourceError, match=r"changes model.layers.2.\S+, which tiny-fp32 does not have; it was"):
+        Pipeline(tiny_fp32, adapters=[folder])
+
+
+def _cut(folder: Path) -> None:
+    path = folder / lora.WEIGHTS
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def _no_tensors(folder: Path) -> None:
+    (folder / lora.WEIGHTS).write_bytes(b"\0" * 40)
+
+
+def _configure(folder: Path, **changes: Any) -> None:
+    tiny.edit_json(folder / lora.CONFIG, **changes)
+
+
+def _rename(folder: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    path = folder / lora.WEIGHTS
+    save_file({name.replace("lora_A", "lora_embedding_A"): each for name, each in load_file(path).items()}, path)
+
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "absent": (shutil.rmtree, r"no such adapter: \S+; give PEFT's adapter_model.safetensors or its folder"),
+    "cut off": (_cut, r"is damaged: it has \d+ bytes and should have \d+; fetch it again"),
+    "no safetensors": (_no_tensors, r"is no safetensors file; an adapter is PEFT's adapter_model.safetensors"),
+    "no configuration": (lambda folder: (folder / lora.CONFIG).unlink(), r"is missing, and with it .* lora_alpha"),
+    "broken configuration": (
+        lambda folder: (folder / lora.CONFIG).write_text("{"),
+        r"is not PEFT's configuration of a LoRA: JSONDecodeError",
+    ),
+    "no alpha": (functools.partial(_configure, lora_alpha=None), r"is not PEFT's configuration .* 'lora_alpha'"),
+    "another kind": (functools.partial(_configure, peft_type="IA3"), "describes IA3; only LORA can be applied"),
+    "DoRA": (functools.partial(_configure, use_dora=True), "uses use_dora, which cannot be applied here; merge it"),
+    "bias": (functools.partial(_configure, bias="all"), "uses bias, which cannot be applied here; merge it"),
+    "embedding": (_rename, r"lora_embedding_A.weight', which is not lora_A or lora_B of a linear layer"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD.values(), ids=BAD)
+def test_unusable_adapter_is_named(
+    adapter: Path, tmp_path: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    folder = shutil.copytree(adapter, tmp_path / "adapter")
+    spoil(folder)
+    with pytest.raises(SourceError, match=message) as caught:
+        lora.read(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_weight_must_be_finite(adapter: Path) -> None:
+    with pytest.raises(ConfigError, match="the weight of an adapter is a finite number, found nan"):
+        lora.read(f"{adapter}:nan")
+
+
+def test_colon_in_a_name_is_no_weight(adapter: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(adapter, tmp_path / "run:2")
+    assert lora.read(folder).weight == 1
+    assert lora.read(f"{folder}:0.25").weight == 0.25
+
+
+@pytest.mark.slow
+def test_server_offers_an_adapter_as_a_model(tiny_model: Path, adapter: Path, tiny_checkpoint: Path) -> None:
+    body = {"prompt": PROMPT, "max_tokens": NEW_TOKENS, "temperature": 0}
+    with Pipeline(tiny_model, adapters=[adapter]) as pipeline:
+        wanted = pipeline.generate(PROMPT, Params(max_new_tokens=NEW_TOKENS, greedy=True), raw=True).text
+    with serving.server("--model", f"base={tiny_model}", "--adapter", f"tuned={adapter}", *SMALL) as server:
+        assert [each["id"] for each in server.http.get("/v1/models").json()["data"]] == ["base", "tuned"]
+        answers = {name: _completion(server, model=name, **body) for name in ("base", "tuned", "base", "tuned")}
+    assert answers["tuned"] == wanted != answers["base"]
+
+
+SMALL = ("--cache-size-gb", "0.02")
+
+
+def _completion(server: serving.Server, **body: Any) -> str:
+    answer = server.post("/v1/completions", **body)
+    assert answer.status_code == 200, answer.text
+    return str(json.loads(answer.text)["choices"][0]["text"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("base", "'base' names a model and an adapter; give the adapter another name"),
+        ("a b", "a model's name is letters, digits and . _ : / -, found 'a b'; use --adapter NAME=FILE"),
+    ],
+    ids=["taken", "bad"],
+)
+def test_adapter_needs_a_name_of_its_own(
+    tiny_model: Path, adapter: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
+) -> None:
+    from ov_afm.cli import serve
+
+    assert serve.main(["--model", f"base={tiny_model}", "--adapter", f"{name}={adapter}"]) == 1
+    assert capsys.readouterr().err == f"ov-afm: error: {message}\n"

@@ -1,0 +1,124 @@
+"""Properties reach real plugins in the types they want; what cannot fit is refused with figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ov_afm.errors import ConfigError, DeviceError
+from ov_afm.runtime.properties import Use, build, check_memory, estimate_memory
+
+AFM = {"layers": 36, "kv_heads": 4, "head_dim": 128, "max_positions": 65_536}
+
+
+def answer(model: Path, device: str, properties: dict[str, Any]) -> list[int]:
+    import openvino_genai
+
+    engine = openvino_genai.LLMPipeline(model, device, **properties)
+    inputs = engine.get_tokenizer().encode("hello", add_special_tokens=False)
+    tokens: list[int] = engine.generate(inputs, max_new_tokens=4, do_sample=False, ignore_eos=True).tokens[0]
+    return tokens
+
+
+@pytest.mark.parametrize(
+    "use",
+    [Use(), Use(threads=1, kv_cache="f16"), Use(exact=True), Use(prefix_caching=False)],
+    ids=["default", "threads", "exact", "no-prefix-caching"],
+)
+def test_cpu_plugin_takes_what_is_built(tiny_model: Path, use: Use) -> None:
+    assert len(answer(tiny_model, "CPU", build("CPU", use))) == 4
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        Use(prompt_tokens=256, new_tokens=64),
+        Use(prompt_tokens=256, prefill_hint="STATIC", generate_hint="FAST_COMPILE"),
+        Use(prompt_tokens=256, prefill_hint="DYNAMIC", chunk_tokens=64, prefix_caching=True),
+    ],
+    ids=["limits", "hints", "chunks"],
+)
+def test_emulated_npu_takes_what_is_built(tiny_model: Path, use: Use) -> None:
+    assert len(answer(tiny_model, "NPU", build("NPU", use, emulated=True))) == 4
+
+
+def test_compiled_model_is_cached_in_the_folder_given(tiny_model: Path, tmp_path: Path) -> None:
+    properties = build("NPU", Use(prompt_tokens=256), emulated=True, cache_dir=tmp_path)
+    first = answer(tiny_model, "NPU", properties)
+    (blob,) = tmp_path.glob("*.blob")
+    written = blob.stat().st_mtime_ns
+    assert answer(tiny_model, "NPU", properties) == first
+    assert [path.stat().st_mtime_ns for path in tmp_path.glob("*.blob")] == [written]
+
+
+def test_blob_is_exported_once_and_read_afterwards(tmp_path: Path) -> None:
+    blob = tmp_path / "model.blob"
+    assert build("NPU", Use(blob=blob))["EXPORT_BLOB"] is True
+    blob.touch()
+    found = build("NPU", Use(blob=blob), cache_dir=tmp_path)
+    assert found["BLOB_PATH"] == str(blob)
+    assert "EXPORT_BLOB" not in found
+    assert "CACHE_DIR" not in found
+
+
+def test_cpu_gets_no_compiled_model_cache(tmp_path: Path) -> None:
+    assert build("CPU", cache_dir=tmp_path) == {}
+
+
+def test_npu_limits_are_always_set_as_ints() -> None:
+    found = build("NPU")
+    assert (found["MAX_PROMPT_LEN"], found["MIN_RESPONSE_LEN"]) == (1024, 128)
+    assert type(found["MAX_PROMPT_LEN"]) is int
+
+
+def test_gpu_allows_large_allocations_only_where_one_is_needed() -> None:
+    assert "GPU_ENABLE_LARGE_ALLOCATIONS" not in build("GPU", largest_bytes=3, max_alloc_bytes=4)
+    assert build("GPU", largest_bytes=5, max_alloc_bytes=4)["GPU_ENABLE_LARGE_ALLOCATIONS"] is True
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"chunk_tokens": 60}, "chunk_tokens must be a power of two, found 60"),
+        ({"prompt_tokens": 0}, "prompt_tokens must be at least 1, found 0"),
+        ({"kv_cache": "u4"}, "kv_cache must be one of u8, f16, f32, found 'u4'"),
+        ({"generate_hint": "FAST"}, "generate_hint must be one of FAST_COMPILE, BEST_PERF, found 'FAST'"),
+        ({"blob": Path("model.bin")}, r"must end in \.blob, found model\.bin"),
+    ],
+)
+def test_values_that_no_plugin_takes_are_refused(fields: dict[str, Any], found: str) -> None:
+    with pytest.raises(ConfigError, match=found):
+        Use(**fields)
+
+
+@pytest.mark.parametrize(
+    ("device", "use", "named"),
+    [
+        ("CPU", Use(generate_hint="BEST_PERF", chunk_tokens=64), "CPU does not take generate_hint, chunk_tokens"),
+        ("GPU.1", Use(threads=2), "GPU.1 does not take threads"),
+        ("NPU", Use(kv_cache="u8"), "NPU does not take kv_cache"),
+    ],
+)
+def test_what_another_device_takes_is_refused_by_name(device: str, use: Use, named: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{named}$"):
+        build(device, use)
+
+
+def test_cache_of_a_full_context_is_counted() -> None:
+    need = estimate_memory(2_700_000_000, AFM, "NPU", Use(prompt_tokens=4000, new_tokens=96))
+    # 36 layers x 4 heads x 128 x (key and value) x 2 bytes = 73,728 bytes a token
+    assert need.kv_bytes == 73_728 * 4096
+    assert need.total_bytes == 2_700_000_000 + need.kv_bytes
+    assert estimate_memory(0, AFM, "CPU", Use(prompt_tokens=4096)).kv_bytes < need.kv_bytes
+
+
+def test_model_that_does_not_fit_is_refused_with_both_figures() -> None:
+    need = estimate_memory(9_240_000_000, AFM, "GPU", Use(kv_cache="f16"))
+    with pytest.raises(
+        DeviceError, match=r"^GPU has 8\.00 GB; the model needs 9\.24 GB and 0\.30 GB more .* 4096 tokens"
+    ):
+        check_memory(need, "GPU", 8_000_000_000)
+    check_memory(need, "GPU", 10_000_000_000)
+    check_memory(need, "GPU", None)

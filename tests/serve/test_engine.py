@@ -1,0 +1,88 @@
+"""A request's owner may leave at any moment; its slot must come back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+
+import pytest
+from ov_afm.serve.batching import EngineSpec
+
+from ov_afm.serve.engine import Engine, EngineTimeout, Stream
+
+PIECE = {"id": 7, "text": "a", "tokens": 1}
+TURNS = range(5)
+
+
+async def _turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("turns", TURNS)
+def test_leaving_is_heard_when_a_piece_comes_at_the_same_moment(turns: int) -> None:
+    async def leave() -> None:
+        stream = Stream([7])
+        reading = asyncio.create_task(_read_on(stream))
+        await asyncio.sleep(0)
+        stream.put(PIECE)
+        await _turns(turns)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(reading, 1)
+
+    asyncio.run(leave())
+
+
+async def _read_on(stream: Stream) -> None:
+    while True:
+        await stream.get()
+
+
+@pytest.mark.parametrize("turns", TURNS)
+def test_leaving_the_line_as_a_slot_comes_free_gives_the_slot_back(turns: int) -> None:
+    async def leave() -> None:
+        engine = _engine()
+        async with _slot(engine):
+            second = asyncio.create_task(_hold(engine))
+            await _turns(3)
+            assert engine.waiting == 1
+        await _turns(turns)
+        second.cancel()
+        await asyncio.wait([second], timeout=1)
+        assert second.cancelled()
+        assert (engine.running, engine.waiting) == (0, 0)
+
+    asyncio.run(leave())
+
+
+def test_time_runs_while_waiting_and_while_running() -> None:
+    async def wait() -> None:
+        engine = _engine(request_timeout_s=0.05)
+        async with _slot(engine) as stream:
+            with pytest.raises(EngineTimeout, match="longer than this server allows"):
+                await stream.get()
+            with pytest.raises(EngineTimeout, match="no slot came free"):
+                await _hold(engine)
+        assert (engine.running, engine.waiting) == (0, 0)
+
+    begin = time.monotonic()
+    asyncio.run(wait())
+    assert time.monotonic() - begin < 5
+
+
+def _engine(request_timeout_s: float = 60) -> Engine:
+    """One slot and no process behind it."""
+    engine = Engine(EngineSpec(model_dir="none", max_running=1), request_timeout_s=request_timeout_s)
+    engine.state = "ready"
+    return engine
+
+
+def _slot(engine: Engine) -> contextlib.AbstractAsyncContextManager[Stream]:
+    return engine.open([{"op": "generate"}])
+
+
+async def _hold(engine: Engine) -> None:
+    async with _slot(engine):
+        await asyncio.sleep(60)

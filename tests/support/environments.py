@@ -1,0 +1,55 @@
+"""Environments of their own, for what cannot be installed beside the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONSTRAINTS = ROOT / "constraints.txt"
+
+
+def call(*command: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=400, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def install(python: Path, *arguments: str | Path) -> None:
+    if uv := shutil.which("uv"):
+        result = call(uv, "pip", "install", "--python", python, *arguments)
+    else:
+        result = call(python, "-m", "pip", "install", "--progress-bar", "off", *arguments)
+    if result.returncode:
+        if re.search(r"(?i)network|connection|dns|resolve host|timed out", result.stderr):
+            pytest.skip("the package index is not reached")
+        pytest.fail(result.stderr[-2000:])
+
+
+def environment(name: str, *requirements: str) -> Path:
+    """Python of `.venv-NAME` with these packages.
+
+    It lies in the repository, ignored by git, because making it takes up to a minute and 300 MB, and is kept until the
+    requirements change.
+    """
+    folder = ROOT / f".venv-{name}"
+    python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    stamp = folder / "made-for"
+    wanted = hashlib.sha256("\n".join([*requirements, CONSTRAINTS.read_text(), sys.version]).encode()).hexdigest()
+    if not stamp.exists() or stamp.read_text() != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        venv.create(folder, with_pip=shutil.which("uv") is None)
+        install(python, *requirements)
+        stamp.write_text(wanted)
+    return python
+
+
+def asked_for(group: str) -> list[str]:
+    """The lines of a list of requirements in pyproject.toml: `dependencies`, or an extra's name."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return re.findall(r'"([^"]+)"', re.search(rf"^{group} = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)[1])  # type: ignore[index]
