@@ -26,14 +26,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from random_gguf import write_gguf
+
+import ov_afm
 from ov_afm.bench.engine import Timeline, open_engine
 from ov_afm.bench.memory import peak_rss_bytes
 from ov_afm.bench.plan import Combination, Settings
 from ov_afm.bench.prompts import Prompts
 from ov_afm.bench.summary import number
-from random_gguf import write_gguf
-
-import ov_afm
 from ov_afm.errors import ConfigError, OVAFMError
 from ov_afm.model_dir import manifest
 from ov_afm.runtime.metrics import Spread, percentile, spread

@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from ov_afm.bench.bandwidth import read_bandwidth, weight_bytes_per_token
 from ov_afm.bench.memory import peak_rss_bytes
-
 from ov_afm.kernels import extension, graph, pack, select
 from ov_afm.model_dir import manifest
 

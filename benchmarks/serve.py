@@ -41,9 +41,9 @@ START_S = 300.0
 def loop(model_dir: str, cache_gb: float) -> None:
     """Runs in a child: answer lines of prompts with the arrivals of their tokens."""
     import openvino_genai
-    from ov_afm.serve.batching import Batch, EngineSpec, Job
 
     from ov_afm.runtime.detokenize import TextAssembler
+    from ov_afm.serve.batching import Batch, EngineSpec, Job
 
     batch = Batch(EngineSpec(model_dir, cache_size_gb=cache_gb))
     number = 0

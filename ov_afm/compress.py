@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .cli.command import command
+from .cli.command import parser as command_parser
 from .cli.recipe_options import add_recipe_arguments, recipe_from_arguments, resolve_recipe
 from .errors import CompressionError, ConfigError
 from .model_dir import bundle, manifest
@@ -127,10 +129,10 @@ def _child(source: str, out: str, recipe: dict[str, Any]) -> dict[str, Any]:
     return compress_ir(Path(source) / "openvino_model.xml", Path(out), Recipe.from_dict(recipe), Path(source))
 
 
-@console.command
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """`ov-afm compress`."""
-    parser = console.parser("compress", "Compress the weights of a model to INT8 or INT4.")
+    parser = command_parser("compress", "Compress the weights of a model to INT8 or INT4.")
     what = "model directory with fp16 or fp32 weights, or what `ov-afm export` takes, which is exported first"
     parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help=f"{what} (default: {DEFAULT_MODEL})")
     parser.add_argument("--output", "-o", metavar="DIR", help="new model directory")

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from .cli.command import command
+from .cli.command import parser as command_parser
 from .compress import add_recipe_arguments, recipe_from_arguments, resolve_recipe
 from .conversion.pack_kernels import pack, pack_if_it_pays
 from .conversion.prebuilt import adopt
@@ -263,10 +265,10 @@ def _notes(result: manifest.Manifest) -> list[str]:
     return notes
 
 
-@console.command
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """`ov-afm export`."""
-    parser = console.parser("export", "Export a model to a verified OpenVINO model directory.")
+    parser = command_parser("export", "Export a model to a verified OpenVINO model directory.")
     parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="Hub id, folder, .gguf file or embedded name")
     parser.add_argument("--output", "-o", metavar="DIR", help="new model directory (default: ./NAME-RECIPE)")
     parser.add_argument("--revision", help="commit, tag or branch of a Hub repository")

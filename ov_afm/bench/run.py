@@ -43,16 +43,16 @@ def measure(model_dir: str, combination: dict[str, Any], settings: dict[str, Any
     """
     wanted, chosen = Combination(**combination), Settings(**settings)
     folder = Path(model_dir)
-    emit("step", name="loading")
+    emit(Step("loading"))
     import openvino_genai  # noqa: F401 - imported before the clock is started
 
     begin = time.perf_counter()
     engine = open_engine(folder, wanted, chosen)
     load_s = time.perf_counter() - begin
     prompts = Prompts(folder, "random" if chosen.prompts == "random" else "text", chosen.seed)
-    emit("step", name="first inference")
+    emit(Step("first inference"))
     first = engine.run([prompts.make(FIRST_PROMPT_TOKENS)], 2)
-    emit("step", name="warming up")
+    emit(Step("warming up"))
     engine.run([prompts.make(wanted.prompt_tokens)], min(wanted.new_tokens, 8))
     meter, energy = _meter()
     idle_w = meter.idle_w(IDLE_S) if meter else None

@@ -23,6 +23,8 @@ from ..bench.records import Store, read
 from ..bench.sweep import Runner, Sweep, sweep_id
 from ..errors import ConfigError, DeviceError
 from ..system import console, resources
+from .command import command
+from .command import parser as command_parser
 
 __all__ = ["Sweep", "bench", "main"]
 
@@ -72,7 +74,7 @@ def bench(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = console.parser("bench", "Compare devices, precisions and engine options on this machine.")
+    parser = command_parser("bench", "Compare devices, precisions and engine options on this machine.")
     parser.add_argument("models", nargs="*", default=argparse.SUPPRESS, metavar="DIR", help="model directories")
     parser.add_argument(
         "--device", nargs="+", default=argparse.SUPPRESS, help="devices; all that are here if not given"
@@ -144,7 +146,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     )
 
 
-@console.command
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `ov-afm bench`."""
     parser = _parser()

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from ..chat.backend import Backend, Local
 from ..errors import ConfigError
-from ..system import console
 from ..system.interrupt import leave_at_once
 from ..system.resources import require
+from .command import command
+from .command import parser as command_parser
 from .generate import add_load_options, add_sampling_options, load, pipeline_options, sampling
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ KEY_VARIABLE = "OV_AFM_API_KEY"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = console.parser("chat", "Talk with a model, in the terminal or in a browser (--ui).")
+    parser = command_parser("chat", "Talk with a model, in the terminal or in a browser (--ui).")
     absent = argparse.SUPPRESS
     add = parser.add_argument
     add(
@@ -74,7 +75,7 @@ def _check(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> No
         parser.error(f"one model directory at a time, found {len(arguments.models)}; several need --ui")
 
 
-@console.command
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     parser = _parser()

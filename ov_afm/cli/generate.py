@@ -19,6 +19,8 @@ from ..runtime.sampling import Params
 from ..system import console
 from ..system.interrupt import leave_at_once
 from ..system.load_display import LoadDisplay
+from .command import command
+from .command import parser as command_parser
 
 __all__ = ["add_load_options", "add_sampling_options", "figures", "load", "main", "pipeline_options", "sampling"]
 
@@ -173,7 +175,7 @@ def _read_prompt(given: str | None, raw: bool, parser: argparse.ArgumentParser) 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = console.parser("generate", "Answer one prompt, streaming to standard output.")
+    parser = command_parser("generate", "Answer one prompt, streaming to standard output.")
     parser.add_argument("model", metavar="MODEL_DIR", help="model directory made by ov-afm export")
     parser.add_argument("prompt", nargs="?", help="the prompt; - or nothing reads standard input")
     parser.add_argument("--system", default=argparse.SUPPRESS, metavar="TEXT", help="system message before the prompt")
@@ -185,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-@console.command
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     parser = _parser()

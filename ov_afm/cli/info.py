@@ -12,6 +12,8 @@ from typing import Any
 from ..model_dir import card, manifest
 from ..model_dir.bundle import geometry
 from ..system import console
+from .command import command
+from .command import parser as command_parser
 
 __all__ = ["describe"]
 
@@ -81,10 +83,10 @@ def _table(rows: list[tuple[str, str]]) -> list[str]:
     return [f"{name:<12} {value}" for name, value in rows]
 
 
-@console.command
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """`ov-afm info`."""
-    parser = console.parser("info", "Show recipe, sizes, checks and provenance of a model directory.")
+    parser = command_parser("info", "Show recipe, sizes, checks and provenance of a model directory.")
     parser.add_argument("model_dir", help="model directory")
     parser.add_argument("--verify", action="store_true", help="compare the sha256 of every file with the manifest")
     parser.add_argument("--json", action="store_true", help="print the manifest with sizes as JSON")

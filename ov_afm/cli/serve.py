@@ -22,6 +22,8 @@ from ..model_dir import manifest
 from ..runtime import loading, lora
 from ..system import console
 from ..system.resources import require
+from .command import command
+from .command import parser as command_parser
 
 if TYPE_CHECKING:
     from ..serve.app import Settings
@@ -36,7 +38,7 @@ KEY_VARIABLE = "OV_AFM_API_KEY"
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = console.parser("serve", "Serve models over OpenAI's HTTP API.")
+    parser = command_parser("serve", "Serve models over OpenAI's HTTP API.")
     parser.add_argument("model_dir", nargs="?", metavar="MODEL_DIR", help="model directory made by ov-afm export")
     add = parser.add_argument
     absent = argparse.SUPPRESS
@@ -146,7 +148,7 @@ def _given(kind: type, arguments: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-@console.command
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     arguments = _parser().parse_args(argv)

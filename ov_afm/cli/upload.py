@@ -19,6 +19,8 @@ from ..conversion.hub_errors import explained
 from ..errors import SourceError
 from ..model_dir import manifest
 from ..system import console
+from .command import command
+from .command import parser as command_parser
 
 __all__ = ["upload"]
 
@@ -102,7 +104,7 @@ def _files(folder: Path, progress: console.Progress | None) -> dict[str, int]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = console.parser("upload", "Send a model directory to the Hugging Face Hub.")
+    parser = command_parser("upload", "Send a model directory to the Hugging Face Hub.")
     parser.add_argument("model_dir", type=Path, metavar="MODEL_DIR", help="directory that `ov-afm export` made")
     parser.add_argument("repo_id", metavar="REPO_ID", help="repository, org/name; made if it does not exist")
     parser.add_argument("--private", action="store_true", help="make the repository private, if it has to be made")
@@ -110,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-@console.command
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """`ov-afm upload`."""
     args = _parser().parse_args(argv)

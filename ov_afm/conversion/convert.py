@@ -81,9 +81,9 @@ def build(
     settings = Recipe.from_dict(recipe)
     source, out, scratch = Path(checkpoint), Path(bundle), Path(work)
     with disk_full_as_error(scratch):
-        emit("step", name="tokenizer")
+        emit(Step("tokenizer"))
         _write_tokenizer(source, out, trust_remote_code)
-        emit("step", name="reading")
+        emit(Step("reading"))
         model = _load(source, DTYPES.get(settings.weight_format, "auto"), trust_remote_code)
         lora.merge(model, [lora.read(path, weight) for path, weight in adapters])
         checks = _convert(model, source, out, scratch, prove, proof_bytes)
@@ -93,13 +93,13 @@ def build(
     summary: dict[str, Any] = {}
     with disk_full_as_error(out):
         if settings.bits <= 8 or settings.equalise != "none":
-            emit("step", name="compressing")
+            emit(Step("compressing"))
             summary = compress_ir(ir, out, settings, out)
         else:
             for path in (ir, ir.with_suffix(".bin")):
                 shutil.move(path, out / path.name)
     if prove:
-        emit("step", name="verifying")
+        emit(Step("verifying"))
         reference = scratch / "reference.npz"
         checks |= verify.measure(source, out, reference if reference.exists() else None, trust_remote_code)
     return {"recipe": summary, "checks": checks}
@@ -107,7 +107,7 @@ def build(
 
 def _convert(model: Any, source: Path, out: Path, work: Path, prove: bool, proof_bytes: int) -> dict[str, Any]:
     expected = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    emit("step", name="converting")
+    emit(Step("converting"))
     with _report_growth(work / "openvino_model.bin", expected):
         _write_ir(model, work)
     for name in ("config.json", "generation_config.json"):
@@ -115,7 +115,7 @@ def _convert(model: Any, source: Path, out: Path, work: Path, prove: bool, proof
             shutil.move(work / name, out / name)
     if not prove:
         return {}
-    emit("step", name="proving")
+    emit(Step("proving"))
     return {
         "weights": verify.weights_equal(model, work / "openvino_model.xml"),
         "export_parity": _prove(model, source, work, proof_bytes),
@@ -268,7 +268,7 @@ def _report_growth(path: Path, expected: int) -> Iterator[None]:
     def watch() -> None:
         while not done.wait(0.5):
             if path.exists():
-                emit("bytes", done=path.stat().st_size, total=expected)
+                emit(Progress(path.stat().st_size, expected))
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

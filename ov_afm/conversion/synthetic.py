@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..cli.command import command
+from ..cli.command import parser as command_parser
 from ..errors import ConfigError
 from ..presets import GEOMETRIES, Geometry
 from ..system import console, resources
@@ -251,10 +253,10 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-@console.command
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """`ov-afm synth`."""
-    parser = console.parser("synth", "Write a synthetic Arcee checkpoint: real geometry, random weights.")
+    parser = command_parser("synth", "Write a synthetic Arcee checkpoint: real geometry, random weights.")
     parser.add_argument("--geometry", required=True, choices=list(GEOMETRIES), help="which model's shape")
     parser.add_argument("--output", "-o", required=True, metavar="DIR", help="new checkpoint folder")
     parser.add_argument("--layers", type=int, help="number of layers instead of the geometry's")

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..cli.command import command
+from ..cli.command import parser as command_parser
 from ..system import console, resources
 from ..system.interrupt import leave_at_once
 from . import scorecard, suite, table
@@ -83,7 +85,7 @@ def kl(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = console.parser("evaluate", "Measure what compression costs: KL divergence, agreement, perplexity, tasks.")
+    parser = command_parser("evaluate", "Measure what compression costs: KL divergence, agreement, perplexity, tasks.")
 
     def add(where: Any, flag: str, help: str, **kind: Any) -> None:
         where.add_argument(flag, help=help, default=argparse.SUPPRESS, **kind)
@@ -122,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-@console.command
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `ov-afm evaluate`."""
     parser = _parser()

@@ -18,6 +18,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ..cli.command import command
+from ..cli.command import parser as command_parser
 from ..compress import compress
 from ..errors import CompressionError, ConfigError, DeviceError
 from ..export import export
@@ -256,10 +258,10 @@ def _plot(trials: Sequence[Trial], found: Trial, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-@console.command
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """`ov-afm tune`."""
-    parser = console.parser("tune", "Search the compression recipe for a size or a fidelity.")
+    parser = command_parser("tune", "Search the compression recipe for a size or a fidelity.")
     parser.add_argument("model", help="what `ov-afm export` takes, or an uncompressed model directory")
     parser.add_argument(
         "--output", "-o", required=True, metavar="FILE", help="recipe file (.json), for export --recipe"

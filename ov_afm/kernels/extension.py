@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from ..cli.command import command
+from ..cli.command import parser as command_parser
 from ..errors import ExtensionError
 from ..system import console, paths
 
@@ -164,10 +166,10 @@ def _run(command: list[str]) -> None:
         raise ExtensionError(f"building the ReLU² kernels failed: {reason}")
 
 
-@console.command
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Say which kernels there are; `--build` makes them."""
-    parser = console.parser("kernels", "The native ReLU² kernels: where they are, and building them.")
+    parser = command_parser("kernels", "The native ReLU² kernels: where they are, and building them.")
     parser.prog = "python -m ov_afm.kernels.extension"
     parser.add_argument("--build", action="store_true", help="build them for the installed OpenVINO")
     args = parser.parse_args(argv)

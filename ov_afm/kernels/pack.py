@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from ..cli.command import command
+from ..cli.command import parser as command_parser
 from ..errors import ConfigError, ExtensionError
 from ..model_dir import manifest
 from ..system import console
@@ -263,10 +265,10 @@ def _note(
     manifest.write(model_dir, record)
 
 
-@console.command
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the model for the kernels beside the plain one."""
-    parser = console.parser("kernels", "Rewrite a model's ReLU² MLPs for the native CPU kernels.")
+    parser = command_parser("kernels", "Rewrite a model's ReLU² MLPs for the native CPU kernels.")
     parser.add_argument("model_dir", type=Path, help="model directory with int4 or int8 weights")
     parser.add_argument("--activations", choices=sorted(BITS), default="auto", help="width of quantized activations")
     parser.add_argument("--threshold", type=float, default=0.0, help="skip neurons at or below it; 0 is exact")

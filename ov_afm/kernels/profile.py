@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from ..cli.command import command
+from ..cli.command import parser as command_parser
 from ..errors import ConfigError, ExtensionError
 from ..model_dir import manifest
 from ..system import console
@@ -198,10 +200,10 @@ def table(result: Profile) -> str:
     return "\n".join(lines)
 
 
-@console.command
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the zeros of each layer and the predicted speed-up."""
-    parser = console.parser("profile", "Measure the exact zeros of a ReLU² model on your text.")
+    parser = command_parser("profile", "Measure the exact zeros of a ReLU² model on your text.")
     parser.add_argument("model_dir", type=Path, help="model directory")
     parser.add_argument("--text", type=Path, required=True, help="UTF-8 text like that the model will be used on")
     parser.add_argument("--max-tokens", type=int, default=2048, help="stop after so many tokens")

@@ -17,14 +17,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, OVAFMError, SourceError
+from ..errors import OVAFMError, SourceError
+from .geometry import Geometry
 
 __all__ = [
     "FILE_NAME",
+    "MODEL_BIN",
+    "MODEL_XML",
     "Manifest",
-    "geometry_of",
     "installed_versions",
-    "parameters",
     "read",
     "scan",
     "sha256",
@@ -34,9 +35,11 @@ __all__ = [
 
 FILE_NAME = "ov_afm.json"
 SCHEMA = 1
+MODEL_XML = "openvino_model.xml"
+MODEL_BIN = "openvino_model.bin"
 REQUIRED = (
-    "openvino_model.xml",
-    "openvino_model.bin",
+    MODEL_XML,
+    MODEL_BIN,
     "openvino_tokenizer.xml",
     "openvino_tokenizer.bin",
     "openvino_detokenizer.xml",
@@ -61,7 +64,7 @@ class Manifest:
 
     Attributes:
         source: kind, id, revision, sha256 of each weight file, license; `synthetic` where it is.
-        geometry: architecture, hidden, layers, heads, kv_heads, intermediate, vocab, max_positions, activation.
+        geometry: The model's shape; None where it is not recorded.
         recipe: Every compression parameter as used (see `presets.Recipe`), calibration data by name and sha256.
         versions: Versions of the packages that made the directory; None where not installed.
         files: File name to `{"bytes": int, "sha256": str}`.
@@ -71,13 +74,17 @@ class Manifest:
     """
 
     source: dict[str, Any]
-    geometry: dict[str, Any]
+    geometry: Geometry | None
     recipe: dict[str, Any]
     versions: dict[str, str | None] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     checks: dict[str, Any] = field(default_factory=dict)
     sparsity: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `ov_afm.json` holds it."""
+        return {**asdict(self), "geometry": self.geometry.to_dict() if self.geometry else {}}
 
 
 def installed_versions() -> dict[str, str | None]:
@@ -89,46 +96,6 @@ def installed_versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[key] = None
     return found
-
-
-def geometry_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest's geometry from a Hugging Face `config.json`.
-
-    Raises:
-        ConfigError: The configuration lacks a value that every decoder has.
-    """
-    try:
-        heads = config["num_attention_heads"]
-        return {
-            "architecture": (config.get("architectures") or [config["model_type"]])[0],
-            "hidden": config["hidden_size"],
-            "layers": config["num_hidden_layers"],
-            "heads": heads,
-            "kv_heads": config.get("num_key_value_heads") or heads,
-            "head_dim": config.get("head_dim") or config["hidden_size"] // heads,
-            "intermediate": config["intermediate_size"],
-            "vocab": config["vocab_size"],
-            "max_positions": config["max_position_embeddings"],
-            "activation": config.get("hidden_act"),
-        }
-    except KeyError as error:
-        raise ConfigError(
-            f"config.json has no {error.args[0]!r}; it is not the configuration of a decoder model"
-        ) from error
-
-
-def parameters(geometry: Mapping[str, Any], *, tied: bool) -> tuple[int, int]:
-    """Weights of a decoder, norms left out: those of embedding and head, and those of its layers.
-
-    Args:
-        geometry: As `geometry_of` gives it.
-        tied: Embedding and head are one matrix.
-    """
-    hidden, head_dim = geometry["hidden"], geometry["head_dim"]
-    attention = hidden * head_dim * 2 * (geometry["heads"] + geometry["kv_heads"])
-    matrices = 2 if geometry["activation"] == "relu2" else 3
-    tables = geometry["vocab"] * hidden * (1 if tied else 2)
-    return int(tables), int(geometry["layers"] * (attention + matrices * hidden * geometry["intermediate"]))
 
 
 def sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
@@ -157,7 +124,7 @@ def scan(model_dir: Path, on_bytes: Callable[[int], None] | None = None) -> dict
 def write(model_dir: Path, manifest: Manifest) -> None:
     """Write the manifest, replacing an older one in a single step."""
     temporary = model_dir / f".{FILE_NAME}.{os.getpid()}"
-    temporary.write_text(json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(model_dir / FILE_NAME)
 
 
@@ -184,14 +151,16 @@ def read(model_dir: Path) -> Manifest | None:
 
 def _checked(fields: Mapping[str, Any]) -> Manifest:
     """The manifest of these fields; raises TypeError or KeyError where one is not of its kind."""
-    found = Manifest(**{key: value for key, value in fields.items() if key in Manifest.__dataclass_fields__})
-    for name, value in asdict(found).items():
+    known = {key: value for key, value in fields.items() if key in Manifest.__dataclass_fields__}
+    for name, value in known.items():
         if name != "schema" and not isinstance(value, dict):
             raise TypeError(f"{name} is no object")
-    for name, entry in found.files.items():
+    known["geometry"] = Geometry.from_dict(known["geometry"]) if known["geometry"] else None
+    contents = Manifest(**known)
+    for name, entry in contents.files.items():
         if not isinstance(entry, dict) or not isinstance(entry["bytes"], int) or not isinstance(entry["sha256"], str):
             raise TypeError(f"the entry of {name} is not one of a file")
-    return found
+    return contents
 
 
 def verify(model_dir: Path, *, hashes: bool = False, on_bytes: Callable[[int], None] | None = None) -> Manifest | None:

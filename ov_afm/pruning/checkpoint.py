@@ -43,9 +43,9 @@ def prune_checkpoint(
     dropped: list[int] = []
     config = model.config
     if layers < config.num_hidden_layers:
-        emit("step", name="ranking layers")
+        emit(Step("ranking layers"))
         dropped = _drop_layers(model, ids, layers)
-    emit("step", name="narrowing layers")
+    emit(Step("narrowing layers"))
     kept = narrow(
         model,
         ids,

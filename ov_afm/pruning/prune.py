@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..cli.command import command
+from ..cli.command import parser as command_parser
 from ..conversion.sources import Source, resolve
 from ..errors import CompressionError, ConfigError
 from ..evaluation import table
@@ -219,10 +221,10 @@ def _child(name: str, target: str, arguments: dict[str, Any], bars: console.Prog
         return child_process.run(target, arguments, log=log, on_event=_relay(advance), died=CompressionError)
 
 
-@console.command
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """`ov-afm prune`."""
-    parser = console.parser("prune", "Write a checkpoint with fewer parameters, and measure what that cost.")
+    parser = command_parser("prune", "Write a checkpoint with fewer parameters, and measure what that cost.")
     parser.add_argument("model", help="checkpoint of a ReLU² model: Hub id, folder or .gguf file")
     parser.add_argument("--target-params", metavar="COUNT", help="most parameters that stay, such as 2.8B")
     parser.add_argument(

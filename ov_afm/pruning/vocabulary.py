@@ -177,7 +177,7 @@ def cut_checkpoint(source: str, output: str, rows: Sequence[int]) -> None:
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
     check_finite(model)
     select_rows(model, rows)
-    child_process.emit("progress", done=1, total=2)
+    child_process.emit(Progress(1, 2))
     folder, tokenizer = Path(output), _tokenizer(Path(source))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -187,7 +187,7 @@ def cut_checkpoint(source: str, output: str, rows: Sequence[int]) -> None:
     for name in ("config.json", "generation_config.json"):
         if (folder / name).is_file():
             _write(folder / name, renumber_config(read_json(folder / name), new))
-    child_process.emit("progress", done=2, total=2)
+    child_process.emit(Progress(2, 2))
 
 
 def select_rows(model: Any, rows: Sequence[int]) -> None:

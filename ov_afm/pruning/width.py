@@ -94,7 +94,7 @@ def narrow(
 
 
 def _reporter(done: int, total: int) -> Callable[..., None]:
-    return lambda *_: emit("progress", done=done, total=total)
+    return lambda *_: emit(Progress(done, total))
 
 
 def _streams(model: Any, inputs: Any, attention: bool, layer: bool) -> list[tuple[Any, Any]]:

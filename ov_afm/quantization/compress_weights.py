@@ -116,7 +116,7 @@ def _equalise(
     kinds = {kind: backup for kind, stored in settings.kinds if stored == "int8"} if rounding else {}
 
     def show(done: int, total: int) -> None:
-        child_process.emit("progress", name="equalising", done=done, total=total)
+        child_process.emit(Progress(done, total, "equalising"))
 
     found = equalise(layers, table, ids, quantizer, folder, kinds=kinds, on_layer=show)
     if found.peak_up > FP16_LIMIT:
@@ -131,7 +131,7 @@ def _fit(layers: Sequence[Layer], table: Any, model: Any, ids: list[list[int]], 
     from .reconstruction import fit
 
     def show(done: int, total: int) -> None:
-        child_process.emit("progress", name="rounding", done=done, total=total)
+        child_process.emit(Progress(done, total, "rounding"))
 
     return fit(layers, table, model, ids, folder, on_layer=show)
 
@@ -275,7 +275,7 @@ def _relay_progress() -> Iterator[None]:
     def advance(self: Progress, task_id: Any, advance: float = 1) -> None:
         original(self, task_id, advance)
         task = self._tasks[task_id]
-        child_process.emit("progress", name=task.description, done=float(task.completed), total=float(task.total or 0))
+        child_process.emit(Progress(float(task.completed), float(task.total or 0), task.description))
 
     Progress.advance = advance  # type: ignore[method-assign]
     try:

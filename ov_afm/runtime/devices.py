@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..cli.command import command
+from ..cli.command import parser as command_parser
 from ..errors import DeviceError, OVAFMError
 from ..presets import Recipe
 from ..system import child_process, console
@@ -245,10 +247,10 @@ def _auto(recipe: Recipe | None, speeds: Mapping[str, float]) -> list[Choice]:
     return [*(Choice(each.device, f"AUTO (measured here: {rates})") for each in measured), *rest]
 
 
-@console.command
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `ov-afm devices`."""
-    parser = console.parser("devices", "List this machine's devices and what they can run, or test one.")
+    parser = command_parser("devices", "List this machine's devices and what they can run, or test one.")
     parser.add_argument("model", nargs="?", metavar="MODEL_DIR", help="tell also what this model would be loaded with")
     parser.add_argument("--test", metavar="MODEL_DIR", help="ask devices what export recorded, and judge the answers")
     parser.add_argument("--device", nargs="+", metavar="DEVICE", help="with --test: devices to test instead of all")

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from ov_afm.bench import energy, report
 from ov_afm.bench.bandwidth import read_bandwidth, weight_bytes_per_token
 from ov_afm.bench.compare import compare
 from ov_afm.bench.plan import Combination, Settings
 from ov_afm.bench.prompts import Prompts
 from ov_afm.bench.records import FILE_NAME, read
-
-from ov_afm.bench import energy, report
 from ov_afm.cli.bench import bench, main
 from ov_afm.cli.bench import memory as resources_used
 from ov_afm.cli.bench import run as bench_run

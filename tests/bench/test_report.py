@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ov_afm.bench.recommendation import RULE, recommend
 from ov_afm.bench.summary import summarize
-
 from ov_afm.cli.bench import report
 
 RUNS = 3

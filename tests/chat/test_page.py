@@ -12,13 +12,13 @@ from typing import Any
 
 import httpx
 import pytest
+from support.chatting import Chat, chat, server_that_says
+
 from ov_afm.chat.models import Host, find_models, recommended
+from ov_afm.chat.remote import Remote
 from ov_afm.chat.web.handlers import Actions
 from ov_afm.chat.web.html import refused_devices
 from ov_afm.chat.web.security import plain, written
-from support.chatting import Chat, chat, server_that_says
-
-from ov_afm.chat.remote import Remote
 from ov_afm.cli.chat import main
 from ov_afm.errors import OVAFMError
 from ov_afm.runtime import devices

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ov_afm.chat.terminal_markdown import complete_until, inert
 from support.chatting import server_that_says
 
+from ov_afm.chat.terminal_markdown import complete_until, inert
 from ov_afm.cli.chat import main
 
 pexpect = pytest.importorskip("pexpect")

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from ov_afm.bench.records import FILE_NAME, read
 
+from ov_afm.bench.records import FILE_NAME, read
 from ov_afm.cli import bench
 from ov_afm.errors import ExtensionError
 from ov_afm.kernels import extension, pack, select

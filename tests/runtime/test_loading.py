@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ov_afm.serve.batching import Batch, EngineSpec
 
 from ov_afm.errors import ConfigError, DeviceError
 from ov_afm.model_dir import manifest
 from ov_afm.pipeline import Params, Pipeline, Use
 from ov_afm.runtime import device_cache, devices, loading, self_test
+from ov_afm.serve.batching import Batch, EngineSpec
 
 
 @pytest.fixture(autouse=True)

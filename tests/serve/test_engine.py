@@ -7,8 +7,8 @@ import contextlib
 import time
 
 import pytest
-from ov_afm.serve.batching import EngineSpec
 
+from ov_afm.serve.batching import EngineSpec
 from ov_afm.serve.engine import Engine, EngineTimeout, Stream
 
 PIECE = {"id": 7, "text": "a", "tokens": 1}

@@ -19,11 +19,11 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from ov_afm.serve.ray.deploy import replica_range
-from ov_afm.serve.ray.router import conversation_of
 from support import serving
 
 from ov_afm.errors import ConfigError
+from ov_afm.serve.ray.deploy import replica_range
+from ov_afm.serve.ray.router import conversation_of
 
 LONG = {"max_tokens": 2000, "ignore_eos": True, "temperature": 2}
 

@@ -7,10 +7,9 @@ import contextlib
 import json
 from typing import Any
 
+from ov_afm.serve.engine import Stream
 from ov_afm.serve.prometheus import Instruments
 from ov_afm.serve.responses import Answer, EventStream
-
-from ov_afm.serve.engine import Stream
 
 QUIET_S = 0.3
 

@@ -1,0 +1,153 @@
+"""A model directory as one object: made once from a path, checked, and passed on to everything that works with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, SourceError
+from ..presets import EMBEDDED_MODEL, Recipe
+from .geometry import Geometry
+from .manifest import FILE_NAME, MODEL_BIN, MODEL_XML, Manifest, verify
+
+__all__ = ["PACKED_FOLDER", "ModelDirectory", "read_config"]
+
+logger = logging.getLogger(__name__)
+# Subfolder with the model whose weights are packed for the native kernels.
+PACKED_FOLDER = "relu2"
+HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a folder.
+
+    Raises:
+        SourceError: There is none, or it is not a JSON object.
+    """
+    try:
+        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{folder / 'config.json'} cannot be read: {error}", code="config-unreadable") from error
+    if not isinstance(fields, dict):
+        raise SourceError(f"{folder / 'config.json'} holds no JSON object; export the model again")
+    return fields
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDirectory:
+    """A model directory that was found whole.
+
+    Attributes:
+        path: The folder.
+        manifest: Contents of its `ov_afm.json`; None for a directory that another program made.
+        config: Contents of its `config.json`.
+        geometry: The model's shape.
+    """
+
+    path: Path
+    manifest: Manifest | None
+    config: Mapping[str, Any]
+    geometry: Geometry
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, hashes: bool = False, on_bytes: Callable[[int], None] | None = None
+    ) -> ModelDirectory:
+        """Check that a model directory is whole and that this runtime can read it.
+
+        Args:
+            path: The folder.
+            hashes: Compare sha256 too; sizes are always compared.
+            on_bytes: Gets the size of each block hashed.
+
+        Raises:
+            SourceError: A file is missing, truncated or altered (named), or this is no model directory; for a source
+                that must be exported first, the message has the command.
+            OVAFMError: The directory was made by a newer OpenVINO than the one installed.
+        """
+        folder = Path(path)
+        source = str(path) == EMBEDDED_MODEL or re.fullmatch(HUB_ID, str(path))
+        if (source and not folder.exists()) or (folder.is_file() and folder.suffix == ".gguf"):
+            raise SourceError(
+                f"{path} is not an OpenVINO model directory; run: ov-afm export {path} --output DIR",
+                code="model-not-exported",
+            )
+        contents = verify(folder, hashes=hashes, on_bytes=on_bytes)
+        if contents is None:
+            logger.info("%s has no %s: its files were not checked", folder, FILE_NAME)
+        config = read_config(folder)
+        return cls(folder, contents, config, Geometry.from_config(config))
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.resolve().name
+
+    @property
+    def xml(self) -> Path:
+        """The IR's graph."""
+        return self.path / MODEL_XML
+
+    @property
+    def bin(self) -> Path:
+        """The IR's weights."""
+        return self.path / MODEL_BIN
+
+    @property
+    def packed(self) -> Path:
+        """The folder of the model that is packed for the native kernels, whether it exists or not."""
+        return self.path / PACKED_FOLDER
+
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the IR's weights."""
+        return self.bin.stat().st_size
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self.geometry.max_positions
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the model, norms left out."""
+        return self.geometry.parameters(tied=bool(self.config.get("tie_word_embeddings", False)))
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe; None where none is recorded, or it is none of ours (a prebuilt model may be mixed)."""
+        if self.manifest is None or not self.manifest.recipe:
+            return None
+        try:
+            return Recipe.from_dict(self.manifest.recipe)
+        except (ConfigError, TypeError) as error:
+            logger.info("the recipe of %s is not one of ours: %s", self.manifest.source.get("id"), error)
+            return None
+
+    @property
+    def recipe_name(self) -> str:
+        """The recorded name of the recipe; `unknown` where nobody recorded it."""
+        return str((self.manifest.recipe.get("name") if self.manifest else None) or "unknown")
+
+    @property
+    def checks(self) -> Mapping[str, Any]:
+        """What export measured of the model; empty where nothing is recorded."""
+        return self.manifest.checks if self.manifest else {}
+
+    @property
+    def key(self) -> str:
+        """Short digest of the model: of its hashes where it has them, else of size and time of its weights."""
+        names = (MODEL_XML, MODEL_BIN)
+        parts: list[Any]
+        if self.manifest is not None and all(name in self.manifest.files for name in names):
+            parts = [self.manifest.files[name]["sha256"] for name in names]
+        else:
+            stats = [(self.path / name).stat() for name in names]
+            parts = [[each.st_size, each.st_mtime_ns] for each in stats]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
