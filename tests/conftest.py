@@ -41,8 +41,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByGroup(config, log)
 
 
+# Markers that follow from what a test uses: they cannot be forgotten.
+MARKER_OF_FIXTURE = {"smollm2_model": "language", "library": "native"}
+
+
+@pytest.hookimpl(tryfirst=True)  # Before -m chooses.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the real model: its tests are the longest together."""
+    """Mark tests by their fixtures, and begin with the real model: its tests take longest together."""
+    for item in items:
+        for fixture in getattr(item, "fixturenames", ()):
+            if fixture in MARKER_OF_FIXTURE:
+                item.add_marker(MARKER_OF_FIXTURE[fixture])
     items.sort(key=lambda item: group_of(item.nodeid) != "language")
 
 
