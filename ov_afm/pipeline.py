@@ -26,6 +26,7 @@ from typing import Any
 from .errors import ConfigError, GenerationError, SourceError, last_line
 from .kernels.select import engine_model, plain_model
 from .model_dir import manifest
+from .model_dir.geometry import Geometry
 from .runtime import device_cache, devices, lora
 from .runtime.detokenize import Detokenizer
 from .runtime.loading import LoadRequest, Phases, load, locate
@@ -145,7 +146,7 @@ class Pipeline:
         self._detokenizer = Detokenizer(self._tokenizer)
         self.has_chat_template = bool(self._tokenizer.chat_template)
         config = json.loads((self.model_dir / "config.json").read_text(encoding="utf-8"))
-        self.context_length = self.max_prompt_tokens = int(manifest.geometry_of(config)["max_positions"])
+        self.context_length = self.max_prompt_tokens = Geometry.from_config(config).max_positions
         if devices.kind_of(self.device) == "NPU":
             # Static shapes: prompt and answer have rooms of their own.
             self.max_prompt_tokens = int(self._properties["MAX_PROMPT_LEN"])

@@ -71,7 +71,7 @@ def _for_model(info: DeviceInfo, model_dir: Path, contents: manifest.Manifest | 
         refused.append(str(error))
     cache = properties.pop("CACHE_DIR", None)
     memory = None
-    if contents is not None:
+    if contents is not None and contents.geometry is not None:
         weights = (model_dir / "openvino_model.bin").stat().st_size
         memory = device_properties.estimate_memory(weights, contents.geometry, info.name, DEFAULT_USE).total_bytes
     return {

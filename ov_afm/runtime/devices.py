@@ -43,7 +43,6 @@ EMULATED_NPU = "NPU-EMULATED"
 # https://docs.openvino.ai: AUTO here means "the fastest that can run the model", not OpenVINO's AUTO plugin.
 AUTO_ORDER = ("GPU", "NPU", "CPU")
 KINDS = ("CPU", "GPU", "NPU")
-PROBE = "ov_afm.runtime.devices:_enumerate"
 PROBE_TIMEOUT_S = 60.0
 MEMORY_PROPERTIES = ("GPU_DEVICE_TOTAL_MEM_SIZE", "NPU_DEVICE_TOTAL_MEM_SIZE")
 MAX_ALLOC_PROPERTY = "GPU_DEVICE_MAX_ALLOC_MEM_SIZE"
@@ -130,12 +129,11 @@ def available() -> list[DeviceInfo]:
 
 
 def _probe(kinds: tuple[str, ...]) -> tuple[DeviceInfo, ...]:
-    rows = child_process.run(PROBE, {"kinds": list(kinds)}, timeout_s=PROBE_TIMEOUT_S)
-    return tuple(DeviceInfo(**{**row, "capabilities": tuple(row["capabilities"])}) for row in rows)
+    return tuple(child_process.ChildProcess(timeout_s=PROBE_TIMEOUT_S).run(enumerate_devices, kinds))
 
 
-def _enumerate(kinds: list[str]) -> list[dict[str, Any]]:
-    """Runs in a child: the devices of some kinds, as JSON values."""
+def enumerate_devices(kinds: Sequence[str]) -> list[DeviceInfo]:
+    """The devices of some kinds; may end the process, because it runs their drivers."""
     import openvino
 
     core = openvino.Core()
@@ -149,7 +147,7 @@ def _enumerate(kinds: list[str]) -> list[dict[str, Any]]:
     return [_describe(core, name) for name in names]
 
 
-def _describe(core: Any, name: str) -> dict[str, Any]:
+def _describe(core: Any, name: str) -> DeviceInfo:
     import psutil
 
     def ask(key: str) -> Any:
@@ -158,17 +156,17 @@ def _describe(core: Any, name: str) -> dict[str, Any]:
         except RuntimeError:
             return None
 
-    known = ask("SUPPORTED_PROPERTIES") or ()
-    driver = next((ask(key) for key in known if key.endswith("DRIVER_VERSION")), None)
-    memory = next((ask(key) for key in MEMORY_PROPERTIES if key in known), None)
-    return {
-        "name": name,
-        "full_name": str(ask("FULL_DEVICE_NAME") or name),
-        "driver": None if driver is None else str(driver),
-        "memory_bytes": psutil.virtual_memory().total if name == "CPU" else memory,
-        "capabilities": [str(each) for each in ask("OPTIMIZATION_CAPABILITIES") or ()],
-        "max_alloc_bytes": ask(MAX_ALLOC_PROPERTY) if MAX_ALLOC_PROPERTY in known else None,
-    }
+    supported = ask("SUPPORTED_PROPERTIES") or ()
+    driver = next((ask(key) for key in supported if key.endswith("DRIVER_VERSION")), None)
+    memory = next((ask(key) for key in MEMORY_PROPERTIES if key in supported), None)
+    return DeviceInfo(
+        name,
+        full_name=str(ask("FULL_DEVICE_NAME") or name),
+        driver=None if driver is None else str(driver),
+        memory_bytes=psutil.virtual_memory().total if name == "CPU" else memory,
+        capabilities=tuple(str(each) for each in ask("OPTIMIZATION_CAPABILITIES") or ()),
+        max_alloc_bytes=ask(MAX_ALLOC_PROPERTY) if MAX_ALLOC_PROPERTY in supported else None,
+    )
 
 
 def find(name: str) -> DeviceInfo | None:
@@ -274,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _test(model_dir: Path, names: list[str] | None, *, as_json: bool) -> int:
-    from ..system.load_display import LoadDisplay
+    from ..system.console import LoadDisplay
     from . import device_report
 
     verdicts = {}

@@ -277,7 +277,7 @@ def properties_for(request: LoadRequest, choice: devices.Choice, model: str) -> 
         need = device_properties.estimate_memory(weights, geometry, choice.device, request.use)
         device_properties.check_memory(need, choice.label, memory)
         # The head at 8 bits, or one layer's cache.
-        largest = max(geometry["vocab"] * geometry["hidden"], need.kv_bytes // geometry["layers"])
+        largest = max(geometry.vocab * geometry.hidden, need.kv_bytes // geometry.layers)
     found = device_properties.build(
         choice.device,
         request.use,
@@ -353,10 +353,9 @@ def reference_answers(model_dir: Path, contents: manifest.Manifest | None, phase
     known: Mapping[str, Any] | None = recorded or device_cache.read("golden").get(phases.model)
     if known is not None:
         return known
-    arguments = {"model_dir": str(model_dir)}
     try:
         with phases("recording answers on CPU at f32, to compare with"):
-            known = wait_for(lambda: child_process.run("ov_afm.runtime.self_test:make_golden", arguments))
+            known = wait_for(lambda: child_process.run_in_child(self_test.make_golden, model_dir))
     except OVAFMError as error:
         logger.warning("this CPU cannot say what the model's answers should be: %s", error)
         return None

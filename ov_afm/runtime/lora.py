@@ -20,6 +20,7 @@ from typing import Any
 
 from ..errors import ConfigError, SourceError
 from ..model_dir import manifest
+from ..model_dir.geometry import Geometry
 
 __all__ = ["Adapter", "check", "engine_config", "merge", "read", "read_all"]
 
@@ -183,7 +184,7 @@ def check(adapter: Adapter, model_dir: Path) -> None:
     """
     graph = (model_dir / "openvino_model.xml").read_text(encoding="utf-8")
     config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-    known = _linear_shapes(manifest.geometry_of(config))
+    known = _linear_shapes(Geometry.from_config(config))
     for module, (_, inputs, outputs) in adapter.shapes.items():
         if f".{module}/" not in graph:
             raise SourceError(
@@ -197,13 +198,13 @@ def check(adapter: Adapter, model_dir: Path) -> None:
             )
 
 
-def _linear_shapes(geometry: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+def _linear_shapes(geometry: Geometry) -> dict[str, tuple[int, int]]:
     """(inputs, outputs) of a decoder's linear layers, by name."""
-    hidden, inner = geometry["hidden"], geometry["intermediate"]
-    queries, keys = (geometry[name] * geometry["head_dim"] for name in ("heads", "kv_heads"))
+    hidden, inner = geometry.hidden, geometry.intermediate
+    queries, keys = geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim
     attention = {"q_proj": (hidden, queries), "k_proj": (hidden, keys), "v_proj": (hidden, keys)}
     mlp = {"gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden)}
-    return {**attention, "o_proj": (queries, hidden), **mlp, "lm_head": (hidden, geometry["vocab"])}
+    return {**attention, "o_proj": (queries, hidden), **mlp, "lm_head": (hidden, geometry.vocab)}
 
 
 def engine_config(adapters: Sequence[Adapter], model_dir: Path) -> Any:

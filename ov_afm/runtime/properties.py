@@ -8,12 +8,12 @@ were run by emulation, the GPU's were not run at all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ConfigError, DeviceError
+from ..model_dir.geometry import Geometry
 from .rules import kind_of
 
 __all__ = ["DEFAULT_USE", "MemoryEstimate", "Use", "build", "check_memory", "estimate_memory"]
@@ -111,21 +111,21 @@ class MemoryEstimate:
         return self.weights_bytes + self.kv_bytes
 
 
-def estimate_memory(weights_bytes: int, geometry: Mapping[str, Any], device: str, use: Use) -> MemoryEstimate:
+def estimate_memory(weights_bytes: int, geometry: Geometry, device: str, use: Use) -> MemoryEstimate:
     """Memory for weights and KV cache.
 
     Args:
         weights_bytes: Size of `openvino_model.bin`.
-        geometry: The manifest's geometry.
+        geometry: The model's shape.
         device: Where it runs; the cache is u8 on CPU and GPU, f16 on NPU, where nothing else is asked for.
         use: What for.
     """
     precision = "f32" if use.exact else use.kv_cache or ("f16" if kind_of(device) == "NPU" else "u8")
-    tokens = min(use.context_tokens, geometry["max_positions"])
+    tokens = min(use.context_tokens, geometry.max_positions)
     if kind_of(device) == "NPU":
         tokens = (use.prompt_tokens or NPU_PROMPT_TOKENS) + (use.new_tokens or NPU_NEW_TOKENS)
-    row = 2 * geometry["layers"] * geometry["kv_heads"] * geometry["head_dim"]
-    return MemoryEstimate(weights_bytes, int(row * KV_BYTES[precision] * tokens), tokens)
+    kv_bytes = int(geometry.kv_values_per_token * KV_BYTES[precision] * tokens)
+    return MemoryEstimate(weights_bytes, kv_bytes, tokens)
 
 
 def check_memory(need: MemoryEstimate, device: str, memory_bytes: int | None) -> None:

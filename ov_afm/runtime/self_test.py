@@ -47,7 +47,6 @@ TIMEOUT_S = 1800.0
 QUESTION = "What is the capital of France? Answer in one word."
 NO_ANSWER: Mapping[str, Any] = {"text": QUESTION, "tokens": []}
 NEEDLE = "7316"
-TRIAL = "ov_afm.runtime.self_test:_answer"
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 
 
@@ -64,7 +63,7 @@ class Verdict:
     evidence: str
 
 
-def make_golden(model_dir: str) -> dict[str, Any]:
+def make_golden(model_dir: Path) -> dict[str, Any]:
     """Record reference answers, for the manifest's `checks["golden"]`. Takes about a minute for 4.5 B parameters.
 
     Args:
@@ -79,7 +78,7 @@ def make_golden(model_dir: str) -> dict[str, Any]:
 
     import openvino_genai
 
-    folder = Path(model_dir)
+    folder = model_dir
     tokenizer = openvino_genai.Tokenizer(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     reference = _Reference(folder, {tokenizer.get_eos_token_id(), *_end_tokens(folder)})
@@ -289,9 +288,8 @@ def run(
     }
     asked = ("text", "tokens")
     prompts = [{key: each[key] for key in asked} for each in golden["prompts"]] if golden else [dict(NO_ANSWER)]
-    arguments = {"model_dir": str(model_dir), "device": device, "properties": plain, "prompts": prompts}
     try:
-        answers = child_process.run(TRIAL, arguments, timeout_s=timeout_s)
+        given = child_process.ChildProcess(timeout_s=timeout_s).run(answers, model_dir, device, plain, prompts)
     except child_process.ChildDied as error:
         return Verdict(False, f"loading and asking it in a child process failed: {error}")
     except (OVAFMError, RuntimeError) as error:
@@ -299,13 +297,13 @@ def run(
         return Verdict(False, f"it failed to load or to answer: {first}")
     if golden is None:
         return Verdict(True, "it loads and answers; the model has no recorded answers to compare with")
-    return judge(golden, answers)
+    return judge(golden, given)
 
 
-def _answer(
-    model_dir: str, device: str, properties: dict[str, Any], prompts: list[dict[str, Any]]
+def answers(
+    model_dir: Path, device: str, properties: dict[str, Any], prompts: list[dict[str, Any]]
 ) -> list[dict[str, Any] | None]:
-    """Runs in a child: a device's answers, None for a prompt longer than it was loaded for."""
+    """A device's answers, None for a prompt longer than it was loaded for; may end the process with the driver."""
     import openvino_genai
 
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..kernels.select import engine_model, plain_model
 from ..model_dir import manifest
+from ..model_dir.geometry import Geometry
 from ..runtime import device_cache, devices, loading, lora
 from ..runtime.detokenize import Detokenizer, TextAssembler
 from ..runtime.properties import KV_BYTES, Use
@@ -104,7 +104,7 @@ class Batch:
         model_dir = loading.locate(spec.model_dir)
         contents = manifest.verify(model_dir)
         config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-        geometry = manifest.geometry_of(config)
+        geometry = Geometry.from_config(config)
         use = Use(kv_cache=spec.kv_cache, threads=spec.threads)  # type: ignore[arg-type]
         adapter = () if spec.adapter is None else (lora.read(*spec.adapter),)
         request = loading.LoadRequest(
@@ -127,8 +127,8 @@ class Batch:
         loading.warm_up(request, loaded, phases, self._two_tokens)
         phases.remember()
         self.device = loaded.choice.device
-        self.vocab = int(geometry["vocab"])
-        self.context_length = min(int(geometry["max_positions"]), self.cache_tokens)
+        self.vocab = geometry.vocab
+        self.context_length = min(geometry.max_positions, self.cache_tokens)
         self.max_prompt_tokens = self.context_length - 1
         self._jobs: dict[int, Job] = {}
         self._detokenizer = Detokenizer(self.tokenizer)
@@ -142,15 +142,14 @@ class Batch:
         self._engine.generate([self.tokenizer.encode("warm up", add_special_tokens=False).input_ids], [config])
 
     def _bound_cache(
-        self, scheduler: Any, spec: EngineSpec, geometry: Mapping[str, Any], kind: str, model_dir: Path
+        self, scheduler: Any, spec: EngineSpec, geometry: Geometry, kind: str, model_dir: Path
     ) -> int:
         """Set the size of the KV cache; returns the tokens that it holds."""
         size_gb = spec.cache_size_gb
-        row_bytes = 2 * geometry["layers"] * geometry["kv_heads"] * geometry["head_dim"]
-        row_bytes *= KV_BYTES[spec.kv_cache or "u8"]
+        row_bytes = geometry.kv_values_per_token * KV_BYTES[spec.kv_cache or "u8"]
         if size_gb is None:
             left = free_memory() - (model_dir / "openvino_model.bin").stat().st_size
-            wanted = row_bytes * geometry["max_positions"] * spec.max_running / 1e9
+            wanted = row_bytes * geometry.max_positions * spec.max_running / 1e9
             size_gb = max(min(left / 1e9 * CACHE_SHARE, wanted, CACHE_GB_MOST), 0.05)
         tokens_a_block = BLOCK_TOKENS[kind]
         scheduler.num_kv_blocks = int(size_gb * 1e9 / (row_bytes * tokens_a_block))

@@ -17,6 +17,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..kernels.select import plain_model
 from ..model_dir import manifest
+from ..model_dir.geometry import Geometry
 from ..runtime import device_cache, loading, lora
 from ..runtime.detokenize import Detokenizer, TextAssembler
 from ..runtime.devices import EMULATED_NPU, kind_of
@@ -77,12 +78,12 @@ class Single:
         self._engine = loaded.engine
         self.device = loaded.choice.label
         self.tokenizer = self._engine.get_tokenizer()
-        geometry = manifest.geometry_of(json.loads((Path(model_dir) / "config.json").read_text(encoding="utf-8")))
-        self.vocab = int(geometry["vocab"])
+        geometry = Geometry.from_config(json.loads((Path(model_dir) / "config.json").read_text(encoding="utf-8")))
+        self.vocab = geometry.vocab
         # Static shapes: prompt and answer have rooms of their own.
         self.max_prompt_tokens = int(loaded.properties["MAX_PROMPT_LEN"])
         self.context_length = self.max_prompt_tokens + int(loaded.properties["MIN_RESPONSE_LEN"])
-        self.context_length = min(self.context_length, int(geometry["max_positions"]))
+        self.context_length = min(self.context_length, geometry.max_positions)
         self.cache_tokens = self.context_length
         self._detokenizer = Detokenizer(self.tokenizer)
         self._line: collections.deque[Job] = collections.deque()
