@@ -10,6 +10,7 @@ __all__ = [
     "CompressionError",
     "ConfigError",
     "DeviceError",
+    "EngineLost",
     "ExportError",
     "ExtensionError",
     "GenerationError",
@@ -71,6 +72,12 @@ class GenerationError(OVAFMError):
     """A prompt or its sampling options cannot be run, or the engine failed while it ran."""
 
     default_code = "generation"
+
+
+class EngineLost(GenerationError):
+    """The process that holds the model ended while it worked on a request, or is not running."""
+
+    default_code = "engine-lost"
 
 
 class ExtensionError(OVAFMError):
