@@ -22,7 +22,7 @@ from ..system.interrupt import leave_at_once
 from ..system.resources import require
 from .command import command
 from .command import parser as command_parser
-from .generate import add_load_options, add_sampling_options, load, pipeline_options, sampling
+from .options import add_load_options, add_sampling_options, load, pipeline_options, sampling
 
 if TYPE_CHECKING:
     from ..chat.remote import Remote

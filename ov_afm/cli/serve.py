@@ -8,7 +8,6 @@ The HTTP process holds no model: each model has a process of its own, which may 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -24,6 +23,7 @@ from ..system import console
 from ..system.resources import require
 from .command import command
 from .command import parser as command_parser
+from .options import key_values, ov_properties
 
 if TYPE_CHECKING:
     from ..serve.app import Settings
@@ -89,28 +89,9 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _pairs(entries: Sequence[str], flag: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for entry in entries:
-        key, equals, value = entry.partition("=")
-        if not (key and equals and value):
-            raise ConfigError(f"{flag} takes KEY=VALUE, found {entry!r}")
-        if key in found:
-            raise ConfigError(f"{flag} names {key!r} twice")
-        found[key] = value
-    return found
-
-
-def _json_or_text(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
-
-
 def _folders(arguments: argparse.Namespace) -> dict[str, Path]:
     """The models to serve, by name; each checked to be whole."""
-    folders = {name: Path(folder) for name, folder in _pairs(arguments.model, "--model").items()}
+    folders = {name: Path(folder) for name, folder in key_values(arguments.model, "--model").items()}
     if arguments.model_dir is not None:
         path = loading.locate(arguments.model_dir)
         folders = {path.resolve().name: path, **folders}
@@ -129,7 +110,7 @@ def _check_name(name: str, flag: str) -> None:
 
 def _adapters(arguments: argparse.Namespace, folders: Mapping[str, Path]) -> dict[str, lora.Adapter]:
     """The adapters to serve, by name; each checked to fit the first model."""
-    found = {name: lora.read(file) for name, file in _pairs(arguments.adapter, "--adapter").items()}
+    found = {name: lora.read(file) for name, file in key_values(arguments.adapter, "--adapter").items()}
     for name, adapter in found.items():
         _check_name(name, "--adapter NAME=FILE")
         if name in folders:
@@ -159,12 +140,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ..serve.registry import Limits, models_for
     from ..serve.sequential import takes_turns
 
-    config = {key: _json_or_text(value) for key, value in _pairs(arguments.ov_config, "--ov-config").items()}
     limits = Limits(**_given(Limits, arguments))
     own = ("model_dir", "adapter")
     spec_fields = {key: value for key, value in _given(EngineSpec, arguments).items() if key not in own}
     specs = {
-        name: EngineSpec(str(folder.resolve()), **{**spec_fields, "ov_config": config})
+        name: EngineSpec(str(folder.resolve()), **{**spec_fields, "ov_config": ov_properties(arguments.ov_config)})
         for name, folder in folders.items()
     }
     if takes_turns(arguments.device):
@@ -197,7 +177,7 @@ def _scale(specs: dict[str, EngineSpec], limits: Limits, settings: Settings, arg
     from ..serve.ray import deploy
 
     resources: dict[str, float] = {}
-    for name, amount in _pairs(arguments.ray_resource, "--ray-resource").items():
+    for name, amount in key_values(arguments.ray_resource, "--ray-resource").items():
         try:
             resources[name] = float(amount)
         except ValueError as error:

@@ -1,9 +1,10 @@
-"""Make a directory whole or not at all.
+"""Make a directory or a file whole or not at all.
 
-Work happens in a hidden sibling, `.NAME.PID.partial`, and is renamed to its final name when it is
-finished; a rename within one folder is atomic. A lock that the operating system drops with the
-process keeps a second writer out, so what a killed run left behind is recognised and cleared. The
-name is each process's own, so that a child that outlives a killed run by a moment writes nowhere else.
+A file is written under a hidden name beside its own and renamed when it is complete (`replacing`, `write_text`); a
+rename within one folder is atomic. A directory (`staging`) is made in a hidden sibling, `.NAME.PID.partial`, and
+renamed likewise. A lock that the operating system drops with the process keeps a second writer out, so what a killed run left
+behind is recognised and cleared. The hidden name is each process's own, so that a child that outlives a killed run by a
+moment writes nowhere else.
 """
 
 from __future__ import annotations
@@ -11,21 +12,53 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ..errors import ConfigError, OVAFMError
 
-__all__ = ["disk_full_as_error", "staging"]
+__all__ = ["disk_full_as_error", "replacing", "staging", "write_bytes", "write_json", "write_text"]
 
 NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 # Less free than this when a native writer fails is a full disk.
 FULL_BYTES = 1_000_000
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the name of a temporary file that takes the place of `path` if the block ends without an exception.
+
+    The name keeps the suffix of `path` and is this thread's own. Nobody sees a file that is half written.
+    """
+    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}.{path.name}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, replacing an older one in a single step."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file as it is given, replacing an older one in a single step."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
+    """Write a value as JSON with a newline at its end, replacing an older file in a single step."""
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
 @contextmanager

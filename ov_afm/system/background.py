@@ -1,45 +1,13 @@
-"""Work beside the main thread, and bars for the steps of a child process."""
+"""Work beside the main thread."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from . import console
-
-__all__ = ["StepBars", "in_background"]
-
-
-class StepBars:
-    """Draws a bar for each step that a child reports, with bytes where it reports them.
-
-    Args:
-        progress: Where to draw.
-        names: What people read for each step.
-    """
-
-    def __init__(self, progress: console.Progress, names: Mapping[str, str]) -> None:
-        self.progress, self.names, self.stack = progress, names, ExitStack()
-        self.advance: Any = None
-
-    def __enter__(self) -> StepBars:
-        """Begin with no bar."""
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        """End the last bar."""
-        self.stack.close()
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        """Take an event: `step` with its name, or `bytes` with `done` and `total`."""
-        if event["event"] == "step":
-            self.stack.close()
-            unit = "B" if event["name"] == "converting" else ""
-            self.advance = self.stack.enter_context(self.progress.step(self.names[event["name"]], unit=unit))
-        elif event.get("total"):
-            self.advance(to=event["done"], total=event["total"])
+__all__ = ["in_background"]
 
 
 @contextmanager

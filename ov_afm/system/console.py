@@ -7,11 +7,13 @@ terminal; elsewhere long work is silent.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-__all__ = ["Progress", "human_bytes", "note"]
+from . import child_process
+
+__all__ = ["LoadDisplay", "Progress", "StepBars", "human_bytes", "markdown_table", "note"]
 
 
 def note(message: str) -> None:
@@ -26,6 +28,18 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
+
+
+def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]], align: str = "l") -> str:
+    """A Markdown table.
+
+    Args:
+        headers: Titles of the columns.
+        rows: Cells, as many as titles; Markdown in them stays.
+        align: A letter for each column, `l` for left or `r` for right; the last one counts for all that follow.
+    """
+    rules = ["---:" if letter == "r" else "---" for letter in align.ljust(len(headers), align[-1])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (headers, rules, *rows))
 
 
 class Progress:
@@ -75,3 +89,76 @@ class Progress:
         yield advance
         row = self._bars.tasks[task]
         self._bars.update(task, total=row.total or 1, completed=row.total or 1)
+
+
+class StepBars:
+    """Draws a bar for each step that a child process reports.
+
+    Args:
+        progress: Where to draw.
+        names: What people read for a step, where that is not its own name.
+        in_bytes: Steps whose progress is counted in bytes.
+    """
+
+    def __init__(
+        self, progress: Progress, names: Mapping[str, str] | None = None, in_bytes: Sequence[str] = ()
+    ) -> None:
+        self._progress, self._names, self._in_bytes = progress, names or {}, in_bytes
+        self._stack = ExitStack()
+        self._advance: Callable[..., None] | None = None
+
+    def __enter__(self) -> StepBars:
+        """Begin with no bar."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """End the last bar."""
+        self._stack.close()
+
+    def __call__(self, event: object) -> None:
+        """Take an event of the child: a `Step` ends one bar and begins the next, a `Progress` moves it."""
+        if isinstance(event, child_process.Step):
+            self._stack.close()
+            unit = "B" if event.name in self._in_bytes else ""
+            name = self._names.get(event.name, event.name)
+            self._advance = self._stack.enter_context(self._progress.step(name, unit=unit))
+        elif isinstance(event, child_process.Progress) and event.total and self._advance:
+            self._advance(to=event.done, total=event.total)
+
+
+class LoadDisplay:
+    """On a terminal, a line with what loading does, for how long, and how long it took last time; gone when it is done.
+
+    Example:
+        with LoadDisplay() as on_phase:
+            pipeline = Pipeline(model_dir, on_phase=on_phase)
+    """
+
+    def __enter__(self) -> LoadDisplay:
+        """Start drawing."""
+        from rich import progress
+        from rich.console import Console
+
+        self._bars = progress.Progress(
+            progress.SpinnerColumn(),
+            progress.TextColumn("{task.description}"),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("{task.fields[last]}"),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self._bars.start()
+        self._current: Any = None
+        return self
+
+    def __call__(self, name: str, last_s: float | None) -> None:
+        """Show a step that begins; the one before is over."""
+        if self._current is not None:
+            self._bars.remove_task(self._current)
+        last = "" if last_s is None else f"(last time {last_s:.0f} s)"
+        self._current = self._bars.add_task(name, total=None, last=last)
+
+    def __exit__(self, *exc: object) -> None:
+        """Stop drawing."""
+        self._bars.stop()
