@@ -1,52 +1,49 @@
-"""Checkpoint → verified model directory: `ov-afm export`, `python -m ov_afm.export`.
+"""A checkpoint becomes a verified model directory.
 
-The steps: resolve the source, refuse what cannot fit, convert with Optimum-Intel at the checkpoint's
-own precision, prove the IR equal to its source, compress with NNCF, prove tokenizer and template,
-write the manifest, and only then give the directory its name.
+The steps: resolve the source, refuse what does not fit on this machine, convert with Optimum-Intel at the checkpoint's
+own precision, prove the IR equal to its source, compress with NNCF, prove tokenizer and template, write the manifest,
+and only then give the directory its name.
 """
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from .cli.command import command
-from .cli.command import parser as command_parser
-from .compress import add_recipe_arguments, recipe_from_arguments, resolve_recipe
+from .conversion import convert
 from .conversion.pack_kernels import pack, pack_if_it_pays
-from .conversion.prebuilt import adopt
-from .conversion.requirements import BASE_BYTES, check_fit, parameters
 from .conversion.sources import Source, resolve
-from .errors import ConfigError, ExportError, SourceError
-from .model_dir import bundle, manifest, ovms
+from .conversion.verify import measure
+from .errors import ConfigError, ExportError, OVAFMError, SourceError
+from .model_dir import bundle, manifest
 from .model_dir.bundle import Bundle
+from .model_dir.manifest import Manifest
+from .model_dir.model_directory import ModelDirectory
 from .presets import DEFAULT_MODEL, SAMPLING, Recipe
 from .quantization import calibration
+from .quantization.compress_weights import describe_weights
+from .quantization.recipes import resolve_recipe
+from .runtime import self_test
 from .runtime.lora import Adapter, read_all
-from .system import child_process, console, resources
+from .system import atomic, console, resources
 from .system.atomic import disk_full_as_error, staging
-from .system.background import StepBars, in_background
+from .system.background import in_background
+from .system.child_process import ChildProcess
 
 __all__ = ["export"]
 
-STEPS = {
-    "tokenizer": "converting the tokenizer",
-    "reading": "reading the checkpoint",
-    "converting": "converting the model",
-    "proving": "comparing with the source",
-    "compressing": "compressing weights",
-    "verifying": "verifying the result",
-}
-KERNELS = {"auto": None, "relu2": True, "none": False}
+# Memory that Python, torch, Optimum and NNCF take before the first weight is read.
+BASE_BYTES = 2e9
 # Above it, recording answers to a prompt of 2,112 tokens at f32 would take longer than the export.
 GOLDEN_PARAMETERS = 1e9
+NOT_VERIFIED = {"skipped": "asked for with --no-verify"}
 
 
 def export(
@@ -76,131 +73,182 @@ def export(
         device: Device that must be able to run the result; refused before any work if it cannot.
         verify: Compare tokenizer, template, weights and logits with the source.
         golden: Record how the model answers on CPU at f32, for the self-test of other devices. None
-            does it up to 1 B parameters, and for any size when `device` is a GPU or an NPU; otherwise that self-test
-            does it when it is first needed.
-        kernels: Pack a ReLU² model for the native CPU kernels too, beside the plain model. None does it for a quantized
-            model that is for the CPU, if its share of zeros pays and nothing is in the way.
+            records them up to 1 B parameters, and for any size when `device` is a GPU or an NPU; otherwise that
+            self-test records them when it first needs them.
+        kernels: Pack a ReLU² model for the native CPU kernels too, beside the plain model. None does so for a quantized
+            model that is for the CPU, if the kernels are installed and its share of zeros is large enough.
         force: Replace a non-empty `output`.
         work_dir: Folder for the uncompressed IR (about the checkpoint's size); default beside `output`.
-        allow_pickle: Accept weights that are only there as pickles.
+        allow_pickle: Accept weights that exist only as pickles.
         trust_remote_code: Run Python code that comes with the checkpoint.
         adapters: LoRA adapters in PEFT's form (files, folders, or either with `:WEIGHT`) to merge before the export.
         progress: Where to draw progress.
 
     Returns:
-        The model directory; the one that is there, untouched, if it is this very export.
+        The model directory; an existing one, untouched, if it is this very export.
 
     Raises:
         OVAFMError: The source, the machine or the options do not allow it; nothing is left behind.
     """
     resources.require("export", "torch", "transformers", "optimum.intel", "nncf")
-    settings = resolve_recipe(recipe if recipe is not None else "int8", device)
+    selected = resolve_recipe(recipe if recipe is not None else "int8", device)
     to_merge = read_all(adapters)
     with progress if progress is not None else console.Progress() as bars:
         source = resolve(model, revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, progress=bars)
-        source = dataclasses.replace(source, adapters=to_merge)
-        if source.prebuilt and adapters:
-            raise ConfigError(
-                f"{source.id} is an OpenVINO model already, nothing can be merged into it; export its checkpoint"
-            )
-        if source.prebuilt and recipe is not None:
-            raise ConfigError(f"{source.id} is an OpenVINO model already and is taken as it is; leave the recipe out")
-        target = Path(output) if output is not None else _default_output(source, settings)
-        if not force and (finished := _finished(target, source, settings, verify, bars)):
-            return finished
+        source = replace(source, adapters=to_merge)
+        _check_options(source, recipe)
+        target = Path(output) if output is not None else _default_output(source, selected)
+        if not force and (existing := _existing(target, source, selected, verify, bars)):
+            return existing
         log = resources.log_file(f"export-{target.name}")
-        with ExitStack() as stack:
-            partial = stack.enter_context(staging(target, replace=force))
-            stack.enter_context(disk_full_as_error(target.parent))
+        with staging(target, replace=force) as partial, disk_full_as_error(target.parent):
             if source.prebuilt:
-                result = adopt(source, partial, bars, log, verify)
+                contents = _adopt(source, partial, verify, bars, log)
             else:
-                work = stack.enter_context(_work_folder(partial, work_dir))
-                check_fit(source, settings, partial, work)
-                result = _build(source, settings, partial, work, bars, log, verify, trust_remote_code)
-                shutil.rmtree(work)
-            if golden is None:
-                golden = sum(parameters(source)) <= GOLDEN_PARAMETERS or (device or "CPU").upper()[:3] in (
-                    "GPU",
-                    "NPU",
-                )
-            if golden and verify:
-                with bars.step("recording reference answers"):
-                    answers = child_process.run(
-                        "ov_afm.runtime.self_test:make_golden", {"model_dir": str(partial)}, log=log
+                with _work_folder(partial, work_dir) as work:
+                    _check_fit(source, selected, partial, work)
+                    job = convert.Job(
+                        checkpoint=source.path,
+                        output=partial,
+                        work=work,
+                        recipe=selected,
+                        proof_bytes=max(0, int(resources.free_memory() - BASE_BYTES)),
+                        prove=verify,
+                        trust_remote_code=trust_remote_code,
+                        adapters=to_merge,
                     )
-                result.checks["golden"] = answers
-            bundle.finish(partial, result, bars)
-            note = None
+                    contents = _convert(source, job, bars, log)
+            if verify and (_golden_by_default(source, device) if golden is None else golden):
+                with bars.step("recording reference answers"):
+                    contents.checks["golden"] = ChildProcess(log=log).run(self_test.make_golden, partial)
+            bundle.finish(partial, contents, bars)
+            notes = _notes(contents)
             if kernels:
-                result = pack(partial, bars)
+                contents = pack(partial, bars)
             elif kernels is None:
-                result, note = pack_if_it_pays(partial, result, device, bars, log)
-    return Bundle(target, result, log, [*_notes(result), *filter(None, [note])])
+                contents, note = pack_if_it_pays(partial, contents, device, bars, log)
+                notes += [note] if note else []
+    return Bundle(target, contents, log, notes)
 
 
-def _default_output(source: Source, settings: Recipe) -> Path:
+def _check_options(source: Source, recipe: str | Recipe | None) -> None:
+    """Refuse what cannot be done to an OpenVINO model."""
+    if source.prebuilt and source.adapters:
+        raise ConfigError(
+            f"{source.id} is an OpenVINO model already, nothing can be merged into it; export its checkpoint",
+            code="prebuilt-with-adapter",
+        )
+    if source.prebuilt and recipe is not None:
+        raise ConfigError(
+            f"{source.id} is an OpenVINO model already and is taken as it is; leave the recipe out",
+            code="prebuilt-with-recipe",
+        )
+
+
+def _default_output(source: Source, recipe: Recipe) -> Path:
     name = source.id.rpartition("/")[2].removesuffix(".gguf")
-    return Path(name if source.prebuilt else f"{name}-{settings.name}")
+    return Path(name if source.prebuilt else f"{name}-{recipe.name}")
 
 
-def _finished(
-    target: Path, source: Source, settings: Recipe, verify: bool, progress: console.Progress
-) -> Bundle | None:
-    """The export that is there already, if it is the one asked for.
+def _golden_by_default(source: Source, device: str | None) -> bool:
+    return source.parameters <= GOLDEN_PARAMETERS or (device or "CPU").upper().startswith(("GPU", "NPU"))
+
+
+def _notes(contents: Manifest) -> list[str]:
+    notes = list(contents.recipe.get("notes", []))
+    if contents.source.get("synthetic"):
+        notes.append("the weights are random (synthetic checkpoint): speed is real, words are not")
+    return notes
+
+
+# -- An export that exists already
+
+
+def _existing(target: Path, source: Source, recipe: Recipe, verify: bool, bars: console.Progress) -> Bundle | None:
+    """The existing export, if it is the requested one; None if there is none.
 
     Raises:
-        ConfigError: Another model or recipe is there, or this one is damaged.
+        ConfigError: The directory holds another model or recipe, or is damaged.
     """
     if not (target / manifest.FILE_NAME).exists():
         return None
     try:
-        there = manifest.verify(target)
+        existing = ModelDirectory.open(target).manifest
     except SourceError as error:
-        what = str(error).rpartition(";")[0]
-        raise ConfigError(f"{target} holds a model that cannot be used ({what}); replace it with --force") from error
-    assert there is not None
-    with progress.step("comparing with what is there", total=_weight_bytes(source), unit="B") as advance:
-        same_source = there.source == source.describe(advance)
-    wanted = {} if source.prebuilt else settings.recorded()
-    # What an older ov_afm did not record it did not do.
-    recorded = {**Recipe().recorded(), **there.recipe}
-    same_recipe = all(recorded[key] == value for key, value in wanted.items())
-    if not (same_source and same_recipe and _same_data(settings, there)):
+        reason = str(error).rpartition(";")[0]
         raise ConfigError(
-            f"{target} holds another model ({there.source.get('id')}, recipe {there.recipe.get('name')}); "
-            "choose another output directory, or replace it with --force"
-        )
-    if verify and "skipped" in there.checks:
+            f"{target} holds a model that cannot be used ({reason}); replace it with --force", code="output-damaged"
+        ) from error
+    assert existing is not None
+    size = sum(path.stat().st_size for path in source.weights)
+    with bars.step("comparing with the existing export", total=size, unit="B") as advance:
+        same_source = existing.source == source.describe(advance)
+    if not (same_source and (source.prebuilt or _same_recipe(recipe, existing.recipe))):
         raise ConfigError(
-            f"{target} holds this export, but not verified; verify a new one with --force, or go on with --no-verify"
+            f"{target} holds another model ({existing.source.get('id')}, recipe {existing.recipe.get('name')}); "
+            "choose another output directory, or replace it with --force",
+            code="output-is-another-export",
         )
-    return Bundle(target, there)
+    if verify and "skipped" in existing.checks:
+        raise ConfigError(
+            f"{target} holds this export, but not verified; verify a new one with --force, or go on with --no-verify",
+            code="output-not-verified",
+        )
+    return Bundle(target, existing)
 
 
-def _same_data(settings: Recipe, there: manifest.Manifest) -> bool:
-    """Whether the calibration data are those that were used; of a recipe that read none, any are."""
-    used = there.recipe.get("calibration")
-    if used is None or settings.dataset is None:
+def _same_recipe(recipe: Recipe, recorded: Mapping[str, Any]) -> bool:
+    """Whether a recorded recipe is this one, contents of the calibration data included."""
+    # A field that an older ov_afm did not record had its default.
+    complete = {**Recipe().recorded(), **recorded}
+    if any(complete[key] != value for key, value in recipe.recorded().items()):
+        return False
+    used = recorded.get("calibration")
+    if used is None or recipe.dataset is None:
         return True
-    return all(used.get(key) == value for key, value in calibration.describe(settings.dataset).items())
+    return all(used.get(key) == value for key, value in calibration.describe(recipe.dataset).items())
 
 
-def _weight_bytes(source: Source) -> int:
-    return sum(path.stat().st_size for path in source.weights)
+# -- What has to fit on this machine
+
+
+def _check_fit(source: Source, recipe: Recipe, partial: Path, work: Path) -> None:
+    """Refuse, with figures and before any work, what disk or memory cannot hold.
+
+    Raises:
+        OVAFMError: It does not fit.
+    """
+    geometry = source.geometry
+    tables = geometry.table_parameters(tied=source.tied)
+    compressed = recipe.bits <= 8
+    uncompressed = source.parameters * (4 if recipe.weight_format == "fp32" else 2)
+    final: float = uncompressed
+    if compressed:
+        scales = 2.0 / recipe.group_size if recipe.group_size > 0 else 0.0
+        final = tables * 1.01 + geometry.layer_parameters * (recipe.bits / 8 + scales)
+    if work.parent == partial and compressed:
+        resources.check_disk(partial, {"the uncompressed IR": uncompressed, "the model": final})
+    else:
+        resources.check_disk(work, {"the uncompressed IR": uncompressed})
+        resources.check_disk(partial, {"the model": final})
+    # Weights are mapped from their file and can be dropped from memory; converted ones are made in memory.
+    largest = 4.0 * geometry.hidden * max(geometry.vocab, geometry.intermediate)
+    resources.check_memory(BASE_BYTES + 2 * largest + final, "this export")
 
 
 @contextmanager
 def _work_folder(partial: Path, work_dir: str | Path | None) -> Iterator[Path]:
+    """A folder for the uncompressed IR, deleted at the end."""
     if work_dir is None:
         work = partial / ".work"
         work.mkdir()
-        yield work
-        return
-    try:
-        work = Path(tempfile.mkdtemp(prefix="ov_afm-", dir=work_dir))
-    except OSError as error:
-        raise ConfigError(f"cannot write to the work folder {work_dir} ({error.strerror})") from error
+    else:
+        try:
+            work = Path(tempfile.mkdtemp(prefix="ov_afm-", dir=work_dir))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write to the work folder {work_dir} ({error.strerror})", code="work-folder-unwritable"
+            ) from error
     try:
         with disk_full_as_error(work):
             yield work
@@ -208,125 +256,75 @@ def _work_folder(partial: Path, work_dir: str | Path | None) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _build(
-    source: Source,
-    settings: Recipe,
-    partial: Path,
-    work: Path,
-    progress: console.Progress,
-    log: Path,
-    verify: bool,
-    trust_remote_code: bool,
-) -> manifest.Manifest:
-    arguments = {
-        "checkpoint": str(source.path),
-        "bundle": str(partial),
-        "work": str(work),
-        "recipe": settings.to_dict(),
-        "proof_bytes": max(0, int(resources.free_memory() - BASE_BYTES)),
-        "prove": verify,
-        "trust_remote_code": trust_remote_code,
-        "adapters": [(str(adapter.path.absolute()), adapter.weight) for adapter in source.adapters],
-    }
+# -- The two ways to fill a model directory
+
+
+def _convert(source: Source, job: convert.Job, bars: console.Progress, log: Path) -> Manifest:
+    """Convert a checkpoint, while the source is hashed."""
     with in_background(source.describe) as description:
-        with StepBars(progress, STEPS) as show:
-            built = child_process.run(
-                "ov_afm.conversion.convert:build", arguments, log=log, on_event=show, died=ExportError
-            )
-        _write_generation_config(partial, source)
+        with console.StepBars(bars, convert.STEPS, in_bytes=("converting",)) as on_event:
+            built = ChildProcess(log=log, on_event=on_event, died=ExportError).run(convert.build, job)
+        write_generation_config(job.output, source)
         for path in source.license_files:
-            shutil.copyfile(path, partial / path.name)
-        with progress.step("hashing the source"):
+            shutil.copyfile(path, job.output / path.name)
+        with bars.step("hashing the source"):
             origin = description()
-    return manifest.Manifest(
+    return Manifest(
         source=origin,
-        geometry=manifest.geometry_of(source.config),
-        recipe={**settings.recorded(), **built["recipe"]},
+        geometry=source.geometry,
+        recipe={**job.recipe.recorded(), **built.compression},
         versions=manifest.installed_versions(),
-        checks=built["checks"] if verify else {"skipped": "asked for with --no-verify"},
+        checks=built.checks if job.prove else dict(NOT_VERIFIED),
     )
 
 
-def _write_generation_config(folder: Path, source: Source) -> None:
-    """Add the recommended sampling of the architecture, where the source does not say its own."""
+def write_generation_config(folder: Path, source: Source) -> None:
+    """Add the recommended sampling of the architecture to `generation_config.json`; values of the source stay."""
     path = folder / "generation_config.json"
     fields = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     sampling = SAMPLING.get(source.config.get("model_type", ""))
     if sampling is not None:
         recommended = {"do_sample": True, **{name: getattr(sampling, name) for name in sampling.__slots__}}
         fields = {**recommended, **{key: value for key, value in fields.items() if value is not None}}
-    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    atomic.write_json(path, fields)
 
 
-def _notes(result: manifest.Manifest) -> list[str]:
-    notes = list(result.recipe.get("notes", []))
-    if result.source.get("synthetic"):
-        notes.append("the weights are random (synthetic checkpoint): speed is real, words are not")
-    return notes
+def _adopt(source: Source, partial: Path, verify: bool, bars: console.Progress, log: Path) -> Manifest:
+    """Take an OpenVINO model as it is: copy it, check its tokenizer, describe it.
 
-
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    """`ov-afm export`."""
-    parser = command_parser("export", "Export a model to a verified OpenVINO model directory.")
-    parser.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="Hub id, folder, .gguf file or embedded name")
-    parser.add_argument("--output", "-o", metavar="DIR", help="new model directory (default: ./NAME-RECIPE)")
-    parser.add_argument("--revision", help="commit, tag or branch of a Hub repository")
-    add_recipe_arguments(parser)
-    parser.add_argument("--no-verify", action="store_true", help="leave out the comparison with the source")
-    parser.add_argument(
-        "--golden",
-        action=argparse.BooleanOptionalAction,
-        help="record answers for the self-test of other devices (default: up to 1 B parameters, or with --device)",
+    Raises:
+        OVAFMError: It is not whole, or its tokenizer cannot be used.
+    """
+    files = [path for path in sorted(source.path.rglob("*")) if path.is_file() and ".cache" not in path.parts]
+    resources.check_disk(partial, {"the model": sum(path.stat().st_size for path in files)})
+    with bars.step("copying", total=len(files)) as advance:
+        for path in files:
+            copy = partial / path.relative_to(source.path)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+            advance(1)
+    missing = [name for name in manifest.REQUIRED if not (partial / name).exists()]
+    if missing:
+        raise OVAFMError(
+            f"{source.id} is not a whole OpenVINO model: {', '.join(missing)} missing; export its source instead",
+            code="prebuilt-incomplete",
+        )
+    checks: dict[str, Any] = dict(NOT_VERIFIED)
+    if verify:
+        with bars.step("verifying the result"):
+            child = ChildProcess(log=log, died=ExportError)
+            checks = child.run(measure, partial, partial, reference=None)
+        checks["export_parity"] = {"skipped": "made elsewhere; the checkpoint is not at hand"}
+    return Manifest(
+        source=source.describe(),
+        geometry=source.geometry,
+        recipe={"name": "prebuilt", **ChildProcess(log=log).run(describe_weights, partial)},
+        versions=manifest.installed_versions(),
+        checks=checks,
     )
-    parser.add_argument(
-        "--kernels",
-        choices=list(KERNELS),
-        default="auto",
-        help="pack the model for the native CPU kernels too (auto: a ReLU² model, for the CPU, where zeros pay)",
-    )
-    parser.add_argument("--force", action="store_true", help="replace a directory that is not empty")
-    parser.add_argument("--work-dir", metavar="DIR", help="folder for the uncompressed IR (default: beside the output)")
-    parser.add_argument("--allow-pickle", action="store_true", help="accept pickled weights (they can run code)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run Python code of the checkpoint")
-    parser.add_argument(
-        "--merge-adapter",
-        action="append",
-        default=[],
-        metavar="FILE[:WEIGHT]",
-        help="LoRA adapter in PEFT's form to merge before the export; may be given again",
-    )
-    parser.add_argument("--ovms", metavar="DIR", help="add the model to this repository of OpenVINO Model Server too")
-    parser.add_argument("--json", action="store_true", help="print the manifest")
-    args = parser.parse_args(argv)
-    if args.ovms is not None:
-        # Before the long work.
-        ovms.read_config(Path(args.ovms))
-    result = export(
-        args.model,
-        args.output,
-        recipe=recipe_from_arguments(args),
-        revision=args.revision,
-        device=args.device,
-        verify=not args.no_verify,
-        golden=args.golden,
-        kernels=KERNELS[args.kernels],
-        force=args.force,
-        work_dir=args.work_dir,
-        allow_pickle=args.allow_pickle,
-        trust_remote_code=args.trust_remote_code,
-        adapters=args.merge_adapter,
-    )
-    if result.log is None:
-        console.note(f"{result.path} is this export already; nothing was done (replace it with --force)")
-    if args.ovms is not None:
-        served = ovms.add(result.path, Path(args.ovms), device=args.device or "CPU", replace=args.force)
-        console.note(f"OpenVINO Model Server: ovms --config_path {served.parent / ovms.CONFIG} --rest_port 8000")
-    bundle.report(result, as_json=args.json)
-    return 0
 
 
 if __name__ == "__main__":
-    from .export import main as run
+    from .cli.export import main
 
-    sys.exit(run())
+    sys.exit(main())

@@ -13,7 +13,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..bench import report
 from ..bench.compare import compare
@@ -25,6 +24,7 @@ from ..errors import ConfigError, DeviceError
 from ..system import console, resources
 from .command import command
 from .command import parser as command_parser
+from .options import ov_properties
 
 __all__ = ["Sweep", "bench", "main"]
 
@@ -121,15 +121,6 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     options = list(arguments.option)
     if "draft_model" in given and "draft" not in options:
         options.append("draft")
-    properties: dict[str, Any] = {}
-    for entry in arguments.ov_config:
-        key, equals, value = entry.partition("=")
-        if not (key and equals):
-            raise ConfigError(f"--ov-config takes KEY=VALUE, found {entry!r}")
-        try:
-            properties[key] = json.loads(value)
-        except ValueError:
-            properties[key] = value
     return Settings(
         devices=tuple(given.get("device", ())),
         prompt_tokens=tuple(arguments.prompt_tokens),
@@ -142,7 +133,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         threads=given.get("threads"),
         prompts=arguments.prompts,
         seed=arguments.seed,
-        properties=properties,
+        properties=ov_properties(arguments.ov_config),
     )
 
 
