@@ -1,19 +1,23 @@
-# make demo: from nothing to an answer.  make test: the whole suite.  Windows: see README, "Without make".
+# make demo: from nothing to an answer.  make check: lint, types, layers, fast tests.  make test: the whole suite.
+# make api: reference from the docstrings.  Windows: see README, "Without make".
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Processes that share the tests; much of a test's time is another process's start.
+# Processes that share the tests. Much of a test's time is spent starting other processes.
 WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
+# What `make check` leaves out, by the markers of pyproject.toml.
+FAST := not (slow or language or native or browser or network or gpu or npu)
 DEMO := models/smollm2-135m-instruct-int8
 export DO_NOT_TRACK = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
-# Hundreds of processes start in the suite; none shall compile the package anew.
+# The suite starts hundreds of processes; none of them should compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint tools clean
+.PHONY: demo check test lint tools api clean
 
-# Installing again is needed when the dependencies change; uv does it in a minute, pip in several.
+# Installs again when the dependencies change. uv needs a minute, pip several.
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; choose another with: make PYTHON=python3.12 ...")'
 	@if command -v uv >/dev/null; then \
@@ -30,7 +34,7 @@ demo: $(VENV)/installed
 	@echo "What is the capital of France?"
 	@$(BIN)/ov-afm generate $(DEMO) "What is the capital of France?" --greedy --max-new-tokens 60
 	@echo
-	@echo "To go on:"
+	@echo "Next:"
 	@echo "  $(BIN)/ov-afm export arcee-ai/AFM-4.5B --recipe int4 --output models/afm-4.5b-int4"
 	@echo "  $(BIN)/ov-afm chat --ui $(DEMO)"
 	@echo "  $(BIN)/ov-afm serve $(DEMO)"
@@ -39,8 +43,12 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy ov_afm
+	$(BIN)/lint-imports --no-logo
 
-# What the suite needs from the system: a browser for the report's page, a compiler for the kernels.
+check: lint
+	$(PYTEST) -q -m "$(FAST)"
+
+# What the suite needs from the system: a browser for the pages, a compiler for the kernels.
 tools:
 	@missing=""; \
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || missing="$$missing chromium"; \
@@ -49,12 +57,16 @@ tools:
 		if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 			echo "installing$$missing"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 		else \
-			echo "not here:$$missing; the tests that need them are skipped and say so. On Debian: sudo apt-get install$$missing"; \
+			echo "missing:$$missing; tests that need them are skipped, with the reason. On Debian: sudo apt-get install$$missing"; \
 		fi; \
 	fi
 
 test: tools lint
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
+	$(PYTEST)
+
+api: $(VENV)/installed
+	$(BIN)/pdoc --docformat google --output-directory build/api ov_afm
+	@echo "open build/api/index.html"
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-* build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
