@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import pytest
@@ -70,3 +72,79 @@ def test_the_test_sees_a_broken_link(tmp_path: Path) -> None:
         "other.md#no-heading: no such heading",
         "#nothing: no such heading",
     ]
+
+
+# Names of the documented types; `object` and `list` may be left without fields of their own.
+TYPES: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "object": (dict,),
+    "list": (list,),
+    "null": (type(None),),
+}
+
+
+class Field(NamedTuple):
+    """A row of a table in docs/model-directory.md; a field without a condition is in every manifest."""
+
+    type: str
+    example: str
+    condition: str
+
+
+def documented() -> dict[str, Field]:
+    text = (ROOT / "docs" / "model-directory.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines()]
+    return {
+        row[0].strip("`"): Field(row[1], row[2].strip("`"), row[4]) for row in rows if len(row) == 5 and "`" in row[0]
+    }
+
+
+def walk(value: Any, name: str, fields: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Every field of a manifest under its documented name; not the inside of objects and lists that have no rows."""
+    if name:
+        yield name, value
+    if isinstance(value, dict):
+        for key, item in value.items():
+            named = f"{name}.{key}" if name else key
+            if f"{name}.*" in fields:
+                yield from walk(item, f"{name}.*", fields)
+            elif not name or any(other.startswith(f"{name}.") for other in fields):
+                yield from walk(item, named, fields)
+    elif isinstance(value, list) and any(other.startswith(f"{name}[]") for other in fields):
+        for item in value:
+            for key, part in item.items():
+                yield from walk(part, f"{name}[].{key}", fields)
+
+
+def is_of_type(value: Any, type_name: str) -> bool:
+    if type_name.startswith("list of "):
+        element = type_name.removeprefix("list of ").removesuffix("s")
+        return isinstance(value, list) and all(is_of_type(item, element) for item in value)
+    allowed = {kind for name in type_name.split(" or ") for kind in TYPES[name]}
+    return type(value) in allowed
+
+
+def test_manifest_of_an_export_is_as_documented(tiny_model: Path) -> None:
+    fields = documented()
+    manifest = json.loads((tiny_model / "ov_afm.json").read_text(encoding="utf-8"))
+    found = dict(walk(manifest, "", fields))
+    assert set(found) - set(fields) == set(), "fields that docs/model-directory.md does not have"
+    always = {name for name, field in fields.items() if not field.condition}
+    assert always - set(found) == set(), "fields that docs/model-directory.md has in every manifest"
+    assert {name: value for name, value in found.items() if not is_of_type(value, fields[name].type)} == {}
+
+
+def test_examples_in_the_schema_are_of_their_type() -> None:
+    for name, field in documented().items():
+        # Strings may be cut short, the rest is JSON.
+        value = field.example if field.example.startswith('"') else json.loads(field.example or "null")
+        assert not field.example or is_of_type(value, field.type) or field.type == "list of strings", name
+
+
+def test_the_test_sees_a_field_without_a_description() -> None:
+    fields = {"source", "source.kind", "files", "files.*", "files.*.bytes"}
+    manifest = {"source": {"kind": "hub", "new": 1}, "extra": 2, "files": {"a.b": {"bytes": 1, "time": 2}}}
+    assert dict(walk(manifest, "", fields)).keys() - fields == {"source.new", "extra", "files.*.time"}
