@@ -1,8 +1,7 @@
-"""Names for what people choose: compression recipes, sampling values, model geometries.
+"""Names for what people choose: compression recipes, sampling values, default models.
 
-A recipe is everything `nncf.compress_weights` is told, under the names that `optimum-cli export
-openvino` uses. The named ones are starting points; `Recipe` is validated when it is made, so a
-recipe that exists can be run.
+A recipe holds everything that decides how weights are stored, under the names that `optimum-cli export openvino` uses.
+The named ones are starting points. A `Recipe` is validated when it is made, so a recipe that exists can be run.
 """
 
 from __future__ import annotations
@@ -17,12 +16,10 @@ from .errors import ConfigError
 __all__ = [
     "DEFAULT_MODEL",
     "EMBEDDED_MODEL",
-    "GEOMETRIES",
     "KINDS",
     "RECIPES",
     "SAMPLING",
     "TABLES",
-    "Geometry",
     "Recipe",
     "Sampling",
 ]
@@ -50,7 +47,7 @@ class Recipe:
         weight_format: Primary storage type of the weights.
         sym: Symmetric quantization (no zero point). Integer formats only.
         group_size: Weights that share one scale along the input dimension; -1 is one scale a row.
-        ratio: Share of the 4-bit candidates that become 4-bit, 0 to 1; the rest take the backup precision.
+        ratio: Share of the candidates for 4 bits that get them, 0 to 1; the rest take the backup precision.
         backup_precision: Format of what a 4-bit recipe leaves out (embedding, head, `1 - ratio`).
         all_layers: Embedding and head take the primary format too.
         kinds: Kinds of matrices (`KINDS`) with a format of their own, as pairs: `int4` is the 4-bit format of the
@@ -61,10 +58,12 @@ class Recipe:
         scale_estimation: Fit scales to activations (needs calibration data).
         gptq: GPTQ rounding (needs calibration data).
         equalise: Exact rescaling of weights before they are quantized (needs calibration data): `fp16` only keeps
-            relu² within fp16's range, `full` also moves range to where rounding costs least; see `equalise`.
-        rounding: `fitted` gives NNCF's matrices codes that are fitted layer by layer to calibration data; see `fitted`.
-        dataset: Calibration data: files, `packaged`, `self`, or names that NNCF/Optimum know, with weights; see
-            `calibration`. None where no algorithm reads any.
+            relu² within fp16's range, `full` also moves range to where rounding costs least; see
+            `quantization.equalization`.
+        rounding: `fitted` gives NNCF's matrices codes that are fitted layer by layer to calibration data; see
+            `quantization.reconstruction`.
+        dataset: Calibration data: files, `packaged`, `self`, or names of data sets on the Hub, with weights; see
+            `quantization.calibration`. None where no algorithm reads any.
         num_samples: Calibration samples taken from the dataset.
     """
 
@@ -91,71 +90,86 @@ class Recipe:
         Raises:
             ConfigError: A field is out of range, or two fields contradict each other.
         """
-        if self.weight_format not in get_args(WeightFormat):
-            raise ConfigError(
-                f"weight format {self.weight_format!r} is unknown; choose one of {', '.join(get_args(WeightFormat))}"
-            )
-        if self.backup_precision not in get_args(BackupPrecision):
-            known = ", ".join(get_args(BackupPrecision))
-            raise ConfigError(f"backup precision {self.backup_precision!r} is unknown; choose one of {known}")
-        if self.equalise not in get_args(Equalise):
-            raise ConfigError(
-                f"equalisation {self.equalise!r} is unknown; choose one of {', '.join(get_args(Equalise))}"
-            )
-        if self.rounding not in get_args(Rounding):
-            raise ConfigError(f"rounding {self.rounding!r} is unknown; choose one of {', '.join(get_args(Rounding))}")
-        if self.rounding == "fitted":
-            others = {"--awq": self.awq, "--scale-estimation": self.scale_estimation, "--gptq": self.gptq}
-            wrong = [flag for flag, used in others.items() if used]
-            if wrong:
-                raise ConfigError(f"fitted rounding takes the place of {', '.join(wrong)}; choose one")
-            if self.bits > 8:
-                raise ConfigError(f"fitted rounding is for int8 and int4, found {self.weight_format}")
-        if self.equalise == "full" and self.bits > 8:
-            raise ConfigError(
-                f"equalisation 'full' prepares for int8 and int4, found {self.weight_format}; choose fp16 or none"
-            )
-        if not 0.0 <= self.ratio <= 1.0:
-            raise ConfigError(f"ratio must lie between 0 and 1, found {self.ratio}")
-        if self.group_size != CHANNEL_WISE and (self.group_size < 16 or self.group_size % 16):
-            raise ConfigError(f"group size must be -1 (one scale a row) or a multiple of 16, found {self.group_size}")
-        if self.num_samples < 1:
-            raise ConfigError(f"number of calibration samples must be at least 1, found {self.num_samples}")
-        if self.weight_format != "int4":
-            four_bit_only = {
-                "--group-size": self.group_size != CHANNEL_WISE,
-                "--ratio": self.ratio != 1.0,
-                "--all-layers": self.all_layers,
-                "--kind": bool(self.kinds),
-                "--awq": self.awq,
-                "--scale-estimation": self.scale_estimation,
-                "--gptq": self.gptq,
-            }
-            wrong = [flag for flag, used in four_bit_only.items() if used]
-            if wrong:
-                raise ConfigError(f"{', '.join(wrong)} only applies to int4, found weight format {self.weight_format}")
-        self._check_kinds()
-
-    def _check_kinds(self) -> None:
+        for what, value, choices in (
+            ("weight format", self.weight_format, WeightFormat),
+            ("backup precision", self.backup_precision, BackupPrecision),
+            ("equalisation", self.equalise, Equalise),
+            ("rounding", self.rounding, Rounding),
+        ):
+            if value not in get_args(choices):
+                raise ConfigError(
+                    f"{what} {value!r} is unknown; choose one of {', '.join(get_args(choices))}", code="recipe-choice"
+                )
+        self._check_ranges()
+        self._check_combinations()
         for kind, stored in self.kinds:
-            if kind not in KINDS:
-                raise ConfigError(f"kind of matrices {kind!r} is unknown; choose one of {', '.join(KINDS)}")
-            if stored not in KIND_FORMATS:
-                raise ConfigError(
-                    f"format {stored!r} of kind {kind} is unknown; choose one of {', '.join(KIND_FORMATS)}"
-                )
-            if stored == "int8" and self.backup_precision == "none":
-                raise ConfigError(f"{kind}=int8 takes the backup precision, found none; choose int8_sym or int8_asym")
-            if kind in TABLES and self.all_layers:
-                raise ConfigError(
-                    f"--all-layers has a format for embedding and head already, found {kind}={stored}; choose one"
-                )
+            self._check_kind(kind, stored)
         if len(dict(self.kinds)) < len(self.kinds):
             raise ConfigError(
-                f"a kind of matrices has one format, found {' '.join('='.join(pair) for pair in self.kinds)}"
+                f"a kind of matrices has one format, found {' '.join('='.join(pair) for pair in self.kinds)}",
+                code="recipe-kind-twice",
             )
         ordered = tuple(sorted(self.kinds, key=lambda pair: KINDS.index(pair[0])))
         object.__setattr__(self, "kinds", ordered)
+
+    def _check_ranges(self) -> None:
+        if not 0.0 <= self.ratio <= 1.0:
+            raise ConfigError(f"ratio must lie between 0 and 1, found {self.ratio}", code="recipe-range")
+        if self.group_size != CHANNEL_WISE and (self.group_size < 16 or self.group_size % 16):
+            raise ConfigError(
+                f"group size must be -1 (one scale a row) or a multiple of 16, found {self.group_size}",
+                code="recipe-range",
+            )
+        if self.num_samples < 1:
+            raise ConfigError(
+                f"number of calibration samples must be at least 1, found {self.num_samples}", code="recipe-range"
+            )
+
+    def _check_combinations(self) -> None:
+        fitters = {"--awq": self.awq, "--scale-estimation": self.scale_estimation, "--gptq": self.gptq}
+        replaced = [flag for flag, used in fitters.items() if used]
+        four_bit_only = {
+            "--group-size": self.group_size != CHANNEL_WISE,
+            "--ratio": self.ratio != 1.0,
+            "--all-layers": self.all_layers,
+            "--kind": bool(self.kinds),
+            **fitters,
+        }
+        flags = [flag for flag, used in four_bit_only.items() if used]
+        conflict = None
+        if self.rounding == "fitted" and replaced:
+            conflict = f"fitted rounding takes the place of {', '.join(replaced)}; choose one"
+        elif self.rounding == "fitted" and self.bits > 8:
+            conflict = f"fitted rounding is for int8 and int4, found {self.weight_format}"
+        elif self.equalise == "full" and self.bits > 8:
+            conflict = (
+                f"equalisation 'full' prepares for int8 and int4, found {self.weight_format}; choose fp16 or none"
+            )
+        elif flags and self.weight_format != "int4":
+            conflict = f"{', '.join(flags)} only applies to int4, found weight format {self.weight_format}"
+        if conflict:
+            raise ConfigError(conflict, code="recipe-conflict")
+
+    def _check_kind(self, kind: str, stored: str) -> None:
+        if kind not in KINDS:
+            raise ConfigError(
+                f"kind of matrices {kind!r} is unknown; choose one of {', '.join(KINDS)}", code="recipe-choice"
+            )
+        if stored not in KIND_FORMATS:
+            raise ConfigError(
+                f"format {stored!r} of kind {kind} is unknown; choose one of {', '.join(KIND_FORMATS)}",
+                code="recipe-choice",
+            )
+        if stored == "int8" and self.backup_precision == "none":
+            raise ConfigError(
+                f"{kind}=int8 takes the backup precision, found none; choose int8_sym or int8_asym",
+                code="recipe-conflict",
+            )
+        if kind in TABLES and self.all_layers:
+            raise ConfigError(
+                f"--all-layers has a format for embedding and head already, found {kind}={stored}; choose one",
+                code="recipe-conflict",
+            )
 
     def in_backup(self, kind: str) -> bool:
         """Whether an int4 recipe keeps a kind of matrices out of its 4 bits, whatever `ratio` chooses."""
@@ -223,45 +237,3 @@ class Sampling:
 
 # https://huggingface.co/arcee-ai/AFM-4.5B (model card, "How to use")
 SAMPLING: dict[str, Sampling] = {"arcee": Sampling()}
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """Shape of an Arcee model, enough to write a synthetic checkpoint of it.
-
-    Attributes:
-        hidden: Width of the residual stream.
-        layers: Decoder layers.
-        heads: Query heads.
-        kv_heads: Key/value heads.
-        head_dim: Width of one head.
-        intermediate: Neurons of the ReLU² MLP.
-        vocab: Rows of the embedding and of the (untied) head.
-        max_positions: Context length in tokens.
-        rope_original: Context before YaRN, in tokens.
-    """
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocab: int
-    max_positions: int
-    rope_original: int
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights, norms included."""
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        layer = attention + 2 * self.hidden * self.intermediate + 2 * self.hidden
-        return self.layers * layer + 2 * self.vocab * self.hidden + self.hidden
-
-
-GEOMETRIES: dict[str, Geometry] = {
-    "afm-4.5b": Geometry(2560, 36, 20, 4, 128, 18432, 128_256, 65_536, 4_096),
-    "afm-1b": Geometry(1536, 24, 12, 4, 128, 9216, 49_152, 65_536, 4_096),
-    "small": Geometry(512, 8, 8, 2, 64, 2048, 4_096, 8_192, 512),
-    "tiny": Geometry(128, 2, 4, 2, 32, 256, 1_024, 2_560, 128),
-}

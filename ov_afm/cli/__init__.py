@@ -10,8 +10,8 @@ __all__ = ["COMMANDS", "main"]
 
 # verb → (module, one line for the help)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "export": ("ov_afm.export", "checkpoint → verified OpenVINO model directory"),
-    "compress": ("ov_afm.compress", "uncompressed model directory → INT8 or INT4"),
+    "export": ("ov_afm.cli.export", "checkpoint → verified OpenVINO model directory"),
+    "compress": ("ov_afm.cli.compress", "uncompressed model directory → INT8 or INT4"),
     "bench": ("ov_afm.cli.bench", "compare devices, precisions and engine options here"),
     "chat": ("ov_afm.cli.chat", "talk with a model, in the terminal or in a browser"),
     "devices": (
@@ -23,9 +23,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "info": ("ov_afm.cli.info", "recipe, sizes, checks and provenance of a model directory"),
     "kernels": ("ov_afm.kernels.pack", "pack a ReLU² model for the native CPU kernels"),
     "profile": ("ov_afm.kernels.profile", "how many neurons a text leaves at zero, and what skipping them gains"),
-    "prune": ("ov_afm.pruning.prune", "checkpoint → smaller checkpoint, with what that cost"),
+    "prune": ("ov_afm.cli.prune", "checkpoint → smaller checkpoint, with what that cost"),
     "serve": ("ov_afm.cli.serve", "OpenAI-compatible server"),
-    "synth": ("ov_afm.conversion.synthetic", "write a synthetic checkpoint of a given geometry"),
+    "synth": ("ov_afm.cli.synth", "write a synthetic checkpoint of a given geometry"),
     "tune": ("ov_afm.evaluation.recipe_search", "search the recipe for a size or a fidelity"),
     "upload": ("ov_afm.cli.upload", "model directory → Hub"),
 }

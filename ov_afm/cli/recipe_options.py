@@ -1,59 +1,14 @@
-"""Recipes on the command line, and the last look at one before work begins."""
+"""Recipes on the command line: `--recipe`, and the flags of `optimum-cli export openvino` that change one."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-from pathlib import Path
 
-from ..errors import ConfigError
 from ..presets import KINDS, RECIPES, Recipe
-from ..quantization import calibration
+from ..quantization.recipes import load_recipe
 
-__all__ = ["add_recipe_arguments", "load_recipe", "recipe_from_arguments", "resolve_recipe"]
-
-
-def resolve_recipe(recipe: str | Recipe, device: str | None = None) -> Recipe:
-    """The recipe of that name, checked for what its data and its device need.
-
-    Raises:
-        ConfigError: Unknown name, or calibration data is missing or unreadable.
-        DeviceError: The device cannot run the recipe.
-    """
-    if isinstance(recipe, str):
-        recipe = load_recipe(recipe)
-    if recipe.dataset is not None:
-        calibration.check(recipe.dataset)
-    elif recipe.needs_data:
-        recipe = dataclasses.replace(recipe, dataset=calibration.PACKAGED)
-    if device:
-        from ..runtime.devices import check as check_device
-
-        check_device(recipe, device)
-    return recipe
-
-
-def load_recipe(name: str) -> Recipe:
-    """A named recipe, or the one in a file that `ov-afm tune` wrote.
-
-    Raises:
-        ConfigError: There is none of that name, or the file holds none.
-    """
-    if name in RECIPES:
-        return RECIPES[name]
-    path = Path(name)
-    if path.suffix != ".json" or not path.is_file():
-        raise ConfigError(
-            f"recipe {name!r} is unknown; choose one of {', '.join(RECIPES)}, or give a file that `ov-afm tune` wrote"
-        )
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))["recipe"]
-        return Recipe.from_dict(dict(fields))
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path} holds no recipe ({error!r}); write one with: ov-afm tune") from error
+__all__ = ["add_recipe_arguments", "recipe_from_arguments"]
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:

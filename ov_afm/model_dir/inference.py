@@ -6,12 +6,13 @@ Everything that proves, measures or calibrates a model runs its IR with these, w
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["EXACT", "decoder_inputs", "input_names", "kl_divergence", "log_softmax"]
+__all__ = ["EXACT", "decoder_inputs", "input_names", "ir_logits", "kl_divergence", "log_softmax"]
 
 F = TypeVar("F", bound=np.floating[Any])
 # OpenVINO's defaults differ between CPUs: bf16 where the CPU has it, an 8-bit KV cache, activations rounded to int8.
@@ -46,6 +47,17 @@ def decoder_inputs(
         "beam_idx": np.arange(batch, dtype=np.int32),
     }
     return {name: value for name, value in inputs.items() if name in names}
+
+
+def ir_logits(ir: Path, ids: Sequence[int], **properties: Any) -> NDArray[np.float32]:
+    """Logits (tokens, vocabulary) of a stateful IR on CPU; exact unless `properties` change that."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(ir, "CPU", {**EXACT, **properties})
+    request = compiled.create_infer_request()
+    request.infer(decoder_inputs(ids, input_names(compiled)))
+    logits: NDArray[np.float32] = request.get_tensor("logits").data[0].astype(np.float32)
+    return logits
 
 
 def log_softmax(logits: NDArray[F]) -> NDArray[F]:

@@ -1,4 +1,4 @@
-"""A pruned checkpoint, with torch: layers by block influence, then neurons and heads (`prune_narrow`)."""
+"""A pruned checkpoint, with torch: layers go by block influence, then neurons and heads (see `width`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 from ..conversion.checkpoint import license_files
 from ..errors import CompressionError
+from ..model_dir.geometry import Geometry
 from ..quantization import calibration
-from ..system.child_process import emit
+from ..system.child_process import Step, emit
 from .width import narrow
 
 __all__ = ["block_influence", "check_finite", "copy_texts", "prune_checkpoint"]
@@ -20,16 +21,24 @@ SPEED_TOKENS = 256
 
 
 def prune_checkpoint(
-    source: str,
-    output: str,
-    layers: int,
-    intermediate: int,
-    kv_heads: int,
-    dataset: str,
-    num_samples: int,
-    refit: bool,
+    source: Path, output: Path, shape: Geometry, *, dataset: str, num_samples: int, refit: bool
 ) -> dict[str, Any]:
-    """Write a pruned checkpoint; returns what was dropped, and prefill speed before and after in tokens/s."""
+    """Write a pruned checkpoint.
+
+    Args:
+        source: The checkpoint.
+        output: Folder of the new one.
+        shape: Layers, neurons and KV heads that stay.
+        dataset: Calibration text, see `calibration`.
+        num_samples: Samples of it.
+        refit: Let what stays take over what it can, by least squares.
+
+    Returns:
+        What was dropped, and prefill speed before and after in tokens/s.
+
+    Raises:
+        CompressionError: A weight is not finite.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -37,26 +46,25 @@ def prune_checkpoint(
     dtype = AutoConfig.from_pretrained(source).dtype or torch.float32
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     check_finite(model)
-    samples, data = calibration.prepare(dataset, tokenizer, num_samples)
-    ids = [sample for sample in samples if len(sample) == calibration.SAMPLE_TOKENS] or samples[:1]
+    ids, data = calibration.whole_samples(dataset, tokenizer, num_samples)
     before = _speed(model, ids[0])
     dropped: list[int] = []
     config = model.config
-    if layers < config.num_hidden_layers:
+    if shape.layers < config.num_hidden_layers:
         emit(Step("ranking layers"))
-        dropped = _drop_layers(model, ids, layers)
+        dropped = _drop_layers(model, ids, shape.layers)
     emit(Step("narrowing layers"))
     kept = narrow(
         model,
         ids,
-        intermediate=intermediate if intermediate < config.intermediate_size else None,
-        kv_heads=kv_heads if kv_heads < config.num_key_value_heads else None,
+        intermediate=shape.intermediate if shape.intermediate < config.intermediate_size else None,
+        kv_heads=shape.kv_heads if shape.kv_heads < config.num_key_value_heads else None,
         refit=refit,
     )
     after = _speed(model, ids[0])
     model.to(dtype).save_pretrained(output)
     tokenizer.save_pretrained(output)
-    copy_texts(Path(source), Path(output))
+    copy_texts(source, output)
     return {
         "calibration": data,
         "layers_dropped": dropped,

@@ -2,7 +2,7 @@
 
 Student and teacher read the same calibration text; what is minimised is KL(teacher || student) of the next-token
 distribution. Small models are trained whole, large ones through LoRA (PEFT) that is merged afterwards. The state is
-saved every minute, so that a run that was cut short goes on where it stopped.
+saved every minute, so that an interrupted run is continued where it stopped.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..quantization import calibration
-from ..system.child_process import emit
+from ..system.child_process import Progress, emit
 
 __all__ = ["heal"]
 
@@ -29,18 +29,25 @@ CURVE_PARTS = 40
 
 
 def heal(
-    student: str, teacher: str, state: str, dataset: str, num_samples: int, minutes: float, max_steps: int | None = None
+    student: Path,
+    teacher: Path,
+    state: Path,
+    *,
+    dataset: str,
+    num_samples: int,
+    minutes: float,
+    max_steps: int | None = None,
 ) -> dict[str, Any]:
     """Train a pruned checkpoint in place.
 
     Args:
         student: Pruned checkpoint; its weights are replaced at the end.
         teacher: The original.
-        state: Folder for what is needed to go on after an interruption.
+        state: Folder for what is needed to continue after an interruption.
         dataset: Training text, see `calibration`.
         num_samples: Samples of it.
         minutes: Time for all runs together, interrupted ones included.
-        max_steps: Stop after so many steps; None for no bound but time.
+        max_steps: Stop after that many steps; None for no bound but time.
 
     Returns:
         method, steps, minutes, losses: mean KL of each of about 40 parts of the run.
@@ -52,16 +59,15 @@ def heal(
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32).to(place)
     guide = AutoModelForCausalLM.from_pretrained(teacher, dtype="auto").to(place).eval()
-    samples, _ = calibration.prepare(dataset, AutoTokenizer.from_pretrained(teacher), num_samples)
-    ids = [sample for sample in samples if len(sample) == calibration.SAMPLE_TOKENS] or samples[:1]
+    ids, _ = calibration.whole_samples(dataset, AutoTokenizer.from_pretrained(teacher), num_samples)
     method = "full" if sum(each.numel() for each in model.parameters()) <= FULL_PARAMETERS else "lora"
     trained = _with_lora(model) if method == "lora" else model
-    run = _Run(trained, method, Path(state))
+    run = _Run(trained, method, state)
     run.resume()
     while run.seconds < 60 * minutes and (max_steps is None or run.step < max_steps):
         rows = [ids[(run.step * BATCH + row) % len(ids)] for row in range(min(BATCH, len(ids)))]
         run.advance(guide, torch.tensor(rows, device=place))
-        emit("progress", done=min(run.seconds, 60 * minutes), total=60 * minutes, loss=run.losses[-1])
+        emit(Progress(min(run.seconds, 60 * minutes), 60 * minutes))
     run.save()
     final = trained.merge_and_unload() if method == "lora" else model
     final.to("cpu").to(guide.dtype).save_pretrained(student)
@@ -120,14 +126,14 @@ class _Run:
         self.saved = self.seconds
 
     def resume(self) -> None:
-        """Go on where an earlier run stopped, if there is one."""
+        """Continue where an earlier run stopped, if there is one."""
         import torch
 
         if not (self.folder / "state.pt").exists():
             return
         content = torch.load(self.folder / "state.pt", weights_only=True)
         if [each.shape for each in self.weights] != [each.shape for each in content["weights"]]:
-            return  # of a model of another shape: this run begins anew
+            return  # the state of a model of another shape: start again
         with torch.no_grad():
             for mine, saved in zip(self.weights, content["weights"], strict=True):
                 mine.copy_(saved)

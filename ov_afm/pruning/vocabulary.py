@@ -21,7 +21,8 @@ from typing import Any
 
 from ..conversion.checkpoint import read_json
 from ..errors import CompressionError, ConfigError, SourceError
-from ..system import child_process
+from ..system.atomic import write_json
+from ..system.child_process import Progress, emit
 from .checkpoint import check_finite, copy_texts
 from .token_ids import named_ids, renumber_config, renumber_tokenizer
 
@@ -161,7 +162,7 @@ def choose(tokenizer: Mapping[str, Any], rows: int, scripts: Sequence[str], name
     return Cut(tuple(kept), rows, tuple(sorted(wanted)), counts, rows - len(kept) - len(dropped))
 
 
-def cut_checkpoint(source: str, output: str, rows: Sequence[int]) -> None:
+def cut_checkpoint(source: Path, output: Path, rows: Sequence[int]) -> None:
     """Write a checkpoint with some of the rows of embedding and head, and a tokenizer to match.
 
     Args:
@@ -177,17 +178,17 @@ def cut_checkpoint(source: str, output: str, rows: Sequence[int]) -> None:
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
     check_finite(model)
     select_rows(model, rows)
-    child_process.emit(Progress(1, 2))
-    folder, tokenizer = Path(output), _tokenizer(Path(source))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    copy_texts(Path(source), folder)
+    emit(Progress(1, 2))
+    tokenizer = _tokenizer(source)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    copy_texts(source, output)
     new = {old: index for index, old in enumerate(rows)}
-    _write_tokenizer(folder, _fields(tokenizer, folder.name), new, tokenizer.get_vocab())
+    _write_tokenizer(output, _fields(tokenizer, output.name), new, tokenizer.get_vocab())
     for name in ("config.json", "generation_config.json"):
-        if (folder / name).is_file():
-            _write(folder / name, renumber_config(read_json(folder / name), new))
-    child_process.emit(Progress(2, 2))
+        if (output / name).is_file():
+            write_json(output / name, renumber_config(read_json(output / name), new))
+    emit(Progress(2, 2))
 
 
 def select_rows(model: Any, rows: Sequence[int]) -> None:
@@ -216,13 +217,9 @@ def _write_tokenizer(
             "the tokenizer cannot be renumbered: its added tokens take ids of their own; leave --keep-scripts out"
         )
     made.save(str(folder / "tokenizer.json"))
-    settings = folder / "tokenizer_config.json"
-    content = read_json(settings)
+    path = folder / "tokenizer_config.json"
+    content = read_json(path)
     if "added_tokens_decoder" in content:
         entries = content["added_tokens_decoder"].items()
         content["added_tokens_decoder"] = {str(new[int(index)]): token for index, token in entries}
-        _write(settings, content)
-
-
-def _write(path: Path, fields: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, content)

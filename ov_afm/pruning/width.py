@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..system.child_process import emit
+from ..system.child_process import Progress, emit
 
 __all__ = ["Kept", "narrow"]
 

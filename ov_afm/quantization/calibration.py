@@ -26,7 +26,7 @@ from ..model_dir.manifest import sha256
 from ..system.paths import cache_dir, cached
 from .text_filter import Cleaner
 
-__all__ = ["NAMED", "PACKAGED", "SELF", "check", "describe", "model_inputs", "prepare"]
+__all__ = ["NAMED", "PACKAGED", "SELF", "check", "describe", "model_inputs", "prepare", "whole_samples"]
 
 # name → (dataset id, configuration, split, column), as in optimum-intel's PREDEFINED_LANGUAGE_DATASETS.
 NAMED = {
@@ -161,6 +161,12 @@ def prepare(
     samples: list[list[int]] = content["samples"]
     found = {**describe(dataset), "samples": len(samples), "tokens": sum(map(len, samples))}
     return samples, {**found, "sources": content["sources"]}
+
+
+def whole_samples(dataset: str, tokenizer: Any, count: int) -> tuple[list[list[int]], dict[str, Any]]:
+    """`prepare`, with those samples alone that have all 256 tokens, so that they stack; the first where none has."""
+    samples, description = prepare(dataset, tokenizer, count)
+    return [sample for sample in samples if len(sample) == SAMPLE_TOKENS] or samples[:1], description
 
 
 def _make(chosen: list[Part], tokenizer: Any, count: int, ir: Path | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CompressionError
 from ..presets import TABLES, Recipe
-from ..system import child_process
+from ..system.child_process import Progress, emit
 from . import calibration
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _equalise(
     kinds = {kind: backup for kind, stored in settings.kinds if stored == "int8"} if rounding else {}
 
     def show(done: int, total: int) -> None:
-        child_process.emit(Progress(done, total, "equalising"))
+        emit(Progress(done, total, "equalising"))
 
     found = equalise(layers, table, ids, quantizer, folder, kinds=kinds, on_layer=show)
     if found.peak_up > FP16_LIMIT:
@@ -131,7 +131,7 @@ def _fit(layers: Sequence[Layer], table: Any, model: Any, ids: list[list[int]], 
     from .reconstruction import fit
 
     def show(done: int, total: int) -> None:
-        child_process.emit(Progress(done, total, "rounding"))
+        emit(Progress(done, total, "rounding"))
 
     return fit(layers, table, model, ids, folder, on_layer=show)
 
@@ -267,21 +267,33 @@ def _fallback_notes(settings: Recipe, formats: dict[str, int]) -> list[str]:
 
 @contextmanager
 def _relay_progress() -> Iterator[None]:
-    """Send NNCF's progress bars (rich's) to the parent as events."""
-    from rich.progress import Progress
+    """Send the progress of NNCF to the parent process.
 
-    original = Progress.advance
+    NNCF has no callback, so rich's progress bars, which it draws, are patched while it runs. All three ways in which a
+    bar moves count: a loop of less than 0.1 s only reports its beginning and its end.
+    """
+    from rich import progress
 
-    def advance(self: Progress, task_id: Any, advance: float = 1) -> None:
-        original(self, task_id, advance)
-        task = self._tasks[task_id]
-        child_process.emit(Progress(float(task.completed), float(task.total or 0), task.description))
+    originals = {name: getattr(progress.Progress, name) for name in ("add_task", "advance", "update")}
 
-    Progress.advance = advance  # type: ignore[method-assign]
+    def relayed(original: Callable[..., Any]) -> Callable[..., Any]:
+        def run(self: progress.Progress, *args: Any, **kwargs: Any) -> Any:
+            result = original(self, *args, **kwargs)
+            # `add_task` returns the id that the others take first.
+            task = self._tasks.get(args[0] if args and result is None else result)
+            if task:
+                emit(Progress(task.completed, task.total or 0, task.description))
+            return result
+
+        return run
+
+    for name, original in originals.items():
+        setattr(progress.Progress, name, relayed(original))
     try:
         yield
     finally:
-        Progress.advance = original  # type: ignore[method-assign]
+        for name, original in originals.items():
+            setattr(progress.Progress, name, original)
 
 
 @contextmanager
