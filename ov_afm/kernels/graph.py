@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ExtensionError
-from .layout import CHANNEL_WISE, Quantized
+from .layout import CHANNEL_WISE, Quantized, unpack_int4
 
 __all__ = ["Mlp", "Unsupported", "find_head", "find_mlps", "find_projections", "name_of", "read_model", "read_weights"]
 
@@ -188,15 +188,12 @@ def _skip(node: Any, kinds: tuple[str, ...]) -> Any:
     return node
 
 
-def _codes(constant: Any, bits: int, signed: bool, shape: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def _codes(constant: Any, bits: int, signed: bool, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     raw: npt.NDArray[np.uint8] = constant.data.reshape(-1).view(np.uint8)
     if bits == 8:
         return (raw ^ np.uint8(0x80) if signed else raw).reshape(shape)
-    # OpenVINO's 4-bit types: low nibble first. Flipping the sign bit turns two's complement into code = value + 8.
-    nibbles = np.empty((raw.size, 2), np.uint8)
-    np.bitwise_and(raw, 15, out=nibbles[:, 0])
-    np.right_shift(raw, 4, out=nibbles[:, 1])
-    codes = nibbles.reshape(-1)[: shape[0] * shape[1]].reshape(shape)
+    codes = unpack_int4(raw, shape)
+    # Flipping the sign bit turns two's complement into code = value + 8.
     return codes ^ np.uint8(8) if signed else codes
 
 
@@ -216,8 +213,7 @@ def _zeros(node: Any, bits: int, signed: bool, shape: tuple[int, int]) -> npt.ND
         return np.zeros(shape, np.uint8)
     kind = node.get_element_type().get_type_name()
     if kind in ("u4", "i4"):
-        count = int(np.prod(node.get_output_shape(0)))
-        values = _codes(node, 4, False, (1, -(-count // 2) * 2))[:, :count].astype(np.int64)
+        values = _codes(node, 4, False, tuple(node.get_output_shape(0))).astype(np.int64)
         values = np.where(values > 7, values - 16, values) if kind == "i4" else values
     else:
         data = np.asarray(node.data)

@@ -7,6 +7,8 @@ The layouts are drawn in `csrc/layout.h`; both files change together.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +17,17 @@ import numpy.typing as npt
 
 from ..errors import ExtensionError
 
-__all__ = ["CHANNEL_WISE", "GROUPS", "Quantized", "ffn", "pack_down", "pack_up", "unpack_down", "unpack_up"]
+__all__ = [
+    "CHANNEL_WISE",
+    "GROUPS",
+    "Quantized",
+    "ffn",
+    "pack_down",
+    "pack_up",
+    "unpack_down",
+    "unpack_int4",
+    "unpack_up",
+]
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -79,6 +91,14 @@ class Quantized:
             and (self.zeros is None) == (other.zeros is None)
             and (self.zeros is None or other.zeros is None or np.array_equal(self.zeros, other.zeros))
         )
+
+
+def unpack_int4(raw: Bytes, shape: Sequence[int]) -> Bytes:
+    """Nibbles (shape), 0 to 15, of a constant of OpenVINO's 4-bit types; a byte holds the first one in its low half."""
+    nibbles = np.empty((raw.size, 2), np.uint8)
+    np.bitwise_and(raw, 15, out=nibbles[:, 0])
+    np.right_shift(raw, 4, out=nibbles[:, 1])
+    return nibbles.reshape(-1)[: math.prod(shape)].reshape(shape)
 
 
 def pack_up(weights: Quantized) -> Bytes:
