@@ -12,10 +12,7 @@ whole characters at a time; and a device is chosen and warmed up before the firs
 
 from __future__ import annotations
 
-import json
-import logging
 import queue
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,28 +20,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .errors import ConfigError, GenerationError, SourceError, last_line
-from .kernels.select import engine_model, plain_model
-from .model_dir import manifest
-from .model_dir.geometry import Geometry
-from .runtime import device_cache, devices, lora
-from .runtime.detokenize import Detokenizer
-from .runtime.loading import LoadRequest, Phases, load, locate
-from .runtime.loading import warm_up as first_inference
+from .errors import ConfigError, GenerationError, last_line
+from .model_dir.model_directory import ModelDirectory
+from .runtime import lora
+from .runtime.loading import LoadRequest
+from .runtime.model_session import ModelSession
 from .runtime.properties import DEFAULT_USE, Use
 from .runtime.sampling import Params
 from .runtime.streaming import Completion, Delta, FinishReason, Request, streamer
 
 __all__ = ["Completion", "Delta", "FinishReason", "Message", "Params", "Pipeline", "Prompt", "Use"]
 
-logger = logging.getLogger(__name__)
-
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
 
 POLL_S = 0.1
-# Prompt lookup finds its draft by the last few tokens; GenAI wants both figures or neither.
-LOOKUP_NGRAM = 3
 
 
 class Pipeline:
@@ -61,11 +51,11 @@ class Pipeline:
         prompt_lookup: Draft tokens from the prompt itself: faster where answers quote it.
         num_assistant_tokens: Tokens drafted at a time by either.
         use: What the model is loaded for: context, threads, cache precision and what else each device takes.
-        fallback: When a named GPU or NPU fails to load the model or its self-test, go on with the next device
-            of `AUTO` and say why; False raises `DeviceError`.
+        fallback: When a named GPU or NPU fails to load the model or its self-test, use the next device of `AUTO` and
+            log a warning with the reason; False raises `DeviceError`.
         warm_up: Run the first inference while loading, so that the first question does not pay for it; the first
             time on this CPU its answer is compared with the recorded one.
-        on_phase: Called when a step of loading begins, with its name and the seconds it took last time here.
+        on_phase: Called when a phase of loading begins, with its name and the seconds it took last time here.
         properties: OpenVINO and GenAI properties, passed as they are (`INFERENCE_PRECISION_HINT="f32"`,
             `MAX_PROMPT_LEN=2048`, `scheduler_config=...`).
 
@@ -79,7 +69,7 @@ class Pipeline:
         device: OpenVINO's name of the device in use.
         device_note: How the device was chosen, and whether it is emulated.
         emulated: The NPU's path is run on CPU.
-        load_s: Seconds that each step of loading took.
+        load_s: Seconds that each phase of loading took.
         context_length: Tokens that prompt and answer may have together.
         max_prompt_tokens: Tokens that a prompt may have.
     """
@@ -99,86 +89,29 @@ class Pipeline:
         on_phase: Callable[[str, float | None], None] | None = None,
         **properties: Any,
     ) -> None:
-        if draft_model is not None and prompt_lookup:
-            raise ConfigError("a draft model and prompt lookup exclude each other; choose one")
-        if num_assistant_tokens < 1:
-            raise ConfigError(f"num_assistant_tokens must be at least 1, found {num_assistant_tokens}")
-        if adapters and draft_model is not None:
-            raise ConfigError(
-                "adapters and a draft model exclude each other; choose one, or merge: ov-afm export --merge-adapter"
-            )
-        self.model_dir = locate(model_dir)
-        self.manifest = manifest.verify(self.model_dir)
-        if self.manifest is None:
-            logger.info("%s has no %s: its files were not checked", self.model_dir, manifest.FILE_NAME)
-        self._lock = threading.Lock()
-        self._closed = threading.Event()
-        self._drafts = 0 if draft_model is None and not prompt_lookup else num_assistant_tokens
-        self._lookup = prompt_lookup
-        phases = Phases(device_cache.model_key(self.model_dir, self.manifest), on_phase)
         request = LoadRequest(
-            self.model_dir,
-            self.manifest,
+            ModelDirectory.open(model_dir),
             device,
             use,
             properties,
-            draft_model=None if draft_model is None else locate(draft_model),
+            draft_model=None if draft_model is None else ModelDirectory.open(draft_model),
             prompt_lookup=prompt_lookup,
+            num_assistant_tokens=num_assistant_tokens,
             fallback=fallback,
             adapters=lora.read_all(adapters),
         )
-        # The kernels take the MLPs' layers out of the graph, where adapters would find them.
-        loaded = load(request, phases, plain_model if adapters else engine_model)
-        self._engine, self._properties = loaded.engine, loaded.properties
-        self.device, self.emulated, self.device_note = (
-            loaded.choice.device,
-            loaded.choice.emulated,
-            loaded.choice.why,
-        )
-        self._read_limits()
-        if warm_up:
-            first_inference(request, loaded, phases, self._two_tokens)
-        phases.remember()
-        self.load_s = phases.elapsed_s
-
-    def _read_limits(self) -> None:
-        self._tokenizer = self._engine.get_tokenizer()
-        self._detokenizer = Detokenizer(self._tokenizer)
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        session = self._session = ModelSession(request, warm_up=warm_up, on_phase=on_phase)
+        self.model_dir, self.manifest = request.model.path, request.model.manifest
+        self.device, self.emulated, self.device_note = session.device, session.emulated, session.device_note
+        self.context_length, self.max_prompt_tokens = session.context_length, session.max_prompt_tokens
+        self.load_s = session.load_s
+        self._tokenizer = session.tokenizer
         self.has_chat_template = bool(self._tokenizer.chat_template)
-        config = json.loads((self.model_dir / "config.json").read_text(encoding="utf-8"))
-        self.context_length = self.max_prompt_tokens = Geometry.from_config(config).max_positions
-        if devices.kind_of(self.device) == "NPU":
-            # Static shapes: prompt and answer have rooms of their own.
-            self.max_prompt_tokens = int(self._properties["MAX_PROMPT_LEN"])
-            room = self.max_prompt_tokens + int(self._properties["MIN_RESPONSE_LEN"])
-            self.context_length = min(self.context_length, room)
-
-    def _two_tokens(self) -> None:
-        inputs = self._tokenizer.encode("warm up", add_special_tokens=False)
-        self._engine.generate(inputs, Params(max_new_tokens=2, greedy=True, ignore_eos=True).apply(self._config()))
-
-    def _config(self) -> Any:
-        """The bundle's generation configuration.
-
-        Read from its file: an engine that drafts forgets it and reports GenAI's defaults (2026.4).
-        """
-        import openvino_genai
-
-        path = self.model_dir / "generation_config.json"
-        try:
-            config = openvino_genai.GenerationConfig(path) if path.exists() else openvino_genai.GenerationConfig()
-        except RuntimeError as error:
-            raise SourceError(f"{path} cannot be read: {last_line(error)}") from error
-        if not config.stop_token_ids:
-            config.set_eos_token_id(self._tokenizer.get_eos_token_id())
-        if self._drafts:
-            config.num_assistant_tokens = self._drafts
-        if self._lookup:
-            config.max_ngram_size = LOOKUP_NGRAM
-        return config
 
     def render(self, prompt: Prompt, *, raw: bool = False) -> str:
-        """The text that the model is given for a prompt: the bundle's chat template applied, once.
+        """The text that the model is given for a prompt: the model's chat template applied, once.
 
         Raises:
             GenerationError: The template is missing or cannot render these messages.
@@ -229,9 +162,9 @@ class Pipeline:
         iterator stops the engine within one token and leaves the pipeline usable.
 
         Args:
-            prompt: Text, which becomes one user message of the bundle's chat template, or messages
+            prompt: Text, which becomes one user message of the model's chat template, or messages
                 (`{"role": ..., "content": ...}`).
-            params: Sampling; what is None comes from the bundle's `generation_config.json`.
+            params: Sampling; what is None comes from the model's `generation_config.json`.
             raw: Give the text to the model as it is, without a template.
             cancel: Set it from any thread to end the answer early with finish reason `cancelled`.
 
@@ -246,14 +179,9 @@ class Pipeline:
             raise GenerationError("the pipeline is closed")
         params = params or Params()
         inputs, count = self._encode(prompt, raw)
-        self._check_length(count)
-        config = params.apply(self._config(), room=self.context_length - count)
-        if params.seed is None:
-            config.rng_seed = secrets.randbits(32)
-        stop = tuple(sorted({*params.stop, *config.stop_strings}))
-        # The engine matches stop strings too, but its stream may already have shown their beginning.
-        config.stop_strings = set()
-        text = self._detokenizer.assembler(stop)
+        self._session.check_prompt_length(count)
+        config = self._session.generation_config(params, prompt_tokens=count)
+        text = self._session.assembler(params.stop)
         request = Request(inputs, count, config, text, cancel or threading.Event())
         return self._deltas(request, prepared_s=time.perf_counter() - begun)
 
@@ -271,20 +199,6 @@ class Pipeline:
         assert end.finish_reason is not None
         assert end.metrics is not None
         return Completion("".join(delta.text for delta in deltas), end.finish_reason, end.metrics)
-
-    def _check_length(self, count: int) -> None:
-        if count == 0:
-            raise GenerationError("the prompt has 0 tokens; give it some text")
-        if self.max_prompt_tokens < self.context_length and count > self.max_prompt_tokens:
-            raise GenerationError(
-                f"the prompt has {count} tokens, {self.device} was loaded for prompts of up to "
-                f"{self.max_prompt_tokens}; shorten it or load with MAX_PROMPT_LEN={-(-count // 64) * 64}"
-            )
-        if count >= self.context_length:
-            raise GenerationError(
-                f"the prompt has {count} tokens and leaves no room for an answer: the context is "
-                f"{self.context_length} tokens; shorten it"
-            )
 
     def _deltas(self, request: Request, prepared_s: float) -> Iterator[Delta]:
         request.start = time.perf_counter() - prepared_s
@@ -335,7 +249,7 @@ class Pipeline:
         if self._closed.is_set():
             raise GenerationError("the pipeline was closed while the request waited")
         sink = streamer(request, self._closed)
-        result = self._engine.generate(request.inputs, request.config, sink)
+        result = self._session.engine.generate(request.inputs, request.config, sink)
         if sink.failure is not None:
             raise sink.failure
         if request.text.stopped or result.finish_reasons[0].name == "STOP":
@@ -350,7 +264,7 @@ class Pipeline:
         """Stop what is running and free the model; further requests raise `GenerationError`."""
         self._closed.set()
         with self._lock:
-            self._engine = None
+            self._session.close()
 
     def __enter__(self) -> Pipeline:
         """Use the pipeline in a `with` block."""
@@ -364,7 +278,7 @@ class Pipeline:
 
 
 def _check_unicode(prompt: Prompt) -> None:
-    # Bytes that were no UTF-8 reach Python as lone surrogates, from a command line for one.
+    # Bytes that are no UTF-8 reach Python as lone surrogates, for example from a command line.
     texts = [prompt] if isinstance(prompt, str) else [str(value) for each in prompt for value in each.values()]
     for text in texts:
         try:

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import GenerationError
-from ..kernels.select import engine_model
-from ..model_dir import manifest
-from ..runtime import device_cache, devices
-from ..runtime.loading import LoadRequest, Phases, load
-from .plan import OPTIONS, Combination, Settings, use_of
+from ..model_dir.model_directory import ModelDirectory
+from ..runtime.loading import LoadRequest
+from ..runtime.model_session import ModelSession
+from .plan import Combination, Settings, use_of
 
-__all__ = ["Engine", "Timeline", "open_engine"]
+__all__ = ["Engine", "Timeline", "clock", "open_engine"]
 
-LOOKUP_NGRAM = 3
 LIBRARY_PREFIX = "ov_afm_kernels"
 
 
@@ -71,13 +69,20 @@ class Timeline:
         return gaps
 
 
-class Engine(Protocol):
-    """What is measured."""
+class Engine(ABC):
+    """A loaded model that is measured.
 
-    device: str
-    emulated: bool
-    kernels: bool
+    Attributes:
+        device: OpenVINO's name of the device.
+        emulated: The NPU's path runs on CPU.
+        kernels: The native kernels are loaded.
+    """
 
+    def __init__(self, session: ModelSession) -> None:
+        self._session = session
+        self.device, self.emulated, self.kernels = session.device, session.emulated, _kernels_loaded()
+
+    @abstractmethod
     def run(
         self, prompts: list[list[int]], new_tokens: int, on_first: Callable[[], None] | None = None
     ) -> list[Timeline]:
@@ -90,49 +95,33 @@ class Engine(Protocol):
         """
 
 
-def open_engine(model_dir: Path, wanted: Combination, settings: Settings) -> Engine:
+def open_engine(model: ModelDirectory, combination: Combination, settings: Settings) -> Engine:
     """Load what a combination needs.
 
     Raises:
         DeviceError: The device cannot run it.
     """
-    contents = manifest.verify(model_dir)
+    draft_model = settings.draft_model if combination.option == "draft" else None
     request = LoadRequest(
-        model_dir,
-        contents,
-        wanted.device,
-        use_of(wanted, settings),
-        dict(settings.properties),
-        draft_model=Path(settings.draft_model) if wanted.option == "draft" and settings.draft_model else None,
-        prompt_lookup=wanted.option == "prompt-lookup",
-        fallback=False,
+        model,
+        combination.device,
+        use_of(combination, settings),
+        settings.properties,
+        draft_model=None if draft_model is None else ModelDirectory.open(draft_model),
+        prompt_lookup=combination.option == "prompt-lookup",
+        num_assistant_tokens=settings.num_assistant_tokens,
+        scheduler=_default_scheduler if combination.concurrency > 1 else None,
     )
-    key = device_cache.model_key(model_dir, contents)
-    if wanted.concurrency > 1:
-        return _Batching(request, key)
-    return _Single(request, key, wanted, settings)
+    session = ModelSession(request, warm_up=False)
+    return _Sequential(session) if request.scheduler is None else _Batching(session)
 
 
-def _config(new_tokens: int) -> Any:
-    import openvino_genai
-
-    config = openvino_genai.GenerationConfig()
-    config.max_new_tokens = new_tokens
-    config.ignore_eos = True
-    config.do_sample = False
-    return config
+def _default_scheduler(kind: str, config: Any) -> None:
+    """GenAI's own scheduler settings, whose KV cache grows as it is needed."""
 
 
-class _Single:
+class _Sequential(Engine):
     """One request at a time, on the engine that `Pipeline` would load."""
-
-    def __init__(self, request: LoadRequest, key: str, wanted: Combination, settings: Settings) -> None:
-        loaded = load(request, Phases(key, None), engine_model)
-        self._engine = loaded.engine
-        self.device, self.emulated = loaded.choice.device, loaded.choice.emulated
-        self.kernels = _kernels_loaded()
-        self._drafts = settings.num_assistant_tokens if OPTIONS[wanted.option].drafts else 0
-        self._lookup = wanted.option == "prompt-lookup"
 
     def run(
         self, prompts: list[list[int]], new_tokens: int, on_first: Callable[[], None] | None = None
@@ -141,24 +130,20 @@ class _Single:
         import openvino
         import openvino_genai
 
-        config = _config(new_tokens)
-        if self._drafts:
-            config.num_assistant_tokens = self._drafts
-        if self._lookup:
-            config.max_ngram_size = LOOKUP_NGRAM
+        config = self._session.greedy_config(new_tokens)
         timelines = []
         for prompt in prompts:
             ids = np.array([prompt], dtype=np.int64)
             inputs = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
             times = Timeline(time.perf_counter())
-            self._engine.generate(inputs, config, _clock(times, on_first))
+            self._session.engine.generate(inputs, config, clock(times, on_first))
             times.end = time.perf_counter()
             timelines.append(times)
         return timelines
 
 
-def _clock(times: Timeline, on_first: Callable[[], None] | None) -> Any:
-    """GenAI's streamer that only looks at the clock; made here because its base class comes with the heavy import."""
+def clock(times: Timeline, on_first: Callable[[], None] | None = None) -> Any:
+    """GenAI's streamer that only notes times; a local class, because its base class comes with the heavy import."""
     import openvino_genai
 
     class Clock(openvino_genai.StreamerBase):  # type: ignore[misc]
@@ -174,19 +159,11 @@ def _clock(times: Timeline, on_first: Callable[[], None] | None) -> Any:
     return Clock()
 
 
-class _Batching:
+class _Batching(Engine):
     """Several requests at once, on continuous batching."""
 
-    def __init__(self, request: LoadRequest, key: str) -> None:
-        import openvino_genai
-
-        def make(folder: Path, choice: devices.Choice, properties: dict[str, Any]) -> Any:
-            scheduler = properties.pop("scheduler_config", None) or openvino_genai.SchedulerConfig()
-            return openvino_genai.ContinuousBatchingPipeline(folder, scheduler, choice.device, properties)
-
-        loaded = load(replace(request, batch=True), Phases(key, None), engine_model, make)
-        self._engine = loaded.engine
-        self.device, self.emulated, self.kernels = loaded.choice.device, loaded.choice.emulated, _kernels_loaded()
+    def __init__(self, session: ModelSession) -> None:
+        super().__init__(session)
         self._next_id = 0
 
     def run(
@@ -195,16 +172,17 @@ class _Batching:
         import numpy as np
         import openvino
 
+        engine, config = self._session.engine, self._session.greedy_config(new_tokens)
         open_requests = []
         for prompt in prompts:
             times = Timeline(time.perf_counter())
             inputs = openvino.Tensor(np.array([prompt], dtype=np.int64))
-            handle = self._engine.add_request(self._next_id, inputs, _config(new_tokens))
+            handle = engine.add_request(self._next_id, inputs, config)
             self._next_id += 1
             open_requests.append((handle, times))
         timelines = [times for _, times in open_requests]
-        while self._engine.has_non_finished_requests():
-            self._engine.step()
+        while engine.has_non_finished_requests():
+            engine.step()
             for handle, times in open_requests:
                 if handle.can_read():
                     times.take([token for each in handle.read().values() for token in each.generated_ids])
@@ -216,7 +194,7 @@ class _Batching:
 
 
 def _kernels_loaded() -> bool:
-    """Whether the native library is in this process: asked of the system, not of what was meant to happen."""
+    """Whether this process has mapped the native library, as the operating system reports it."""
     import psutil
 
     return any(LIBRARY_PREFIX in each.path for each in psutil.Process().memory_maps())

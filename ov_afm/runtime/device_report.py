@@ -1,4 +1,4 @@
-"""What `ov-afm devices` says: every device, what it can run, and what is known against its driver."""
+"""What is known of this machine's devices: what each can run, faults of its driver, and its self-test."""
 
 from __future__ import annotations
 
@@ -8,43 +8,39 @@ from typing import Any
 
 from ..errors import DeviceError
 from ..kernels.select import engine_model
-from ..model_dir import manifest
+from ..model_dir.model_directory import ModelDirectory
 from ..presets import RECIPES
-from ..system import console
-from . import device_cache, self_test
-from . import properties as device_properties
-from .devices import EMULATED_NPU, Choice, DeviceInfo, Inventory, choose
+from . import device_cache, properties, self_test
+from .devices import EMULATED_NPU, Choice, DeviceInfo, choose, inventory
 from .driver_faults import known_faults
 from .loading import (
     LoadRequest,
     OnPhase,
-    Phases,
+    PhaseTimer,
     properties_for,
-    recipe_of,
     reference_answers,
+    remember_verdict,
     verdict_key,
 )
-from .properties import DEFAULT_USE
+from .properties import DEFAULT_USE, Use
 from .rules import violations
 
-__all__ = ["describe", "render", "test"]
+__all__ = ["describe", "test"]
 
 
-def describe(found: Inventory, model_dir: Path | None = None) -> dict[str, Any]:
-    """All that is known of this machine's devices, as JSON values.
+def describe(model: ModelDirectory | None = None) -> dict[str, Any]:
+    """This machine's devices, as JSON values.
 
     Args:
-        found: The devices.
-        model_dir: Tell also what this model would be loaded with.
+        model: Describe also how this model would be loaded on each.
     """
-    contents = manifest.verify(model_dir) if model_dir else None
     return {
-        "devices": [_device(info, model_dir, contents) for info in found.devices],
-        "not_usable": dict(found.faults),
+        "devices": [_device(info, model) for info in inventory().devices],
+        "not_usable": dict(inventory().faults),
     }
 
 
-def _device(info: DeviceInfo, model_dir: Path | None, contents: manifest.Manifest | None) -> dict[str, Any]:
+def _device(info: DeviceInfo, model: ModelDirectory | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         **asdict(info),
         "capabilities": list(info.capabilities),
@@ -54,99 +50,43 @@ def _device(info: DeviceInfo, model_dir: Path | None, contents: manifest.Manifes
             for fault in known_faults(info.name, info.driver)
         ],
     }
-    if model_dir:
-        row["model"] = _for_model(info, model_dir, contents)
-    return row
+    return row if model is None else {**row, "model": _model_on(info, model)}
 
 
-def _for_model(info: DeviceInfo, model_dir: Path, contents: manifest.Manifest | None) -> dict[str, Any]:
-    model = device_cache.model_key(model_dir, contents)
-    recipe = recipe_of(contents)
+def _model_on(info: DeviceInfo, model: ModelDirectory) -> dict[str, Any]:
+    recipe = model.recipe
     refused = [rule.found(recipe) for rule in violations(recipe, info.name)] if recipe else []
-    properties: dict[str, Any] = {}
+    loaded_with: dict[str, Any] = {}
     try:
-        request = LoadRequest(model_dir, contents, info.name, DEFAULT_USE, {})
-        properties = properties_for(request, Choice(info.name, ""), model)
+        loaded_with = properties_for(LoadRequest(model, info.name), Choice(info.name, ""))
     except DeviceError as error:
         refused.append(str(error))
-    cache = properties.pop("CACHE_DIR", None)
-    memory = None
-    if contents is not None and contents.geometry is not None:
-        weights = (model_dir / "openvino_model.bin").stat().st_size
-        memory = device_properties.estimate_memory(weights, contents.geometry, info.name, DEFAULT_USE).total_bytes
+    cache = loaded_with.pop("CACHE_DIR", None)
+    need = properties.estimate_memory(model.weights_bytes, model.geometry, info.name, DEFAULT_USE)
     return {
-        "properties": properties,
+        "properties": loaded_with,
         "refused": refused,
-        "memory_bytes": memory,
+        "memory_bytes": need.total_bytes,
         "compiled": None if cache is None else any(Path(cache).glob("*.blob")),
-        "self_test": device_cache.read("verdicts").get(verdict_key(model, info.name)),
+        "self_test": device_cache.read("verdicts").get(verdict_key(model.key, info.name)),
     }
 
 
-def render(report: dict[str, Any]) -> str:
-    """The report for people."""
-    lines: list[str] = []
-    for row in report["devices"]:
-        memory = console.human_bytes(row["memory_bytes"]) if row["memory_bytes"] else "unknown"
-        lines += [
-            f"{row['name']}: {row['full_name']}",
-            f"  driver {row['driver'] or 'none'}, memory {memory}, computes in {' '.join(row['capabilities'])}",
-            f"  recipes: {', '.join(row['recipes'])}",
-        ]
-        lines += [
-            f"  known fault of this driver: {fault['what']}; {fault['advice']} ({fault['source']})"
-            for fault in row["driver_faults"]
-        ]
-        if "model" in row:
-            lines += [f"  {line}" for line in _model_lines(row["model"])]
-    lines += [f"{kind}: could not be asked: {reason}" for kind, reason in report["not_usable"].items()]
-    present = {row["name"].partition(".")[0] for row in report["devices"]} | set(report["not_usable"])
-    lines += [f"{kind}: not here" for kind in ("CPU", "GPU", "NPU") if kind not in present]
-    return "\n".join(lines)
-
-
-def _model_lines(model: dict[str, Any]) -> list[str]:
-    if model["refused"]:
-        return [f"this model: cannot run ({', '.join(model['refused'])})"]
-    shown = ", ".join(f"{key}={value}" for key, value in model["properties"].items()) or "the plugin's defaults"
-    lines = [f"this model: loaded with {shown}"]
-    if model["memory_bytes"] is not None:
-        need = console.human_bytes(model["memory_bytes"])
-        tokens = device_properties.DEFAULT_CONTEXT_TOKENS
-        lines.append(f"  needs {need} or more with a context of up to {tokens} tokens")
-    if model["compiled"] is not None:
-        lines.append(
-            "  compiled before: loads fast" if model["compiled"] else "  not compiled yet: the first load is slow"
-        )
-    if model["self_test"]:
-        outcome = "passed" if model["self_test"]["passed"] else "FAILED"
-        lines.append(f"  self-test {outcome} on {model['self_test']['on']}: {model['self_test']['evidence']}")
-    return lines
-
-
-def test(model_dir: Path, device: str, on_phase: OnPhase | None = None) -> self_test.Verdict:
-    """Run the self-test now and remember the verdict, except of an emulation.
+def test(model: ModelDirectory, device: str, on_phase: OnPhase | None = None) -> self_test.Verdict:
+    """Run the self-test now and keep the verdict in the device cache, except of an emulation.
 
     Raises:
-        DeviceError: The device is absent or cannot run the model's recipe.
+        DeviceError: There is no such device, or it cannot run the model's recipe.
     """
-    import datetime
-
-    contents = manifest.verify(model_dir)
-    recipe = recipe_of(contents)
-    choice: Choice = choose(device, recipe)[0]
-    use = DEFAULT_USE
-    if choice.kind == "NPU":
-        # Room for the long prompt: the test is of the device, not of the default limits.
-        use = device_properties.Use(prompt_tokens=self_test.ROOM_TOKENS)
-    properties = device_properties.build(choice.device, use, emulated=choice.emulated)
-    key = device_cache.model_key(model_dir, contents)
-    phases = Phases(key, on_phase)
-    golden = reference_answers(model_dir, contents, phases)
-    folder, kernels = engine_model(model_dir, choice.device)
+    choice: Choice = choose(device, model.recipe)[0]
+    # On NPU, enough for the long prompt: the test is of the device, not of the default limits.
+    use = Use(prompt_tokens=self_test.ROOM_TOKENS) if choice.kind == "NPU" else DEFAULT_USE
+    loaded_with = properties.build(choice.device, use, emulated=choice.emulated)
+    phases = PhaseTimer(model.key, on_phase)
+    golden = reference_answers(model, phases)
+    folder, kernels = engine_model(model.path, choice.device)
     with phases(f"testing {choice.label} in a child process"):
-        verdict = self_test.run(folder, golden, choice.device, properties | kernels)
+        verdict = self_test.run(folder, golden, choice.device, loaded_with | kernels)
     if device.upper() != EMULATED_NPU:
-        entry = {"passed": verdict.passed, "evidence": verdict.evidence, "on": str(datetime.date.today())}
-        device_cache.remember("verdicts", verdict_key(key, choice.device), entry)
+        remember_verdict(verdict_key(model.key, choice.device), verdict)
     return verdict

@@ -1,42 +1,33 @@
-"""Which devices are here, and which of them to use.
+"""Which devices this machine has, and which of them to use.
 
-Loading a GPU or NPU plugin runs a driver, and a bad driver ends the process that asks. So devices
-are listed in a child process; if it dies, each kind of device is asked on its own, to find out
-which one it was, and the others stay usable.
+Loading a GPU or NPU plugin runs a driver, and a bad driver ends the process that calls it. So devices
+are listed in a child process; if it dies, each kind of device is tried in a child of its own, which
+shows whose driver it was, and the others stay usable.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..cli.command import command
-from ..cli.command import parser as command_parser
 from ..errors import DeviceError, OVAFMError
 from ..presets import Recipe
-from ..system import child_process, console
-from .rules import RULES, Rule, check, kind_of, violations
+from ..system.child_process import ChildProcess
+from .rules import check, kind_of, violations
 
 __all__ = [
     "EMULATED_NPU",
-    "RULES",
+    "KINDS",
     "Choice",
     "DeviceInfo",
     "Inventory",
-    "Rule",
     "available",
-    "check",
     "choose",
+    "enumerate_devices",
     "find",
     "inventory",
-    "kind_of",
-    "main",
-    "violations",
 ]
 
 EMULATED_NPU = "NPU-EMULATED"
@@ -55,10 +46,10 @@ class DeviceInfo:
     Attributes:
         name: OpenVINO's name: `CPU`, `GPU`, `GPU.1`, `NPU`.
         full_name: What the vendor calls it.
-        driver: Driver version; None where the plugin does not tell.
-        memory_bytes: Memory it can use; None where the plugin does not tell.
+        driver: Driver version; None where the plugin does not report it.
+        memory_bytes: Memory it can use; None where the plugin does not report it.
         capabilities: What it computes in: `FP16`, `INT8`, ...
-        max_alloc_bytes: Largest single allocation by default; None where the plugin does not tell.
+        max_alloc_bytes: Largest single allocation by default; None where the plugin does not report it.
     """
 
     name: str
@@ -71,11 +62,11 @@ class DeviceInfo:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What probing found.
+    """The devices of this machine.
 
     Attributes:
-        devices: The devices that answered.
-        faults: Kind of device to the reason why asking for it failed.
+        devices: The devices that can be used.
+        faults: Kind of device to the reason why it could not be listed.
     """
 
     devices: tuple[DeviceInfo, ...]
@@ -89,7 +80,7 @@ class Choice:
     Attributes:
         device: Name to give to the engine.
         why: How it was chosen, for people.
-        emulated: It is the NPU's path run on CPU; its speed is not an NPU's.
+        emulated: The NPU's path runs on CPU; its speed is not an NPU's.
     """
 
     device: str
@@ -103,7 +94,7 @@ class Choice:
 
     @property
     def label(self) -> str:
-        """The device's name for people, which says when it is an emulation."""
+        """The device's name for people; names an emulation as one."""
         return "emulated NPU" if self.emulated else self.device
 
 
@@ -113,23 +104,23 @@ def inventory() -> Inventory:
     try:
         return Inventory(_probe(KINDS))
     except OVAFMError:
-        found: list[DeviceInfo] = []
+        usable: list[DeviceInfo] = []
         faults: dict[str, str] = {}
         for kind in KINDS:
             try:
-                found += _probe((kind,))
+                usable += _probe((kind,))
             except OVAFMError as error:
                 faults[kind] = str(error)
-        return Inventory(tuple(found), faults)
+        return Inventory(tuple(usable), faults)
 
 
 def available() -> list[DeviceInfo]:
-    """The devices that are here and answer."""
+    """The devices that this machine has and that can be used."""
     return list(inventory().devices)
 
 
 def _probe(kinds: tuple[str, ...]) -> tuple[DeviceInfo, ...]:
-    return tuple(child_process.ChildProcess(timeout_s=PROBE_TIMEOUT_S).run(enumerate_devices, kinds))
+    return tuple(ChildProcess(timeout_s=PROBE_TIMEOUT_S).run(enumerate_devices, kinds))
 
 
 def enumerate_devices(kinds: Sequence[str]) -> list[DeviceInfo]:
@@ -150,27 +141,27 @@ def enumerate_devices(kinds: Sequence[str]) -> list[DeviceInfo]:
 def _describe(core: Any, name: str) -> DeviceInfo:
     import psutil
 
-    def ask(key: str) -> Any:
+    def read(key: str) -> Any:
         try:
             return core.get_property(name, key)
         except RuntimeError:
             return None
 
-    supported = ask("SUPPORTED_PROPERTIES") or ()
-    driver = next((ask(key) for key in supported if key.endswith("DRIVER_VERSION")), None)
-    memory = next((ask(key) for key in MEMORY_PROPERTIES if key in supported), None)
+    supported = read("SUPPORTED_PROPERTIES") or ()
+    driver = next((read(key) for key in supported if key.endswith("DRIVER_VERSION")), None)
+    memory = next((read(key) for key in MEMORY_PROPERTIES if key in supported), None)
     return DeviceInfo(
         name,
-        full_name=str(ask("FULL_DEVICE_NAME") or name),
+        full_name=str(read("FULL_DEVICE_NAME") or name),
         driver=None if driver is None else str(driver),
         memory_bytes=psutil.virtual_memory().total if name == "CPU" else memory,
-        capabilities=tuple(str(each) for each in ask("OPTIMIZATION_CAPABILITIES") or ()),
-        max_alloc_bytes=ask(MAX_ALLOC_PROPERTY) if MAX_ALLOC_PROPERTY in supported else None,
+        capabilities=tuple(str(each) for each in read("OPTIMIZATION_CAPABILITIES") or ()),
+        max_alloc_bytes=read(MAX_ALLOC_PROPERTY) if MAX_ALLOC_PROPERTY in supported else None,
     )
 
 
 def find(name: str) -> DeviceInfo | None:
-    """What is known of a device; `GPU` means the first of several."""
+    """A device by its name, where `GPU` means the first of several; None if there is no such device."""
     return next((each for each in inventory().devices if name in (each.name, kind_of(each.name))), None)
 
 
@@ -185,7 +176,7 @@ def choose(
 
     Args:
         device: A device's name, `AUTO`, or `NPU-EMULATED`.
-        recipe: How the model's weights are stored; None where nobody recorded it.
+        recipe: How the model's weights are stored; None where it is not recorded.
         fallback: After a named device, list those that `AUTO` would try.
         speeds: Device to measured milliseconds a token on this machine. Where two or more devices were
             measured, those go first for `AUTO`, fastest first.
@@ -201,7 +192,7 @@ def choose(
         return [Choice("NPU", "emulated NPU: the NPU's path run on CPU; neither speed nor numerics are an NPU's", True)]
     if name == "AUTO":
         return _auto(recipe, speeds or {})
-    # Every machine that runs Python has this one, and its plugin has no driver to fear.
+    # Every machine has one, and its plugin runs no driver that could crash.
     if name == "CPU":
         return [Choice(name, "as asked")]
     _require(name)
@@ -212,82 +203,35 @@ def choose(
 
 
 def _require(name: str) -> None:
-    found = inventory()
     if find(name) is not None:
         return
-    here = ", ".join(each.name for each in found.devices)
-    fault = found.faults.get(kind_of(name))
+    usable = ", ".join(each.name for each in inventory().devices)
+    fault = inventory().faults.get(kind_of(name))
     reason = f"could not be asked ({fault})" if fault else "is not here"
-    raise DeviceError(f"device {name!r} {reason}; available: {here or 'none'}, or AUTO; details: ov-afm devices")
+    raise DeviceError(
+        f"device {name!r} {reason}; available: {usable or 'none'}, or AUTO; details: ov-afm devices",
+        code="device-faulty" if fault else "device-missing",
+    )
 
 
 def _auto(recipe: Recipe | None, speeds: Mapping[str, float]) -> list[Choice]:
-    found = inventory()
     choices: list[Choice] = []
-    passed_over: list[str] = []
+    skipped: list[str] = []
     for kind in AUTO_ORDER:
-        names = [each.name for each in found.devices if kind_of(each.name) == kind]
+        names = [each.name for each in inventory().devices if kind_of(each.name) == kind]
         if not names:
-            passed_over.append(f"{kind}: {found.faults.get(kind, 'not here')}")
+            skipped.append(f"{kind}: {inventory().faults.get(kind, 'not here')}")
         for name in names:
             broken = [rule.found(recipe) for rule in violations(recipe, name)] if recipe else []
             if broken:
-                passed_over.append(f"{name}: cannot run {', '.join(broken)}")
+                skipped.append(f"{name}: cannot run {', '.join(broken)}")
             else:
-                choices.append(Choice(name, "AUTO" + (f" ({'; '.join(passed_over)})" if passed_over else "")))
+                choices.append(Choice(name, "AUTO" + (f" ({'; '.join(skipped)})" if skipped else "")))
     if not choices:
-        raise DeviceError(f"no device can run this model: {'; '.join(passed_over)}")
+        raise DeviceError(f"no device can run this model: {'; '.join(skipped)}", code="no-device-fits")
     measured = sorted((each for each in choices if each.device in speeds), key=lambda each: speeds[each.device])
     if len(measured) < 2:
         return choices
     rates = ", ".join(f"{each.device} {1000 / speeds[each.device]:.1f} tokens/s" for each in measured)
     rest = [each for each in choices if each not in measured]
     return [*(Choice(each.device, f"AUTO (measured here: {rates})") for each in measured), *rest]
-
-
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `ov-afm devices`."""
-    parser = command_parser("devices", "List this machine's devices and what they can run, or test one.")
-    parser.add_argument("model", nargs="?", metavar="MODEL_DIR", help="tell also what this model would be loaded with")
-    parser.add_argument("--test", metavar="MODEL_DIR", help="ask devices what export recorded, and judge the answers")
-    parser.add_argument("--device", nargs="+", metavar="DEVICE", help="with --test: devices to test instead of all")
-    parser.add_argument("--clear-cache", action="store_true", help="delete compiled models, verdicts and load times")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args(argv)
-    if arguments.device and not arguments.test:
-        parser.error("--device needs --test MODEL_DIR")
-    from . import device_cache, device_report
-    from .loading import locate
-
-    if arguments.clear_cache:
-        freed = device_cache.clear()
-        print(json.dumps({"freed_bytes": freed}) if arguments.json else f"freed {console.human_bytes(freed)}")
-        return 0
-    if arguments.test:
-        return _test(locate(arguments.test), arguments.device, as_json=arguments.json)
-    report = device_report.describe(inventory(), locate(arguments.model) if arguments.model else None)
-    print(json.dumps(report, ensure_ascii=False) if arguments.json else device_report.render(report))
-    return 0
-
-
-def _test(model_dir: Path, names: list[str] | None, *, as_json: bool) -> int:
-    from ..system.console import LoadDisplay
-    from . import device_report
-
-    verdicts = {}
-    for name in names or [each.name for each in inventory().devices]:
-        with LoadDisplay() as on_phase:
-            verdict = verdicts[name] = device_report.test(model_dir, name, on_phase)
-        label = "emulated NPU" if name.upper() == EMULATED_NPU else name
-        if not as_json:
-            print(f"{label}: {'passed' if verdict.passed else 'FAILED'}: {verdict.evidence}", flush=True)
-    if as_json:
-        print(json.dumps({name: asdict(verdict) for name, verdict in verdicts.items()}, ensure_ascii=False))
-    return 0 if all(verdict.passed for verdict in verdicts.values()) else 1
-
-
-if __name__ == "__main__":
-    from .devices import main as run
-
-    sys.exit(run())

@@ -2,8 +2,8 @@
 
 LoRA adds B·A to a weight matrix, both of them thin, times a scale that PEFT keeps in
 `adapter_config.json` and not in the weights. Here an adapter is read and checked before anything
-is loaded: GenAI knows nothing of that scale, and passes over tensors whose names fit no layer
-with a line on standard error. Then it is either given to the engine, which computes it beside the
+is loaded: GenAI ignores that scale, and skips tensors whose names fit no layer with only a line on
+standard error. Then it is either given to the engine, which computes it beside the
 model (`engine_config`), or added to the weights before they are exported (`merge`).
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +20,15 @@ from typing import Any
 from ..errors import ConfigError, SourceError
 from ..model_dir import manifest
 from ..model_dir.geometry import Geometry
+from ..model_dir.model_directory import ModelDirectory
 
 __all__ = ["Adapter", "check", "engine_config", "merge", "read", "read_all"]
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 PART = re.compile(re.escape(PREFIX) + r"(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
-# What PEFT can do beyond B·A on a linear layer, by the field of its configuration that says so.
-BEYOND = (
+# Features of PEFT beyond B·A on a linear layer, by the field of its configuration.
+UNSUPPORTED = (
     "use_dora",
     "fan_in_fan_out",
     "lora_bias",
@@ -36,12 +36,11 @@ BEYOND = (
     "target_parameters",
     "trainable_token_indices",
 )
-LONGEST_HEADER = 100 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter in PEFT's form, read and found sound.
+    """A LoRA adapter in PEFT's form, read and checked.
 
     Attributes:
         path: Its safetensors file.
@@ -58,7 +57,7 @@ class Adapter:
     replaced: Sequence[str] = field(default=())
 
     def describe(self) -> dict[str, Any]:
-        """What a manifest says of it."""
+        """As a manifest records it."""
         return {"name": self.path.parent.name, "sha256": manifest.sha256(self.path), "weight": self.weight}
 
 
@@ -89,7 +88,7 @@ def read(given: str | Path, weight: float | None = None) -> Adapter:
     path = path / WEIGHTS if path.is_dir() else path
     if not path.exists():
         raise SourceError(f"no such adapter: {path}; give PEFT's {WEIGHTS} or its folder")
-    shapes, replaced = _modules(path, _header(path))
+    shapes, replaced = _modules(path, _shapes(path))
     return Adapter(path, share, _scales(path, shapes), shapes, replaced)
 
 
@@ -104,31 +103,27 @@ def _split(text: str) -> tuple[Path, float]:
         return Path(text), 1.0
 
 
-def _header(path: Path) -> dict[str, Any]:
-    """Shapes and places of the tensors in a safetensors file."""
-    size = path.stat().st_size
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """Shapes of the tensors in a safetensors file, which is checked for its length too."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(size, LONGEST_HEADER):
-                raise ValueError(length)
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        end = 8 + length + max(entry["data_offsets"][1] for entry in header.values())
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{path} is no safetensors file; an adapter is PEFT's {WEIGHTS}") from error
-    if end != size:
-        raise SourceError(f"{path} is damaged: it has {size} bytes and should have {end}; fetch it again")
-    return dict(header)
+        with safe_open(path, "numpy") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError) as error:
+        raise SourceError(
+            f"{path} is damaged or no safetensors file ({error}); an adapter is PEFT's {WEIGHTS}: fetch it again",
+            code="adapter-unreadable",
+        ) from error
 
 
-def _modules(path: Path, header: Mapping[str, Any]) -> tuple[dict[str, tuple[int, int, int]], list[str]]:
+def _modules(path: Path, tensors: Mapping[str, list[int]]) -> tuple[dict[str, tuple[int, int, int]], list[str]]:
     """(rank, inputs, outputs) of each adapted module, and the modules that are replaced."""
     parts: dict[str, dict[str, list[int]]] = {}
     replaced = []
-    for name, entry in header.items():
+    for name, shape in tensors.items():
         if match := PART.fullmatch(name):
-            parts.setdefault(match["module"], {})[match["part"]] = entry["shape"]
+            parts.setdefault(match["module"], {})[match["part"]] = shape
         elif name.startswith(PREFIX) and name.endswith(".weight") and ".lora_" not in name:
             replaced.append(name[len(PREFIX) : -len(".weight")])
         else:
@@ -161,7 +156,7 @@ def _scales(path: Path, shapes: Mapping[str, tuple[int, int, int]]) -> dict[str,
         raise SourceError(f"{beside} is not PEFT's configuration of a LoRA: {type(error).__name__} {error}") from error
     if str(config.get("peft_type", "LORA")).upper() != "LORA":
         raise SourceError(f"{beside} describes {config['peft_type']}; only LORA can be applied")
-    beyond = [name for name in BEYOND if config.get(name)]
+    beyond = [name for name in UNSUPPORTED if config.get(name)]
     if config.get("bias", "none") != "none":
         beyond.append("bias")
     if beyond:
@@ -176,25 +171,24 @@ def _scales(path: Path, shapes: Mapping[str, tuple[int, int, int]]) -> dict[str,
     return {module: scale(module) for module in shapes}
 
 
-def check(adapter: Adapter, model_dir: Path) -> None:
-    """Make sure that a model directory has every layer that an adapter wants to change.
+def check(adapter: Adapter, model: ModelDirectory) -> None:
+    """Make sure that a model directory has every layer that an adapter changes.
 
     Raises:
         SourceError: It was made for another model.
     """
-    graph = (model_dir / "openvino_model.xml").read_text(encoding="utf-8")
-    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
-    known = _linear_shapes(Geometry.from_config(config))
+    graph = model.xml.read_text(encoding="utf-8")
+    expected = _linear_shapes(model.geometry)
     for module, (_, inputs, outputs) in adapter.shapes.items():
         if f".{module}/" not in graph:
             raise SourceError(
-                f"{adapter.path} changes {module}, which {model_dir.name} does not have; it was made for another model"
+                f"{adapter.path} changes {module}, which {model.path.name} does not have; it was made for another model"
             )
-        wanted = known.get(module.rpartition(".")[2])
-        if wanted is not None and wanted != (inputs, outputs):
+        shape = expected.get(module.rpartition(".")[2])
+        if shape is not None and shape != (inputs, outputs):
             raise SourceError(
-                f"{adapter.path}: {module} has {inputs} inputs and {outputs} outputs, in {model_dir.name} they are "
-                f"{wanted[0]} and {wanted[1]}; it was made for another model"
+                f"{adapter.path}: {module} has {inputs} inputs and {outputs} outputs, in {model.path.name} they are "
+                f"{shape[0]} and {shape[1]}; it was made for another model"
             )
 
 
@@ -207,7 +201,7 @@ def _linear_shapes(geometry: Geometry) -> dict[str, tuple[int, int]]:
     return {**attention, "o_proj": (queries, hidden), **mlp, "lm_head": (hidden, geometry.vocab)}
 
 
-def engine_config(adapters: Sequence[Adapter], model_dir: Path) -> Any:
+def engine_config(adapters: Sequence[Adapter], model: ModelDirectory) -> Any:
     """GenAI's configuration, for adapters that stay the same as long as the engine lives.
 
     As constants of the graph, because GenAI applies changing ones only in `generate`, which an engine
@@ -220,7 +214,7 @@ def engine_config(adapters: Sequence[Adapter], model_dir: Path) -> Any:
 
     config = openvino_genai.AdapterConfig(mode=openvino_genai.AdapterConfig.Mode.MODE_STATIC)
     for adapter in adapters:
-        check(adapter, model_dir)
+        check(adapter, model)
         scales = set(adapter.scales.values())
         if adapter.replaced or len(scales) != 1:
             why = f"replaces {adapter.replaced[0]}" if adapter.replaced else "scales its modules differently"

@@ -1,19 +1,14 @@
-"""Records of what a request cost, and what their columns mean.
+"""What one request cost.
 
-`ttft_ms` is what a user waits for the first token, queueing behind other requests included;
+`ttft_ms` is the time that a user waits for the first token, queueing behind other requests included;
 `tpot_ms` is the mean gap between tokens after it, so that prompt length and decode speed stay apart.
-Of repeated runs the median is reported with the least and the most: a mean hides the one run that
-another program disturbed.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["RequestMetrics", "Spread", "percentile", "spread"]
+__all__ = ["RequestMetrics"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,49 +58,3 @@ class RequestMetrics:
             tpot_ms=tpot_ms,
             total_ms=(end - start) * 1000,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """One figure of several runs.
-
-    Attributes:
-        median: Its median.
-        least: The smallest.
-        most: The largest.
-        runs: Number of runs.
-    """
-
-    median: float
-    least: float
-    most: float
-    runs: int
-
-    @property
-    def noise(self) -> float:
-        """Range of the runs as a share of their median; 0 for a median of 0."""
-        return (self.most - self.least) / abs(self.median) if self.median else 0.0
-
-    def overlaps(self, other: Spread) -> bool:
-        """Whether two ranges share a value, so that their medians may differ by chance."""
-        return self.least <= other.most and other.least <= self.most
-
-
-def spread(values: Sequence[float | None]) -> Spread | None:
-    """Median, least and most of the runs that measured a figure; None if none did."""
-    known = [value for value in values if value is not None]
-    return Spread(statistics.median(known), min(known), max(known), len(known)) if known else None
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The value below which a percentage of values lies, by linear interpolation between neighbours.
-
-    Args:
-        values: At least one value.
-        percent: 0 to 100.
-    """
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * percent / 100
-    low = math.floor(place)
-    high = math.ceil(place)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)

@@ -1,13 +1,14 @@
 """What a model is loaded with, by device and by what it is for, in the types that each plugin takes.
 
-The plugins and GenAI are strict about types (`MAX_PROMPT_LEN` is an int, never "1024") and silent
-about names that another device would know, so everything goes through one function that is tested
-against the real plugins; GPU and NPU names were read from the plugins of OpenVINO 2026.4, the NPU's
+The plugins and GenAI are strict about types (`MAX_PROMPT_LEN` is an int, never "1024") and ignore
+names that another device would know, so everything goes through one function that is tested
+against the real plugins. GPU and NPU names were read from the plugins of OpenVINO 2026.4; the NPU's
 were run by emulation, the GPU's were not run at all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ __all__ = ["DEFAULT_USE", "MemoryEstimate", "Use", "build", "check_memory", "est
 # GenAI's own defaults on NPU, given always so that the limits are known before a prompt is run.
 NPU_PROMPT_TOKENS = 1024
 NPU_NEW_TOKENS = 128
-# Context that memory is estimated for where nobody says: a long chat.
+# Context that memory is estimated for where none is given: a long chat.
 DEFAULT_CONTEXT_TOKENS = 4096
 # u8 with a scale and a zero point (f32) for each head's row of 128; 2 and 4 bytes without.
 KV_BYTES = {"u8": 1 + 8 / 128, "f16": 2.0, "f32": 4.0}
@@ -42,7 +43,7 @@ class Use:
         prefill_hint: NPU: `DYNAMIC` prefills in chunks, `STATIC` at once.
         generate_hint: NPU: `BEST_PERF` or `FAST_COMPILE`.
         chunk_tokens: NPU: tokens in a prefill chunk, a power of two.
-        blob: NPU: file of the compiled model; read if it is there, else written (ends in `.blob`).
+        blob: NPU: file of the compiled model; read if it exists, else written (ends in `.blob`).
     """
 
     prompt_tokens: int | None = None
@@ -97,8 +98,8 @@ class MemoryEstimate:
 
     Attributes:
         weights_bytes: The weights as stored.
-        kv_bytes: KV cache of the context asked for.
-        context_tokens: That context.
+        kv_bytes: KV cache of a full context.
+        context_tokens: Tokens of that context.
     """
 
     weights_bytes: int
@@ -117,8 +118,8 @@ def estimate_memory(weights_bytes: int, geometry: Geometry, device: str, use: Us
     Args:
         weights_bytes: Size of `openvino_model.bin`.
         geometry: The model's shape.
-        device: Where it runs; the cache is u8 on CPU and GPU, f16 on NPU, where nothing else is asked for.
-        use: What for.
+        device: Where it runs; by default the cache is u8 on CPU and GPU, and f16 on NPU.
+        use: What the model is loaded for.
     """
     precision = "f32" if use.exact else use.kv_cache or ("f16" if kind_of(device) == "NPU" else "u8")
     tokens = min(use.context_tokens, geometry.max_positions)
@@ -151,6 +152,7 @@ def build(
     cache_dir: Path | None = None,
     largest_bytes: int | None = None,
     max_alloc_bytes: int | None = None,
+    user_properties: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The properties to load a model with.
 
@@ -161,24 +163,26 @@ def build(
         cache_dir: Folder for the compiled model; not used on CPU, where it saves nothing.
         largest_bytes: Size of the largest single allocation: a weight or one layer's cache.
         max_alloc_bytes: Largest allocation that the GPU's driver allows by default.
+        user_properties: Properties of the user, which override all others.
 
     Raises:
-        ConfigError: The use asks for what this kind of device cannot do.
+        ConfigError: The use has a field that this kind of device does not take.
     """
     kind = kind_of(device)
     _refuse_foreign(kind, device, use)
-    if kind == "NPU":
-        found = _npu(use)
-    else:
-        found = _cpu_or_gpu(use)
-        if kind == "GPU" and largest_bytes and max_alloc_bytes and largest_bytes > max_alloc_bytes:
-            found["GPU_ENABLE_LARGE_ALLOCATIONS"] = True
+    properties = _npu(use) if kind == "NPU" else _cpu_or_gpu(use)
+    if kind == "GPU" and largest_bytes and max_alloc_bytes and largest_bytes > max_alloc_bytes:
+        properties["GPU_ENABLE_LARGE_ALLOCATIONS"] = True
     if emulated:
-        # Layers are found equal and compiled once, as for an NPU; whole, AFM-4.5B needs more than 24 GB.
-        found |= {"NPU_USE_NPUW": "YES", "NPUW_DEVICES": "CPU"}
+        # Equal layers are compiled once, as for an NPU; as a whole, AFM-4.5B needs more than 24 GB.
+        properties |= {"NPU_USE_NPUW": "YES", "NPUW_DEVICES": "CPU"}
     if cache_dir is not None and kind != "CPU" and use.blob is None:
-        found["CACHE_DIR"] = str(cache_dir)
-    return found
+        properties["CACHE_DIR"] = str(cache_dir)
+    properties |= user_properties or {}
+    if kind == "CPU" and properties.get("KV_CACHE_PRECISION") == "f32":
+        # Where a CPU computes in bf16 by default, paged attention refuses an f32 cache (2026.4).
+        properties.setdefault("INFERENCE_PRECISION_HINT", "f32")
+    return properties
 
 
 def _refuse_foreign(kind: str, device: str, use: Use) -> None:
@@ -194,18 +198,15 @@ def _refuse_foreign(kind: str, device: str, use: Use) -> None:
 
 
 def _cpu_or_gpu(use: Use) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    properties: dict[str, Any] = {}
     if use.threads is not None:
-        found["INFERENCE_NUM_THREADS"] = use.threads
-    if use.kv_cache is not None:
-        found["KV_CACHE_PRECISION"] = use.kv_cache
+        properties["INFERENCE_NUM_THREADS"] = use.threads
     if use.exact:
-        found |= {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "KV_CACHE_PRECISION": use.kv_cache or "f32",
-            # Activations stay as they are: no rounding to int8 in groups.
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-        }
+        from ..model_dir.inference import EXACT
+
+        properties |= EXACT
+    if use.kv_cache is not None:
+        properties["KV_CACHE_PRECISION"] = use.kv_cache
     if use.prefix_caching is False:
         import openvino_genai
 
@@ -213,27 +214,27 @@ def _cpu_or_gpu(use: Use) -> dict[str, Any]:
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.max_num_batched_tokens = 2**63 - 1
         scheduler.enable_prefix_caching = False
-        found["scheduler_config"] = scheduler
-    return found
+        properties["scheduler_config"] = scheduler
+    return properties
 
 
 def _npu(use: Use) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    properties: dict[str, Any] = {
         "MAX_PROMPT_LEN": use.prompt_tokens or NPU_PROMPT_TOKENS,
         "MIN_RESPONSE_LEN": use.new_tokens or NPU_NEW_TOKENS,
     }
     if use.prefill_hint is not None:
-        found["PREFILL_HINT"] = use.prefill_hint
+        properties["PREFILL_HINT"] = use.prefill_hint
     if use.generate_hint is not None:
-        found["GENERATE_HINT"] = use.generate_hint
+        properties["GENERATE_HINT"] = use.generate_hint
     if use.chunk_tokens is not None:
-        found["NPUW_LLM_PREFILL_CHUNK_SIZE"] = use.chunk_tokens
+        properties["NPUW_LLM_PREFILL_CHUNK_SIZE"] = use.chunk_tokens
     if use.prefix_caching is not None:
-        found["NPUW_LLM_ENABLE_PREFIX_CACHING"] = use.prefix_caching
+        properties["NPUW_LLM_ENABLE_PREFIX_CACHING"] = use.prefix_caching
     if use.exact:
-        found["INFERENCE_PRECISION_HINT"] = "f32"
+        properties["INFERENCE_PRECISION_HINT"] = "f32"
     if use.blob is not None:
-        found["BLOB_PATH"] = str(use.blob)
+        properties["BLOB_PATH"] = str(use.blob)
         if not Path(use.blob).exists():
-            found["EXPORT_BLOB"] = True
-    return found
+            properties["EXPORT_BLOB"] = True
+    return properties

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, SourceError, last_line
 
-__all__ = ["DEFAULT_MAX_NEW_TOKENS", "Params"]
+__all__ = ["DEFAULT_MAX_NEW_TOKENS", "Params", "default_config"]
 
-# Where neither the request nor the bundle says: an answer, not a whole context of 65,536 tokens.
+# Where neither the request nor the model directory sets a limit: an answer, not a whole context of 65,536 tokens.
 DEFAULT_MAX_NEW_TOKENS = 1024
 _UNLIMITED = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Params:
-    """How tokens are chosen and when to stop. None takes the bundle's `generation_config.json`.
+    """How tokens are chosen and when to stop. None takes the value of `generation_config.json`.
 
     Attributes:
         max_new_tokens: Most tokens to generate; the room left in the context limits it further.
@@ -31,7 +32,7 @@ class Params:
         seed: Same seed, prompt and device give the same answer; None draws a new one.
         stop: Strings that end the answer; they are not part of it.
         greedy: Always the most probable token, whatever the other fields say.
-        ignore_eos: Go on after an end-of-text token; for measurements.
+        ignore_eos: Continue after an end-of-text token; for measurements.
     """
 
     max_new_tokens: int | None = None
@@ -48,7 +49,7 @@ class Params:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values that mean nothing.
+        """Refuse values outside their range.
 
         Raises:
             ConfigError: Names the field, what it may be, and the value found.
@@ -84,7 +85,7 @@ class Params:
         """Fill GenAI's generation config with these values.
 
         Args:
-            config: The bundle's configuration; changed and returned.
+            config: The model's defaults (see `default_config`); changed and returned.
             room: Tokens left in the context after the prompt.
         """
         fields = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -100,11 +101,28 @@ class Params:
             config.do_sample = True
         if self.seed is not None:
             config.rng_seed = self.seed
-        wanted = self.max_new_tokens
-        if wanted is None:
-            wanted = config.max_new_tokens if config.max_new_tokens <= _UNLIMITED else DEFAULT_MAX_NEW_TOKENS
-        config.max_new_tokens = wanted if room is None else min(wanted, room)
-        # The model's own wish cannot be more than was asked for.
+        limit = self.max_new_tokens
+        if limit is None:
+            limit = config.max_new_tokens if config.max_new_tokens <= _UNLIMITED else DEFAULT_MAX_NEW_TOKENS
+        config.max_new_tokens = limit if room is None else min(limit, room)
+        # The model's default must not exceed the limit of the request.
         config.min_new_tokens = min(config.min_new_tokens, config.max_new_tokens)
         config.ignore_eos = self.ignore_eos
         return config
+
+
+def default_config(folder: Path) -> Any:
+    """GenAI's generation configuration of a model directory; GenAI's own defaults where it records none.
+
+    Read from its file, because an engine that drafts tokens forgets it and reports GenAI's defaults (2026.4).
+
+    Raises:
+        SourceError: `generation_config.json` cannot be read.
+    """
+    import openvino_genai
+
+    path = folder / "generation_config.json"
+    try:
+        return openvino_genai.GenerationConfig(path) if path.exists() else openvino_genai.GenerationConfig()
+    except RuntimeError as error:
+        raise SourceError(f"{path} cannot be read: {last_line(error)}", code="generation-config-unreadable") from error

@@ -1,51 +1,46 @@
-"""One request at a time: what serves a device that cannot batch, an NPU.
+"""One request at a time, for a device that cannot batch: an NPU.
 
-It looks like `batch.Batch` to the worker. Requests wait in the order in which they came; the first
-is generated in a thread of its own, whose tokens `step` takes as they come.
+For the worker it has the methods of `BatchingEngine`. Requests wait in a queue; the first is generated in a thread of
+its own, and `step` takes its tokens as they come.
 """
 
 from __future__ import annotations
 
 import collections
-import json
 import queue
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..kernels.select import plain_model
-from ..model_dir import manifest
-from ..model_dir.geometry import Geometry
-from ..runtime import device_cache, loading, lora
-from ..runtime.detokenize import Detokenizer, TextAssembler
-from ..runtime.devices import EMULATED_NPU, kind_of
-from ..runtime.properties import Use
-from .batching import Batch, EngineSpec, Event, Job
+from ..runtime.devices import EMULATED_NPU
+from ..runtime.model_session import ModelSession
+from ..runtime.rules import kind_of
+from .batching import BatchingEngine, Job, load_request
+from .messages import EngineSpec, Piece
 
-__all__ = ["Single", "open_engine", "takes_turns"]
+__all__ = ["SequentialEngine", "one_at_a_time", "open_engine"]
 
-# A step comes back this often, so that the worker hears of cancelled and new requests.
+# A step returns this often, so that the worker sees cancelled and new requests.
 STEP_S = 0.05
 
 
-def takes_turns(device: str) -> bool:
-    """Whether a device, as asked for, generates one answer at a time."""
+def one_at_a_time(device: str) -> bool:
+    """Whether a device, as the user named it, generates one answer at a time."""
     return device.strip().upper() == EMULATED_NPU or kind_of(device.strip().upper()) == "NPU"
 
 
-def open_engine(spec: EngineSpec) -> Batch | Single:
-    """Load what a specification asks for.
+def open_engine(spec: EngineSpec) -> BatchingEngine | SequentialEngine:
+    """Load a model in the way that its device needs.
 
     Raises:
         OVAFMError: The model or the device cannot be used.
     """
-    return Single(spec) if takes_turns(spec.device) else Batch(spec)
+    return SequentialEngine(spec) if one_at_a_time(spec.device) else BatchingEngine(spec)
 
 
-class Single:
-    """A model loaded for one request at a time; attributes and methods are those of `Batch`.
+class SequentialEngine:
+    """A model loaded for one request at a time; attributes and methods are those of `BatchingEngine`.
 
     Args:
         spec: What to load.
@@ -57,86 +52,52 @@ class Single:
     logprobs = False
 
     def __init__(self, spec: EngineSpec) -> None:
-        model_dir = loading.locate(spec.model_dir)
-        contents = manifest.verify(model_dir)
-        given = [name for name in ("cache_size_gb", "kv_cache") if getattr(spec, name) is not None]
-        if given:
-            raise ConfigError(
-                f"{given[0]} is for CPU and GPU; on NPU set --ov-config MAX_PROMPT_LEN=N and MIN_RESPONSE_LEN=N"
-            )
-        request = loading.LoadRequest(
-            model_dir,
-            contents,
-            spec.device,
-            Use(threads=spec.threads),
-            spec.ov_config,
-            fallback=False,
-            adapters=() if spec.adapter is None else (lora.read(*spec.adapter),),
-        )
-        phases = loading.Phases(device_cache.model_key(model_dir, contents), None)
-        loaded = loading.load(request, phases, plain_model)
-        self._engine = loaded.engine
-        self.device = loaded.choice.label
-        self.tokenizer = self._engine.get_tokenizer()
-        geometry = Geometry.from_config(json.loads((Path(model_dir) / "config.json").read_text(encoding="utf-8")))
-        self.vocab = geometry.vocab
-        # Static shapes: prompt and answer have rooms of their own.
-        self.max_prompt_tokens = int(loaded.properties["MAX_PROMPT_LEN"])
-        self.context_length = self.max_prompt_tokens + int(loaded.properties["MIN_RESPONSE_LEN"])
-        self.context_length = min(self.context_length, geometry.max_positions)
-        self.cache_tokens = self.context_length
-        self._detokenizer = Detokenizer(self.tokenizer)
-        self._line: collections.deque[Job] = collections.deque()
+        for name in ("cache_size_gb", "kv_cache"):
+            if getattr(spec, name) is not None:
+                raise ConfigError(
+                    f"{name} is for CPU and GPU; on NPU set --ov-config MAX_PROMPT_LEN=N and MIN_RESPONSE_LEN=N"
+                )
+        self.session = ModelSession(load_request(spec))
+        self._queue: collections.deque[Job] = collections.deque()
         self._run: _Run | None = None
-
-    def assembler(self, stop: tuple[str, ...]) -> TextAssembler:
-        """A new collector of an answer's text."""
-        return self._detokenizer.assembler(stop)
 
     @property
     def busy(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._line) or self._run is not None
+        return bool(self._queue) or self._run is not None
 
     def add(self, job: Job) -> None:
-        """Put a request at the end of the line."""
-        self._line.append(job)
+        """Put a request at the end of the queue."""
+        self._queue.append(job)
 
     def cancel(self, job_id: int) -> None:
-        """Give a request up; a running one ends with its next token."""
-        self._line = collections.deque(job for job in self._line if job.id != job_id)
+        """End a request; a running one ends with its next token."""
+        self._queue = collections.deque(job for job in self._queue if job.id != job_id)
         if self._run is not None and self._run.job.id == job_id:
             self._run.unwanted.set()
 
-    def step(self) -> list[Event]:
-        """Wait shortly for tokens; returns what there is to tell."""
-        if self._run is None:
-            self._run = _Run(self._engine, self._line.popleft())
-        tokens, reason = self._run.take()
-        ended = reason is not None
-        job, heard = self._run.job, not self._run.unwanted.is_set()
-        if ended:
+    def step(self) -> list[Piece]:
+        """Wait shortly for tokens; returns what was added to the running answer."""
+        run = self._run = self._run or _Run(self.session.engine, self._queue.popleft())
+        tokens, end = run.take()
+        if end is not None:
             self._run = None
-        if not heard:
+        if run.unwanted.is_set():
             return []
-        text = ""
+        assembler, text = run.job.text, ""
         for count, token in enumerate(tokens, 1):
-            text += job.text.push(token)
-            if job.text.stopped:
-                tokens, reason = tokens[:count], "stop"
-                if self._run is not None:
-                    self._run.unwanted.set()
+            text += assembler.push(token)
+            if assembler.stopped:
+                tokens, end = tokens[:count], "stop"
+                run.unwanted.set()
                 break
-        if reason is not None:
-            text += job.text.finish()
-            reason = "stop" if job.text.stopped else reason
-        if not tokens and reason is None:
-            return []
-        event: Event = {"id": job.id, "text": text, "tokens": len(tokens)}
-        return [event if reason is None else {**event, "end": reason}]
+        if end is not None:
+            text += assembler.finish()
+            end = "stop" if assembler.stopped else end
+        return [Piece(run.job.id, text, len(tokens), end=end)] if tokens or end else []
 
     def cache_usage(self) -> float:
-        """Share of the room in use: all of it, as long as a request runs."""
+        """Share of the cache in use: all of it, as long as a request runs."""
         return float(self._run is not None)
 
 
@@ -146,12 +107,12 @@ class _Run:
     def __init__(self, engine: Any, job: Job) -> None:
         self.job, self.unwanted = job, threading.Event()
         self._engine = engine
-        # Tokens; at the end the reason for it, or the exception that it was.
+        # Tokens; at last the reason for the end, or the exception that caused it.
         self._events: queue.SimpleQueue[int | str | Exception] = queue.SimpleQueue()
         threading.Thread(target=self._work, daemon=True).start()
 
     def take(self) -> tuple[list[int], str | None]:
-        """Tokens that came within a moment, and the reason of the end if it is there.
+        """Tokens that came within a moment, and the reason of the end if the answer is complete.
 
         Raises:
             Exception: What the engine raised.
@@ -160,7 +121,7 @@ class _Run:
         deadline = time.monotonic() + STEP_S
         while True:
             try:
-                # With a token in hand nothing is waited for.
+                # Tokens that have come are not held back for more.
                 event = self._events.get(timeout=0 if tokens else max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 return tokens, None
