@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import re
 import unicodedata
 from collections.abc import Collection, Iterator
@@ -72,6 +73,19 @@ def test_the_test_sees_a_broken_link(tmp_path: Path) -> None:
         "other.md#no-heading: no such heading",
         "#nothing: no such heading",
     ]
+
+
+CODE_NAME = re.compile(r"`((?:ov_afm/)?[a-z_]+(?:/[a-z_]+)*\.py|[a-z_]+(?:\.\w+)+)(?:\(\))?`")
+
+
+@pytest.mark.parametrize("name", sorted(set(CODE_NAME.findall((ROOT / "docs/architecture.md").read_text("utf-8")))))
+def test_names_in_the_architecture_exist(name: str) -> None:
+    if name.endswith(".py"):
+        assert (ROOT / name).is_file() or (ROOT / "ov_afm" / name).is_file()
+    elif (ROOT / "ov_afm" / name.partition(".")[0]).exists() or (
+        ROOT / "ov_afm" / f"{name.partition('.')[0]}.py"
+    ).exists():
+        pkgutil.resolve_name(f"ov_afm.{name}")
 
 
 # Names of the documented types; `object` and `list` may be left without fields of their own.
