@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+import pickle
 import re
 import shutil
 import subprocess
@@ -16,58 +16,55 @@ from typing import Any
 import pytest
 from support import tiny
 
-from ov_afm.conversion import convert
+from ov_afm.cli.compress import main as compress
+from ov_afm.cli.export import main
+from ov_afm.conversion import convert, synthetic
+from ov_afm.conversion.sources import Source
 from ov_afm.errors import ConfigError, DeviceError, OVAFMError
-from ov_afm.export import export, main
+from ov_afm.export import export, write_generation_config
 from ov_afm.model_dir import manifest
+from ov_afm.model_dir.geometry import Geometry
+from ov_afm.model_dir.manifest import Manifest
+from ov_afm.model_dir.model_directory import ModelDirectory, read_config
 from ov_afm.presets import Recipe
-from ov_afm.system import child_process, resources
+from ov_afm.quantization.compress_weights import describe_weights
+from ov_afm.system import resources
+from ov_afm.system.child_process import ChildProcess
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run supervised steps in this process: imports that a child pays for each time are paid once."""
+    """Run the functions of child processes in this process: imports that a child pays for each time are paid once."""
 
-    class Relay:
-        def __init__(self, on_event: Callable[[dict[str, Any]], None] | None) -> None:
-            self.on_event = on_event
+    def run(self: ChildProcess, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.on_event is not None:
+            monkeypatch.setattr(convert, "emit", self.on_event)
+        function, args, kwargs = pickle.loads(pickle.dumps((function, args, kwargs)))
+        return pickle.loads(pickle.dumps(function(*args, **kwargs)))
 
-        def write(self, line: str) -> None:
-            if self.on_event:
-                self.on_event(json.loads(line))
-
-        def flush(self) -> None:
-            pass
-
-    def run(target: str, arguments: dict[str, Any], *, on_event: Any = None, **_: Any) -> Any:
-        module, _, name = target.partition(":")
-        monkeypatch.setattr(child_process, "_channel", Relay(on_event))
-        result = getattr(importlib.import_module(module), name)(**json.loads(json.dumps(arguments)))
-        return json.loads(json.dumps(result))
-
-    monkeypatch.setattr(child_process, "run", run)
+    monkeypatch.setattr(ChildProcess, "run", run)
 
 
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail the test if any conversion starts."""
 
-    def run(target: str, *_: Any, **__: Any) -> None:
-        pytest.fail(f"{target} was started")
+    def run(self: ChildProcess, function: Callable[..., Any], *_: Any, **__: Any) -> None:
+        pytest.fail(f"{function.__name__} was started")
 
-    monkeypatch.setattr(child_process, "run", run)
+    monkeypatch.setattr(ChildProcess, "run", run)
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, int]]:
     return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.iterdir()}
 
 
-def recorded(folder: Path) -> manifest.Manifest:
-    found = manifest.verify(folder, hashes=True)
-    assert found is not None
-    return found
+def recorded(folder: Path) -> Manifest:
+    contents = ModelDirectory.open(folder, hashes=True).manifest
+    assert contents is not None
+    return contents
 
 
 def copy(folder: Path, target: Path) -> Path:
@@ -85,20 +82,20 @@ def error_of(*arguments: Any, **options: Any) -> str:
 
 
 def test_manifest_tells_source_recipe_versions_files_and_checks(tiny_model: Path, tiny_checkpoint: Path) -> None:
-    found = recorded(tiny_model)
-    assert found.source == {
+    contents = recorded(tiny_model)
+    assert contents.source == {
         "kind": "folder",
         "id": "tiny-arcee",
         "revision": None,
         "license": None,
         "weights": {"model.safetensors": manifest.sha256(tiny_checkpoint / "model.safetensors")},
     }
-    assert found.geometry == manifest.geometry_of(json.loads((tiny_checkpoint / "config.json").read_text()))
-    assert found.recipe["name"] == found.recipe["weight_format"] == "int8"
-    assert found.recipe["layers"] == {"int8_asym per row": 14}
-    assert found.versions == manifest.installed_versions()
-    assert all(found.versions.values())
-    assert set(found.files) == {path.name for path in tiny_model.iterdir()} - {"README.md", manifest.FILE_NAME}
+    assert contents.geometry == Geometry.from_config(read_config(tiny_checkpoint))
+    assert contents.recipe["name"] == contents.recipe["weight_format"] == "int8"
+    assert contents.recipe["layers"] == {"int8_asym per row": 14}
+    assert contents.versions == manifest.installed_versions()
+    assert all(contents.versions.values())
+    assert set(contents.files) == {path.name for path in tiny_model.iterdir()} - {"README.md", manifest.FILE_NAME}
 
 
 def test_every_check_was_made_and_recorded(tiny_model: Path) -> None:
@@ -163,17 +160,15 @@ def test_formats_export_and_answer(
 ) -> None:
     import openvino_genai
 
-    from ov_afm.compress import describe_weights
-
     made = export(tiny_checkpoint, tmp_path / "model", recipe=recipe)
     assert made.path == tmp_path / "model"
-    found = recorded(made.path)
-    assert describe_weights(str(made.path))["layers"] == layers
-    if found.recipe["weight_format"] == "int4":
-        assert found.recipe["layers"] == layers
-    assert found.recipe["group_size"] == (recipe.group_size if isinstance(recipe, Recipe) else -1)
-    loss = found.checks["compression"]["kl_mean"]
-    assert loss < {"fp32": 1e-6, "fp16": 1e-3, "int4": 2.0}[found.recipe["weight_format"]]
+    contents = recorded(made.path)
+    assert describe_weights(made.path)["layers"] == layers
+    if contents.recipe["weight_format"] == "int4":
+        assert contents.recipe["layers"] == layers
+    assert contents.recipe["group_size"] == (recipe.group_size if isinstance(recipe, Recipe) else -1)
+    loss = contents.checks["compression"]["kl_mean"]
+    assert loss < {"fp32": 1e-6, "fp16": 1e-3, "int4": 2.0}[contents.recipe["weight_format"]]
     answer = openvino_genai.LLMPipeline(made.path, "CPU").generate("def", max_new_tokens=3, ignore_eos=True)
     assert isinstance(answer, str)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -182,8 +177,6 @@ def test_formats_export_and_answer(
 @pytest.mark.slow
 def test_command_prints_result_and_names_the_log(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """The real command, its child process included, with a synthetic checkpoint."""
-    from ov_afm.conversion import synthetic
-
     source = synthetic.synth("tiny", tmp_path / "made-up")
     arguments = ["-m", "ov_afm.export", str(source), "-o", str(tmp_path / "out"), "--json"]
     result = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=400)
@@ -276,9 +269,9 @@ def test_force_replaces_even_the_same_export(
     made = export(tiny_checkpoint, there, verify=False, force=True)
     assert made.log is not None
     assert not (there / "mine.txt").exists()
-    found = recorded(there)
-    assert found.checks == {"skipped": "asked for with --no-verify"}
-    assert found.files["openvino_model.bin"] == recorded(tiny_model).files["openvino_model.bin"]
+    contents = recorded(there)
+    assert contents.checks == {"skipped": "asked for with --no-verify"}
+    assert contents.files["openvino_model.bin"] == recorded(tiny_model).files["openvino_model.bin"]
 
 
 def test_foreign_directory_is_refused_before_any_work(tiny_checkpoint: Path, tmp_path: Path, no_work: None) -> None:
@@ -296,11 +289,11 @@ def test_foreign_directory_is_refused_before_any_work(tiny_checkpoint: Path, tmp
 
 def test_prebuilt_model_is_taken_as_it_is(tiny_fp32: Path, tmp_path: Path, inline: None) -> None:
     made = export(tiny_fp32, tmp_path / "adopted")
-    found = recorded(made.path)
-    assert found.recipe == {"name": "prebuilt", "layers": {"f32": 14}}
-    assert found.source["kind"] == "openvino"
-    assert found.checks["export_parity"] == {"skipped": "made elsewhere; the checkpoint is not at hand"}
-    assert found.checks["tokenizer"]["equal"] is True
+    contents = recorded(made.path)
+    assert contents.recipe == {"name": "prebuilt", "layers": {"f32": 14}}
+    assert contents.source["kind"] == "openvino"
+    assert contents.checks["export_parity"] == {"skipped": "made elsewhere; the checkpoint is not at hand"}
+    assert contents.checks["tokenizer"]["equal"] is True
     for path in tiny_fp32.iterdir():
         assert (made.path / path.name).read_bytes() == path.read_bytes()
     assert export(tiny_fp32, tmp_path / "adopted").log is None
@@ -382,8 +375,6 @@ def test_no_model_means_afm_from_the_hub(tmp_path: Path, monkeypatch: pytest.Mon
 def test_compress_exports_what_is_not_exported_yet(
     tiny_checkpoint: Path, tiny_model: Path, tmp_path: Path, inline: None
 ) -> None:
-    from ov_afm.compress import main as compress
-
     assert compress([str(tiny_checkpoint), "-o", str(tmp_path / "int8")]) == 0
     made = recorded(tmp_path / "int8")
     assert made.files["openvino_model.bin"] == recorded(tiny_model).files["openvino_model.bin"]
@@ -394,22 +385,16 @@ def test_compress_exports_what_is_not_exported_yet(
 
 
 def test_sampling_of_the_source_is_kept(tmp_path: Path) -> None:
-    from ov_afm.conversion.sources import Source
-    from ov_afm.export import _write_generation_config
-
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.0, "top_k": null, "eos_token_id": 7}')
     source = Source("folder", "x", tmp_path, None, None, (), (), {"model_type": "arcee"}, False)
-    _write_generation_config(tmp_path, source)
+    write_generation_config(tmp_path, source)
     fields = json.loads((tmp_path / "generation_config.json").read_text())
     assert (fields["temperature"], fields["top_k"], fields["eos_token_id"]) == (0.0, 50, 7)
 
 
 def test_other_architectures_get_no_sampling_of_afm(tmp_path: Path) -> None:
-    from ov_afm.conversion.sources import Source
-    from ov_afm.export import _write_generation_config
-
     source = Source("folder", "x", tmp_path, None, None, (), (), {"model_type": "llama"}, False)
-    _write_generation_config(tmp_path, source)
+    write_generation_config(tmp_path, source)
     assert json.loads((tmp_path / "generation_config.json").read_text()) == {}
 
 
@@ -421,7 +406,7 @@ def test_weights_that_the_checkpoint_lacks_are_named(tiny_checkpoint: Path, tmp_
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, source / "model.safetensors", {"format": "pt"})
     with pytest.raises(OVAFMError) as caught:
-        convert._load(source, "auto", False)
+        convert.load(source)
     assert str(caught.value) == (
         "source lacks 1 weights, the first is model.layers.1.mlp.up_proj.weight; fetch the checkpoint again"
     )

@@ -16,7 +16,6 @@ from pathlib import Path
 import psutil
 import pytest
 from support import tiny
-from support.slow_export import STEPS
 
 from ov_afm.conversion import convert
 from ov_afm.errors import OVAFMError
@@ -72,8 +71,8 @@ def wait_until_gone(pid: int) -> None:
 @posix
 @pytest.mark.parametrize(
     ("phase", "with_work_dir"),
-    [*((phase, False) for phase in (*STEPS, "hashing")), ("converting", True)],
-    ids=[*STEPS, "hashing", "with-work-dir"],
+    [*((phase, False) for phase in (*convert.STEPS, "hashing")), ("converting", True)],
+    ids=[*convert.STEPS, "hashing", "with-work-dir"],
 )
 def test_interrupt_leaves_nothing(
     tiny_checkpoint: Path, tmp_path: Path, start: Start, phase: str, with_work_dir: bool
@@ -200,8 +199,9 @@ def test_cache_that_cannot_be_written_is_one_line(
 def test_tokenizer_that_is_no_tokenizer_is_one_error(tiny_checkpoint: Path, tmp_path: Path) -> None:
     source = Path(shutil.copytree(tiny_checkpoint, tmp_path / "source"))
     (source / "tokenizer.json").write_text("{}")
-    with pytest.raises(OVAFMError, match=r"^the tokenizer of source cannot be converted: "):
-        convert._write_tokenizer(source, tmp_path, False)
+    with pytest.raises(OVAFMError) as caught:
+        convert.write_tokenizer(source, tmp_path)
+    assert caught.value.code == "tokenizer-not-converted"
 
 
 # -- Disks
@@ -248,14 +248,6 @@ def test_disk_that_fills_up_is_one_line(tiny_checkpoint: Path, tmp_path: Path, f
         out, work = (disk, tmp_path / "other") if full == "output" else (tmp_path / "other", disk)
         (tmp_path / "other").mkdir()
         with pytest.raises(OVAFMError) as caught:
-            convert.build(
-                str(tiny_checkpoint),
-                str(out),
-                str(work),
-                recipe=RECIPES["int8"].to_dict(),
-                proof_bytes=0,
-                prove=False,
-                trust_remote_code=False,
-            )
+            convert.build(convert.Job(tiny_checkpoint, out, work, RECIPES["int8"], prove=False))
         message = str(caught.value)
         assert message == f"the disk that holds {disk} is full (0 MB free); free some space or use another folder"

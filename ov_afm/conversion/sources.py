@@ -1,8 +1,8 @@
-"""From what a user names to a model on this disk: Hub id, folder, GGUF file, or the embedded model.
+"""From the name that a user gives to a model on this disk: Hub id, folder, GGUF file, or the embedded model.
 
-`resolve` is the only door. Behind it everything is checked that can be checked cheaply (architecture,
-tokenizer, length of every weight file), and nothing that comes with a model is executed: pickles and
-`auto_map` code are refused unless the caller says otherwise.
+`resolve` finds or fetches the model and checks what can be checked cheaply (architecture, tokenizer, length of every
+weight file). Nothing that comes with a model is executed: pickles and `auto_map` code are refused unless the caller
+allows them.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import SourceError
 from ..model_dir import manifest
+from ..model_dir.geometry import Geometry
+from ..model_dir.manifest import MODEL_BIN, MODEL_XML
 from ..presets import DEFAULT_MODEL, EMBEDDED_MODEL
 from ..runtime.lora import Adapter
 from ..system.console import Progress
-from . import checkpoint, embedded
-from .checkpoint import SUPPORTED
+from . import checkpoint, embedded, hub
+from .gguf.weights import convert_cached
 
-__all__ = ["SUPPORTED", "Source", "resolve"]
+__all__ = ["Source", "resolve"]
 
 Kind = Literal["hub", "folder", "gguf", "embedded", "openvino"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -35,15 +36,15 @@ class Source:
 
     Attributes:
         kind: `hub`, `folder`, `gguf`, `embedded`; `openvino` for an OpenVINO model that is taken as it is.
-        id: What was asked for, without anything of this machine: Hub id, name, folder or file name.
+        id: Name of the model without any path of this machine: Hub id, name, folder or file name.
         path: Folder with the Hugging Face checkpoint, or with the OpenVINO model.
         revision: Commit of the Hub repository; None elsewhere.
         license: Identifier from the model card or the GGUF metadata; None where unknown.
-        license_files: LICENSE, NOTICE, USE_POLICY... of the source actually used.
+        license_files: LICENSE, NOTICE, USE_POLICY and the like.
         weights: Weight files as they came; of a GGUF source the `.gguf` file, not what was made from it.
         config: Contents of `config.json`.
         synthetic: The weights are random, made by `ov-afm synth`.
-        digests: sha256 by file name where it was computed and checked already.
+        digests: sha256 by file name where it has been computed and checked.
         adapters: LoRA adapters that are to be merged into it.
     """
 
@@ -63,6 +64,21 @@ class Source:
     def prebuilt(self) -> bool:
         """Whether this is an OpenVINO model, to be taken as it is."""
         return self.kind == "openvino"
+
+    @property
+    def geometry(self) -> Geometry:
+        """The model's shape."""
+        return Geometry.from_config(self.config)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding."""
+        return bool(self.config.get("tie_word_embeddings"))
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the model, norms left out."""
+        return self.geometry.parameters(tied=self.tied)
 
     def describe(self, on_bytes: Callable[[int], None] | None = None) -> dict[str, Any]:
         """The manifest's `source`; hashes the weight files, `on_bytes` gets the size of each block read."""
@@ -111,10 +127,14 @@ def resolve(
     trust = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     if not name.strip():
         raise SourceError(
-            f"no model was named; give a Hub id such as {DEFAULT_MODEL}, a folder, a .gguf file or {EMBEDDED_MODEL}"
+            f"no model was named; give a Hub id such as {DEFAULT_MODEL}, a folder, a .gguf file or {EMBEDDED_MODEL}",
+            code="source-unnamed",
         )
     if revision is not None and (path.exists() or not HUB_ID.fullmatch(name)):
-        raise SourceError(f"a revision ({revision}) only applies to a Hub id, and {name} is none; leave --revision out")
+        raise SourceError(
+            f"a revision ({revision}) only applies to a Hub id, and {name} is none; leave --revision out",
+            code="revision-without-hub",
+        )
     if path.is_dir():
         return _folder(path, **trust)
     if path.is_file():
@@ -122,7 +142,7 @@ def resolve(
     if name == EMBEDDED_MODEL:
         return _embedded(progress)
     if _looks_like_path(name, model):
-        raise SourceError(f"no such file or folder: {path}")
+        raise SourceError(f"no such file or folder: {path}", code="source-missing")
     if HUB_ID.fullmatch(name):
         return _hub(name, revision, progress=progress, **trust)
     raise _unknown(name)
@@ -141,12 +161,13 @@ def _looks_like_path(name: str, model: str | Path) -> bool:
 def _unknown(name: str) -> SourceError:
     return SourceError(
         f"no model {name!r}: it is no folder or .gguf file here, and no Hub id (org/name, such as {DEFAULT_MODEL}); "
-        f"the embedded model is called {EMBEDDED_MODEL}"
+        f"the embedded model is called {EMBEDDED_MODEL}",
+        code="source-unknown",
     )
 
 
 def _folder(path: Path, *, allow_pickle: bool, trust_remote_code: bool) -> Source:
-    if (path / "openvino_model.xml").is_file():
+    if (path / MODEL_XML).is_file():
         return _prebuilt(path, id=_name(path))
     return _checkpoint(path, "folder", _name(path), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
 
@@ -154,22 +175,21 @@ def _folder(path: Path, *, allow_pickle: bool, trust_remote_code: bool) -> Sourc
 def _hub(
     repo: str, revision: str | None, *, allow_pickle: bool, trust_remote_code: bool, progress: Progress | None
 ) -> Source:
-    from . import hub
-
     snapshot = hub.fetch(
         repo, revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, progress=progress
     )
-    if (snapshot.path / "openvino_model.xml").exists():
-        found = _prebuilt(snapshot.path, id=repo)
+    if (snapshot.path / MODEL_XML).exists():
+        source = _prebuilt(snapshot.path, id=repo)
     else:
-        found = _checkpoint(snapshot.path, "hub", repo, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
-    return replace(found, revision=snapshot.commit, digests=snapshot.digests)
+        source = _checkpoint(snapshot.path, "hub", repo, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+    return replace(source, revision=snapshot.commit, digests=snapshot.digests)
 
 
 def _checkpoint(path: Path, kind: Kind, id: str, *, allow_pickle: bool, trust_remote_code: bool) -> Source:
     if not (path / "config.json").is_file():
         raise SourceError(
-            f"{path} is no checkpoint: config.json is missing; give the folder that holds config.json and the weights"
+            f"{path} is no checkpoint: config.json is missing; give the folder that holds config.json and the weights",
+            code="config-missing",
         )
     config = checkpoint.read_json(path / "config.json")
     checkpoint.check_config(config, id, trust_remote_code=trust_remote_code)
@@ -179,11 +199,14 @@ def _checkpoint(path: Path, kind: Kind, id: str, *, allow_pickle: bool, trust_re
 
 
 def _prebuilt(path: Path, *, id: str) -> Source:
-    for needed in ("openvino_model.bin", "config.json"):
+    for needed in (MODEL_BIN, "config.json"):
         if not (path / needed).is_file():
-            raise SourceError(f"{path} is no whole OpenVINO model: {needed} is missing; fetch or export it again")
+            raise SourceError(
+                f"{path} is no whole OpenVINO model: {needed} is missing; fetch or export it again",
+                code="prebuilt-incomplete",
+            )
     config = checkpoint.read_json(path / "config.json")
-    return _source("openvino", id, path, (path / "openvino_model.bin",), config)
+    return _source("openvino", id, path, (path / MODEL_BIN,), config)
 
 
 def _source(
@@ -209,28 +232,25 @@ def _source(
 
 def _gguf(path: Path, progress: Progress | None) -> Source:
     if path.suffix != ".gguf":
-        raise SourceError(f"{path} is a file, but no .gguf file; give a checkpoint folder, a .gguf file or a Hub id")
+        raise SourceError(
+            f"{path} is a file, but no .gguf file; give a checkpoint folder, a .gguf file or a Hub id",
+            code="source-is-other-file",
+        )
     return _from_gguf(path, kind="gguf", id=path.name, progress=progress)
 
 
 def _embedded(progress: Progress | None) -> Source:
-    with _step(progress, "downloading") as advance:
+    with hub.byte_progress(progress, "downloading") as advance:
         path = embedded.fetch(lambda done, total: advance(to=done, total=total))
     return _from_gguf(path, kind="embedded", id=EMBEDDED_MODEL, progress=progress)
 
 
 def _from_gguf(path: Path, *, kind: Kind, id: str, progress: Progress | None) -> Source:
-    from .gguf.weights import convert_cached
-
-    with _step(progress, "converting GGUF") as advance:
+    with hub.byte_progress(progress, "converting GGUF") as advance:
         folder = convert_cached(path, lambda done, total: advance(done, total=total))
     checkpoint.find_weights(folder)
     # The licence texts of a GGUF file are those that lie beside it.
     return _source(kind, id, folder, (path,), checkpoint.read_json(folder / "config.json"), terms=path.parent)
-
-
-def _step(progress: Progress | None, description: str) -> AbstractContextManager[Callable[..., None]]:
-    return progress.step(description, unit="B") if progress else nullcontext(lambda *args, **named: None)
 
 
 def _name(path: Path) -> str:

@@ -1,31 +1,29 @@
 """Synthetic checkpoints: the exact geometry of a real model, random weights.
 
-Speed, memory and disk figures taken on one are honest; its words are noise. It is marked in
-`config.json` (`ov_afm_synthetic`), and the mark follows it into every manifest and model card.
+Its speed, memory and disk space are those of the real model; its words are noise. It is marked in `config.json`
+(`ov_afm_synthetic`), and the mark follows it into every manifest and model card.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import struct
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli.command import command
-from ..cli.command import parser as command_parser
 from ..errors import ConfigError
-from ..presets import GEOMETRIES, Geometry
+from ..model_dir.geometry import Geometry
 from ..system import console, resources
-from ..system.atomic import disk_full_as_error, staging
+from ..system.atomic import disk_full_as_error, staging, write_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["synth"]
+__all__ = ["GEOMETRIES", "ArceeGeometry", "synth"]
 
 SHARD_BYTES = 2 << 30
 # Values made at a time; bounds memory, whatever the geometry.
@@ -40,8 +38,36 @@ CHAT_TEMPLATE = (
 Tensor = tuple[str, tuple[int, ...]]
 
 
+@dataclass(frozen=True, slots=True)
+class ArceeGeometry(Geometry):
+    """Shape of an Arcee model, enough to write a synthetic checkpoint of it.
+
+    Attributes:
+        rope_original: Context before YaRN, in tokens.
+    """
+
+    rope_original: int = 4096
+
+    @property
+    def all_parameters(self) -> int:
+        """Number of weights, norms included."""
+        return self.parameters(tied=False) + (2 * self.layers + 1) * self.hidden
+
+
+GEOMETRIES = {
+    name: ArceeGeometry("ArceeForCausalLM", *sizes, "relu2", rope_original)
+    # hidden, layers, heads, kv_heads, head_dim, intermediate, vocab, max_positions
+    for name, sizes, rope_original in (
+        ("afm-4.5b", (2560, 36, 20, 4, 128, 18432, 128_256, 65_536), 4_096),
+        ("afm-1b", (1536, 24, 12, 4, 128, 9216, 49_152, 65_536), 4_096),
+        ("small", (512, 8, 8, 2, 64, 2048, 4_096, 8_192), 512),
+        ("tiny", (128, 2, 4, 2, 32, 256, 1_024, 2_560), 128),
+    )
+}
+
+
 def synth(
-    geometry: str | Geometry,
+    geometry: str | ArceeGeometry,
     output: str | Path,
     *,
     layers: int | None = None,
@@ -52,7 +78,7 @@ def synth(
     """Write a synthetic Arcee checkpoint in bf16.
 
     Args:
-        geometry: Name from `presets.GEOMETRIES`, or a `Geometry`.
+        geometry: Name from `GEOMETRIES`, or a geometry.
         output: New checkpoint folder.
         layers: Number of layers instead of the geometry's.
         seed: Of the random weights; same seed, same bytes.
@@ -68,14 +94,16 @@ def synth(
     """
     if isinstance(geometry, str):
         if geometry not in GEOMETRIES:
-            raise ConfigError(f"geometry {geometry!r} is unknown; choose one of {', '.join(GEOMETRIES)}")
+            raise ConfigError(
+                f"geometry {geometry!r} is unknown; choose one of {', '.join(GEOMETRIES)}", code="geometry-unknown"
+            )
         geometry = GEOMETRIES[geometry]
     if layers is not None:
         if layers < 1:
-            raise ConfigError(f"a model has at least 1 layer, found {layers}")
+            raise ConfigError(f"a model has at least 1 layer, found {layers}", code="layers-out-of-range")
         geometry = replace(geometry, layers=layers)
     target = Path(output)
-    size = 2.0 * geometry.parameters
+    size = 2.0 * geometry.all_parameters
     with (
         staging(target, replace=force) as partial,
         disk_full_as_error(target.absolute().parent),
@@ -88,7 +116,7 @@ def synth(
     return target
 
 
-def _tensors(shape: Geometry) -> Iterator[Tensor]:
+def _tensors(shape: ArceeGeometry) -> Iterator[Tensor]:
     hidden = shape.hidden
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     yield "model.embed_tokens.weight", (shape.vocab, hidden)
@@ -107,10 +135,7 @@ def _tensors(shape: Geometry) -> Iterator[Tensor]:
 
 
 def _bytes(tensor: Tensor) -> int:
-    count = 2
-    for extent in tensor[1]:
-        count *= extent
-    return count
+    return 2 * math.prod(tensor[1])
 
 
 def _shards(tensors: Iterator[Tensor]) -> list[list[Tensor]]:
@@ -125,7 +150,7 @@ def _shards(tensors: Iterator[Tensor]) -> list[list[Tensor]]:
     return shards
 
 
-def _write_weights(folder: Path, shape: Geometry, seed: int, advance: Callable[..., None]) -> None:
+def _write_weights(folder: Path, shape: ArceeGeometry, seed: int, advance: Callable[..., None]) -> None:
     import numpy as np
 
     random = np.random.default_rng(seed)
@@ -147,8 +172,8 @@ def _write_weights(folder: Path, shape: Geometry, seed: int, advance: Callable[.
                     stream.write(block.tobytes())
                     advance(block.nbytes)
     weight_map = {tensor[0]: name for name, tensors in zip(names, shards, strict=True) for tensor in tensors}
-    index = {"metadata": {"total_size": 2 * shape.parameters}, "weight_map": weight_map}
-    _write_json(folder / "model.safetensors.index.json", index)
+    index = {"metadata": {"total_size": 2 * shape.all_parameters}, "weight_map": weight_map}
+    write_json(folder / "model.safetensors.index.json", index)
 
 
 def _values(tensor: Tensor, random: np.random.Generator) -> Iterator[NDArray[np.uint16]]:
@@ -167,41 +192,11 @@ def _values(tensor: Tensor, random: np.random.Generator) -> Iterator[NDArray[np.
         yield (values.view(np.uint32) >> 16).astype(np.uint16)
 
 
-def _write_texts(folder: Path, shape: Geometry) -> None:
-    _write_json(
-        folder / "config.json",
-        {
-            "architectures": ["ArceeForCausalLM"],
-            "model_type": "arcee",
-            "ov_afm_synthetic": True,
-            "hidden_size": shape.hidden,
-            "num_hidden_layers": shape.layers,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.kv_heads,
-            "head_dim": shape.head_dim,
-            "intermediate_size": shape.intermediate,
-            "vocab_size": shape.vocab,
-            "max_position_embeddings": shape.max_positions,
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "rope_theta": 10000.0,
-                "factor": ROPE_FACTOR,
-                "original_max_position_embeddings": shape.rope_original,
-            },
-            "hidden_act": "relu2",
-            "rms_norm_eps": 1e-5,
-            "attention_bias": False,
-            "mlp_bias": False,
-            "tie_word_embeddings": False,
-            "bos_token_id": 0,
-            "eos_token_id": 2,
-            "pad_token_id": 2,
-            "dtype": "bfloat16",
-        },
-    )
-    _write_json(folder / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 2})
-    _write_json(folder / "tokenizer.json", _tokenizer(shape.vocab))
-    _write_json(
+def _write_texts(folder: Path, shape: ArceeGeometry) -> None:
+    write_json(folder / "config.json", _config(shape))
+    write_json(folder / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 2})
+    write_json(folder / "tokenizer.json", _tokenizer(shape.vocab))
+    write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -211,12 +206,43 @@ def _write_texts(folder: Path, shape: Geometry) -> None:
             "clean_up_tokenization_spaces": False,
         },
     )
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8", newline="")
-    (folder / "README.md").write_text(
+    write_text(folder / "chat_template.jinja", CHAT_TEMPLATE)
+    write_text(
+        folder / "README.md",
         "---\nlicense: apache-2.0\n---\n\nA synthetic checkpoint of random weights, written by `ov-afm synth` "
         "to measure speed and memory. It speaks no language.\n",
-        encoding="utf-8",
     )
+
+
+def _config(shape: ArceeGeometry) -> dict[str, Any]:
+    return {
+        "architectures": ["ArceeForCausalLM"],
+        "model_type": "arcee",
+        "ov_afm_synthetic": True,
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "intermediate_size": shape.intermediate,
+        "vocab_size": shape.vocab,
+        "max_position_embeddings": shape.max_positions,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": ROPE_FACTOR,
+            "original_max_position_embeddings": shape.rope_original,
+        },
+        "hidden_act": "relu2",
+        "rms_norm_eps": 1e-5,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        "dtype": "bfloat16",
+    }
 
 
 def _tokenizer(vocab: int) -> dict[str, Any]:
@@ -247,27 +273,3 @@ def _byte_alphabet() -> list[str]:
     others = [byte for byte in range(256) if byte not in printable]
     table = {byte: chr(byte) for byte in printable} | {byte: chr(256 + index) for index, byte in enumerate(others)}
     return [table[byte] for byte in range(256)]
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    """`ov-afm synth`."""
-    parser = command_parser("synth", "Write a synthetic Arcee checkpoint: real geometry, random weights.")
-    parser.add_argument("--geometry", required=True, choices=list(GEOMETRIES), help="which model's shape")
-    parser.add_argument("--output", "-o", required=True, metavar="DIR", help="new checkpoint folder")
-    parser.add_argument("--layers", type=int, help="number of layers instead of the geometry's")
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights")
-    parser.add_argument("--force", action="store_true", help="replace a folder that is not empty")
-    args = parser.parse_args(argv)
-    print(synth(args.geometry, args.output, layers=args.layers, seed=args.seed, force=args.force))
-    return 0
-
-
-if __name__ == "__main__":
-    from .synthetic import main as run
-
-    sys.exit(run())

@@ -1,7 +1,7 @@
-"""IR → compressed IR: what NNCF is told, and what it did.
+"""From an IR to a compressed IR: what NNCF is asked for, and what it did.
 
-Where NNCF would skip an algorithm or change a layer's format in silence, this module says so: what was asked and
-what was done are both in the manifest. It runs in a child process; arguments and results are JSON values.
+Where NNCF would skip an algorithm or change a layer's format in silence, this module notes it: the manifest has both
+what was requested and what was done.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CompressionError
+from ..model_dir.inference import decoder_inputs, input_names
+from ..model_dir.manifest import MODEL_XML
 from ..presets import TABLES, Recipe
 from ..system.child_process import Progress, emit
 from . import calibration
 
 if TYPE_CHECKING:
-    from .decoder_weights import Layer, Matrix
+    from .decoder_weights import Decoder, Matrix
 
 __all__ = ["compress_ir", "describe_weights"]
 
@@ -28,14 +30,14 @@ NO_RATIO = 1e-9
 AWQ_NO_PATTERN = "No matching patterns were found for applying AWQ"
 
 
-def compress_ir(ir: Path, out: Path, settings: Recipe, tokenizer: Path) -> dict[str, Any]:
+def compress_ir(ir: Path, out: Path, recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Compress the weights of an IR.
 
     Args:
         ir: Path of an uncompressed `openvino_model.xml`.
         out: Folder for the compressed one.
-        settings: What to do.
-        tokenizer: Folder with the tokenizer, for calibration.
+        recipe: What to do.
+        folder: Folder with the tokenizer and the `config.json`, for calibration.
 
     Returns:
         `layers`: weight matrices by format; `notes` for the user; `calibration` data if any was used.
@@ -44,137 +46,144 @@ def compress_ir(ir: Path, out: Path, settings: Recipe, tokenizer: Path) -> dict[
         CompressionError: The weights are compressed already, the model lacks a kind of matrices that the recipe names,
             or NNCF refuses the recipe for this model.
     """
-    import nncf
     import openvino
 
-    from .decoder_layer import embedding
-    from .decoder_weights import find_layers, find_matrices
+    from .decoder_weights import Decoder, find_matrices
 
     model = openvino.Core().read_model(ir)
-    present = _weight_formats(model)
-    if any(name.startswith(("int", "uint", "nf4")) for name in present):
-        raise CompressionError(
-            f"the weights are compressed already ({', '.join(present)}); start from an fp16 or fp32 export"
-        )
-    matrices = find_matrices(model) if settings.kinds else []
-    _check_kinds(settings, matrices)
+    _check_uncompressed(model)
+    matrices = find_matrices(model) if recipe.kinds else []
+    _check_kinds(recipe, matrices)
     notes: list[str] = []
-    done: dict[str, Any] = {}
-    samples: list[dict[str, Any]] = []
-    if settings.needs_data and settings.dataset is not None:
-        samples, done["calibration"] = _samples(settings, settings.dataset, model, ir, tokenizer)
-    fitted = settings.rounding == "fitted"
-    layers = find_layers(model) if fitted or settings.equalise != "none" else []
-    table = embedding(model) if layers else None
-    ids = [sample["input_ids"][0].tolist() for sample in samples]
-    if settings.equalise != "none":
-        done["equalisation"] = _equalise(settings, layers, table, ids, tokenizer, notes)
-    for layer in layers:
-        # Fitted codes take the place of NNCF's, so that the rescaled matrices need never all be in memory.
-        for weight in layer.norms() if fitted else (*layer.norms(), *layer.matrices()):
-            weight.write()
-    if settings.bits > 8:
-        openvino.save_model(model, out / "openvino_model.xml", compress_to_fp16=settings.bits == 16)
-        return {"notes": notes, **done}
-    with _relay_progress(), _collect_warnings(settings, notes):
-        try:
-            for options in _passes(settings, samples, matrices):
-                model = nncf.compress_weights(model, **options)
-        except (nncf.InvalidGroupSizeError, nncf.ValidationError, nncf.ParameterNotSupportedError) as error:
-            raise CompressionError(
-                f"NNCF cannot apply recipe {settings.name}: {' '.join(str(error).split())}"
-            ) from error
-    if fitted:
-        done["fitted_matrices"] = _fit(layers, table, model, ids, tokenizer)
+    summary: dict[str, Any] = {}
+    ids: list[list[int]] = []
+    if recipe.needs_data and recipe.dataset is not None:
+        ids, summary["calibration"] = _calibration(recipe, recipe.dataset, ir, folder)
+    fitted = recipe.rounding == "fitted"
+    decoder = Decoder.of(model, folder) if fitted or recipe.equalise != "none" else None
+    if decoder and recipe.equalise != "none":
+        summary["equalisation"] = _equalise(recipe, decoder, ids, notes)
+        # Fitted codes replace those of NNCF, so it need not see rescaled matrices, which would all be in memory.
+        for layer in decoder.layers:
+            for weight in layer.norms() if fitted else (*layer.norms(), *layer.matrices()):
+                weight.write()
+    if recipe.bits > 8:
+        openvino.save_model(model, out / MODEL_XML, compress_to_fp16=recipe.bits == 16)
+        return {"notes": notes, **summary}
+    model = _run_nncf(recipe, model, ids, matrices, notes)
+    if decoder and fitted:
+        from .reconstruction import fit
+
+        summary["fitted_matrices"] = fit(decoder, model, ids)
     _drop_cache_precision(model)
     formats = _weight_formats(model)
-    notes += _fallback_notes(settings, formats)
-    openvino.save_model(model, out / "openvino_model.xml", compress_to_fp16=False)
-    return {"layers": formats, "notes": notes, **done}
+    notes += _fallback_notes(recipe, formats)
+    openvino.save_model(model, out / MODEL_XML, compress_to_fp16=False)
+    return {"layers": formats, "notes": notes, **summary}
 
 
-def _samples(
-    settings: Recipe, dataset: str, model: Any, ir: Path, tokenizer: Path
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Calibration inputs for the model, and what the manifest says of them."""
-    from transformers import AutoTokenizer
+def describe_weights(folder: Path) -> dict[str, Any]:
+    """The manifest's `layers` of a model directory that another program made."""
+    import openvino
 
-    ids, found = calibration.prepare(dataset, AutoTokenizer.from_pretrained(tokenizer), settings.num_samples, ir=ir)
-    names = {name for port in model.inputs for name in port.get_names()}
-    return [calibration.model_inputs(sample, names) for sample in ids], found
+    return {"layers": _weight_formats(openvino.Core().read_model(folder / MODEL_XML))}
 
 
-def _equalise(
-    settings: Recipe, layers: Sequence[Layer], table: Any, ids: list[list[int]], folder: Path, notes: list[str]
-) -> dict[str, Any]:
-    from .equalization import FP16_LIMIT, equalise
-    from .quantizer import Quantizer
-
-    rounding = settings.equalise == "full" and settings.bits <= 8
-    quantizer = Quantizer(settings.bits, settings.sym, settings.group_size) if rounding else None
-    backup = Quantizer(8, settings.backup_precision == "int8_sym")
-    kinds = {kind: backup for kind, stored in settings.kinds if stored == "int8"} if rounding else {}
-
-    def show(done: int, total: int) -> None:
-        emit(Progress(done, total, "equalising"))
-
-    found = equalise(layers, table, ids, quantizer, folder, kinds=kinds, on_layer=show)
-    if found.peak_up > FP16_LIMIT:
-        notes.append(
-            f"up_proj reaches {found.peak_up:.0f}, whose square overflows fp16; {found.guarded} neurons were rescaled "
-            "so that it does not"
+def _check_uncompressed(model: Any) -> None:
+    formats = _weight_formats(model)
+    if any(name.startswith(("int", "uint", "nf4")) for name in formats):
+        raise CompressionError(
+            f"the weights are compressed already ({', '.join(formats)}); start from an fp16 or fp32 export",
+            code="compressed-already",
         )
-    return found.recorded()
 
 
-def _fit(layers: Sequence[Layer], table: Any, model: Any, ids: list[list[int]], folder: Path) -> int:
-    from .reconstruction import fit
-
-    def show(done: int, total: int) -> None:
-        emit(Progress(done, total, "rounding"))
-
-    return fit(layers, table, model, ids, folder, on_layer=show)
-
-
-def _check_kinds(settings: Recipe, matrices: Sequence[Matrix]) -> None:
+def _check_kinds(recipe: Recipe, matrices: Sequence[Matrix]) -> None:
     """Refuse kinds that the model lacks, or that are one matrix with another format.
 
     Raises:
-        CompressionError: Says which.
+        CompressionError: Names them.
     """
-    formats = dict(settings.kinds)
+    formats = dict(recipe.kinds)
     present = {matrix.kind for matrix in matrices}
     lacking = [kind for kind in formats if kind not in present]
     if lacking:
         raise CompressionError(
-            f"the model has no matrices of kind {', '.join(lacking)}; it has {', '.join(sorted(present)) or 'none'}"
+            f"the model has no matrices of kind {', '.join(lacking)}; it has {', '.join(sorted(present)) or 'none'}",
+            code="kind-missing",
         )
     tied = len({matrix.key for matrix in matrices if matrix.kind in TABLES}) == 1
-    given = [formats.get(kind) for kind in TABLES]
-    if tied and given[0] != given[1]:
-        found = ", ".join(f"{kind}={formats[kind]}" for kind in TABLES if kind in formats)
-        both = given[0] or given[1]
+    embedding, head = (formats.get(kind) for kind in TABLES)
+    if tied and embedding != head:
+        given = ", ".join(f"{kind}={formats[kind]}" for kind in TABLES if kind in formats)
+        both = embedding or head
         raise CompressionError(
-            f"embedding and head are one matrix in this model, found {found}; "
-            f"give both the same: --kind embedding={both},head={both}"
+            f"embedding and head are one matrix in this model, found {given}; "
+            f"give both the same: --kind embedding={both},head={both}",
+            code="tables-tied",
         )
 
 
-def _passes(settings: Recipe, samples: list[dict[str, Any]], matrices: Sequence[Matrix]) -> Iterator[dict[str, Any]]:
-    """What NNCF is told, one pass after the other: the recipe's rule, then the kinds with a format of their own.
+def _calibration(recipe: Recipe, dataset: str, ir: Path, folder: Path) -> tuple[list[list[int]], dict[str, Any]]:
+    """Calibration tokens, and what the manifest says of them."""
+    from transformers import AutoTokenizer
 
-    The rule comes first: NNCF takes the last MatMul that is not compressed yet for the head. What a pass leaves out or
-    finds compressed stays as it is.
+    return calibration.prepare(dataset, AutoTokenizer.from_pretrained(folder), recipe.num_samples, ir=ir)
+
+
+def _equalise(recipe: Recipe, decoder: Decoder, ids: list[list[int]], notes: list[str]) -> dict[str, Any]:
+    from .equalization import FP16_LIMIT, equalise
+    from .quantizer import Quantizer
+
+    rounding = recipe.equalise == "full" and recipe.bits <= 8
+    quantizer = Quantizer(recipe.bits, recipe.sym, recipe.group_size) if rounding else None
+    backup = Quantizer(8, recipe.backup_precision == "int8_sym")
+    kinds = {kind: backup for kind, stored in recipe.kinds if stored == "int8"} if rounding else {}
+    result = equalise(decoder, ids, quantizer, kinds=kinds)
+    if result.peak_up > FP16_LIMIT:
+        notes.append(
+            f"up_proj reaches {result.peak_up:.0f}, whose square overflows fp16; {result.guarded} neurons were "
+            "rescaled so that it does not"
+        )
+    return result.recorded()
+
+
+def _run_nncf(recipe: Recipe, model: Any, ids: list[list[int]], matrices: Sequence[Matrix], notes: list[str]) -> Any:
+    """The model with compressed weights.
+
+    Raises:
+        CompressionError: NNCF refuses the recipe for this model.
     """
     import nncf
 
-    formats = dict(settings.kinds)
+    names = input_names(model)
+    samples = [decoder_inputs(sample, names) for sample in ids]
+    with _relay_progress(), _collect_warnings(recipe, notes):
+        try:
+            for options in _passes(recipe, samples, matrices):
+                model = nncf.compress_weights(model, **options)
+        except (nncf.InvalidGroupSizeError, nncf.ValidationError, nncf.ParameterNotSupportedError) as error:
+            raise CompressionError(
+                f"NNCF cannot apply recipe {recipe.name}: {' '.join(str(error).split())}", code="recipe-refused"
+            ) from error
+    return model
 
-    def only(wanted: Callable[[str], bool]) -> dict[str, Any]:
-        left_out = [matrix.reader for matrix in matrices if not wanted(matrix.kind)]
-        return {"ignored_scope": nncf.IgnoredScope(names=left_out)}
 
-    options = _nncf_options(settings, samples)
+def _passes(recipe: Recipe, samples: list[dict[str, Any]], matrices: Sequence[Matrix]) -> Iterator[dict[str, Any]]:
+    """The options of NNCF, one pass after the other: the recipe's rule, then the kinds with a format of their own.
+
+    The rule comes first, because NNCF takes the last MatMul that is not compressed yet for the head. A pass leaves
+    what is compressed already, and what it ignores, as it is.
+    """
+    import nncf
+
+    formats = dict(recipe.kinds)
+
+    def only(selected: Callable[[str], bool]) -> dict[str, Any]:
+        ignored = [matrix.reader for matrix in matrices if not selected(matrix.kind)]
+        return {"ignored_scope": nncf.IgnoredScope(names=ignored)}
+
+    options = _nncf_options(recipe, samples)
     if not formats:
         yield options
         return
@@ -182,46 +191,39 @@ def _passes(settings: Recipe, samples: list[dict[str, Any]], matrices: Sequence[
         yield options | only(lambda kind: kind not in formats)
     if "int4" in formats.values():
         # No pattern of AWQ has a table in it.
-        awq = settings.awq and any(stored == "int4" and kind not in TABLES for kind, stored in settings.kinds)
+        awq = recipe.awq and any(stored == "int4" and kind not in TABLES for kind, stored in recipe.kinds)
         yield options | {"ratio": 1.0, "all_layers": True, "awq": awq} | only(lambda kind: formats.get(kind) == "int4")
     if "int8" in formats.values():
-        mode = nncf.CompressWeightsMode[settings.backup_precision.upper()]
+        mode = nncf.CompressWeightsMode[recipe.backup_precision.upper()]
         yield {"mode": mode} | only(lambda kind: formats.get(kind) == "int8")
 
 
-def _nncf_options(settings: Recipe, samples: list[dict[str, Any]]) -> dict[str, Any]:
+def _nncf_options(recipe: Recipe, samples: list[dict[str, Any]]) -> dict[str, Any]:
     import nncf
 
-    suffix = "SYM" if settings.sym else "ASYM"
-    options: dict[str, Any] = {"mode": nncf.CompressWeightsMode[f"INT{settings.bits}_{suffix}"]}
-    if settings.bits == 8:
+    suffix = "SYM" if recipe.sym else "ASYM"
+    options: dict[str, Any] = {"mode": nncf.CompressWeightsMode[f"INT{recipe.bits}_{suffix}"]}
+    if recipe.bits == 8:
         return options
-    fallback = nncf.GroupSizeFallbackMode[settings.group_size_fallback.upper()]
+    fallback = nncf.GroupSizeFallbackMode[recipe.group_size_fallback.upper()]
     options |= {
-        "group_size": settings.group_size,
+        "group_size": recipe.group_size,
         # NNCF takes 0 for "not given", that is 1.
-        "ratio": settings.ratio or NO_RATIO,
-        "all_layers": settings.all_layers,
-        "backup_mode": nncf.BackupMode[settings.backup_precision.upper()],
-        "awq": settings.awq,
-        "scale_estimation": settings.scale_estimation,
-        "gptq": settings.gptq,
+        "ratio": recipe.ratio or NO_RATIO,
+        "all_layers": recipe.all_layers,
+        "backup_mode": nncf.BackupMode[recipe.backup_precision.upper()],
+        "awq": recipe.awq,
+        "scale_estimation": recipe.scale_estimation,
+        "gptq": recipe.gptq,
         "advanced_parameters": nncf.AdvancedCompressionParameters(group_size_fallback_mode=fallback),
     }
-    if settings.awq or settings.scale_estimation or settings.gptq:
+    if recipe.awq or recipe.scale_estimation or recipe.gptq:
         options |= {"dataset": nncf.Dataset(samples), "subset_size": len(samples)}
     return options
 
 
-def describe_weights(folder: str) -> dict[str, Any]:
-    """The manifest's `layers` of a model directory that was made elsewhere."""
-    import openvino
-
-    return {"layers": _weight_formats(openvino.Core().read_model(Path(folder) / "openvino_model.xml"))}
-
-
 def _drop_cache_precision(model: Any) -> None:
-    """Forget the f16 KV cache that Optimum asks for uncompressed models, as optimum-cli does too."""
+    """Remove the f16 KV cache that Optimum sets for uncompressed models, as optimum-cli does too."""
     if model.has_rt_info(["runtime_options", "KV_CACHE_PRECISION"]):
         options = model.get_rt_info("runtime_options").value
         options.pop("KV_CACHE_PRECISION")
@@ -235,7 +237,7 @@ def _weight_formats(model: Any) -> dict[str, int]:
         for node in model.get_ops()
         if node.get_type_name() == "Constant" and len(node.get_output_shape(0)) >= 2
     }
-    found: Counter[str] = Counter()
+    formats: Counter[str] = Counter()
     for name, node in constants.items():
         if not name.startswith("self.") or name.endswith(("/zero_point", "/scale")):
             continue
@@ -243,26 +245,26 @@ def _weight_formats(model: Any) -> dict[str, int]:
         if kind in ("i4", "u4", "i8", "u8"):
             symmetry = "asym" if f"{name}/zero_point" in constants else "sym"
             group = f"g{shape[-1]}" if len(shape) == 3 else "per row"
-            found[f"int{kind[1:]}_{symmetry} {group}"] += 1
+            formats[f"int{kind[1:]}_{symmetry} {group}"] += 1
         else:
-            found[kind] += 1
-    return dict(found)
+            formats[kind] += 1
+    return dict(formats)
 
 
-def _fallback_notes(settings: Recipe, formats: dict[str, int]) -> list[str]:
-    if settings.bits != 4 or settings.group_size < 0:
+def _fallback_notes(recipe: Recipe, formats: dict[str, int]) -> list[str]:
+    if recipe.bits != 4 or recipe.group_size < 0:
         return []
-    expected = f"g{settings.group_size}"
+    expected = f"g{recipe.group_size}"
     other = {name: count for name, count in formats.items() if name.startswith("int4") and not name.endswith(expected)}
     # Without a backup precision, embedding and head stay as they are too.
-    left = sum(map(settings.in_backup, TABLES)) if settings.backup_precision == "none" else 0
+    untouched = sum(map(recipe.in_backup, TABLES)) if recipe.backup_precision == "none" else 0
     floats = {name: count for name, count in formats.items() if not name.startswith("int")}
-    if sum(floats.values()) > left:
+    if sum(floats.values()) > untouched:
         other |= floats
     if not other and any(name.startswith("int4") for name in formats):
         return []
-    found = ", ".join(f"{count} of {name}" for name, count in (other or formats).items())
-    return [f"group size {settings.group_size} does not divide every layer's input dimension: {found}"]
+    counts = ", ".join(f"{count} of {name}" for name, count in (other or formats).items())
+    return [f"group size {recipe.group_size} does not divide every layer's input dimension: {counts}"]
 
 
 @contextmanager
@@ -297,16 +299,16 @@ def _relay_progress() -> Iterator[None]:
 
 
 @contextmanager
-def _collect_warnings(settings: Recipe, notes: list[str]) -> Iterator[None]:
+def _collect_warnings(recipe: Recipe, notes: list[str]) -> Iterator[None]:
     """Turn what NNCF only logs, an algorithm that did nothing, into notes for the user."""
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             note = (
                 "AWQ did nothing: NNCF knows no pattern that fits this model's MLP; the weights are plain "
-                f"{settings.weight_format}"
+                f"{recipe.weight_format}"
             )
-            if settings.awq and AWQ_NO_PATTERN in record.getMessage() and note not in notes:
+            if recipe.awq and AWQ_NO_PATTERN in record.getMessage() and note not in notes:
                 notes.append(note)
 
     handler, logger = Collector(), logging.getLogger("nncf")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,8 +12,12 @@ from pathlib import Path
 import pytest
 from support import hub as loopback
 
+from ov_afm.conversion.sources import resolve
+from ov_afm.conversion.upload import upload
 from ov_afm.errors import SourceError
 from ov_afm.model_dir import manifest
+from ov_afm.model_dir.geometry import Geometry
+from ov_afm.model_dir.model_directory import ModelDirectory, read_config
 
 REPO = "tester/tiny-ov"
 LOGIN = {"HF_TOKEN": loopback.TOKEN}
@@ -35,14 +39,14 @@ def model_dir(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     shutil.copy(tiny_checkpoint / "config.json", path)
     (path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n")
     (path / ".lock").write_text("not for others")
-    config = json.loads((path / "config.json").read_text())
+    geometry = Geometry.from_config(read_config(path))
     files = {name: entry for name, entry in manifest.scan(path).items() if name != ".lock"}
-    manifest.write(path, manifest.Manifest(source={}, geometry=manifest.geometry_of(config), recipe={}, files=files))
+    manifest.write(path, manifest.Manifest(source={}, geometry=geometry, recipe={}, files=files))
     return path
 
 
 def test_directory_arrives_whole_with_card_and_manifest(hub: loopback.Hub, model_dir: Path, tmp_path: Path) -> None:
-    url = hub.call("hub:uploaded", tmp_path / "hf", LOGIN, model_dir=str(model_dir), repo_id=REPO, private=True)
+    url = hub.client(tmp_path / "hf", **LOGIN).run(upload, model_dir, REPO, private=True)
     assert url == f"{hub.url}/{REPO}"
     repo = hub.repos[REPO]
     assert repo.private
@@ -56,14 +60,13 @@ def test_interrupted_upload_shows_nothing_and_goes_on_where_it_was(
 ) -> None:
     last = manifest.sha256(model_dir / "openvino_tokenizer.bin")
     hub.cut, hub.breaks = {last: 100}, 1
-    arguments = {"model_dir": str(model_dir), "repo_id": REPO}
     with pytest.raises(SourceError, match="run the same command again, what has arrived is not sent twice$"):
-        hub.call("hub:uploaded", tmp_path / "hf", LOGIN, **arguments)
+        hub.client(tmp_path / "hf", **LOGIN).run(upload, model_dir, REPO)
     assert not hub.repos[REPO].files
     arrived = set(hub.objects)
     assert arrived
     hub.log.clear()
-    hub.call("hub:uploaded", tmp_path / "hf", LOGIN, **arguments)
+    hub.client(tmp_path / "hf", **LOGIN).run(upload, model_dir, REPO)
     sent = {line.split()[1].removeprefix("/objects/") for line in hub.asked("^PUT")}
     assert sent == {last}
     assert not sent & arrived
@@ -71,17 +74,17 @@ def test_interrupted_upload_shows_nothing_and_goes_on_where_it_was(
 
 
 def test_uploaded_model_can_be_taken_back(hub: loopback.Hub, model_dir: Path, tmp_path: Path) -> None:
-    hub.call("hub:uploaded", tmp_path / "hf", LOGIN, model_dir=str(model_dir), repo_id=REPO)
-    found = hub.call("hub:resolved", tmp_path / "other", model=REPO)
-    assert found["prebuilt"]
-    assert manifest.verify(Path(found["path"]), hashes=True)
+    hub.client(tmp_path / "hf", **LOGIN).run(upload, model_dir, REPO)
+    source = hub.client(tmp_path / "other").run(resolve, REPO)
+    assert source.prebuilt
+    assert ModelDirectory.open(source.path, hashes=True).manifest is not None
 
 
 def test_damaged_directory_is_not_sent(hub: loopback.Hub, model_dir: Path, tmp_path: Path) -> None:
     damaged = model_dir / "openvino_model.bin"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     with pytest.raises(SourceError, match="openvino_model.bin is damaged"):
-        hub.call("hub:uploaded", tmp_path / "hf", LOGIN, model_dir=str(model_dir), repo_id=REPO)
+        hub.client(tmp_path / "hf", **LOGIN).run(upload, model_dir, REPO)
     assert not hub.log
 
 
@@ -98,13 +101,13 @@ def test_upload_that_cannot_be_says_why(
     hub: loopback.Hub, model_dir: Path, tmp_path: Path, env: dict[str, str], message: str
 ) -> None:
     with pytest.raises(SourceError, match=message):
-        hub.call("hub:uploaded", tmp_path / "hf", env, model_dir=str(model_dir), repo_id=REPO)
+        hub.client(tmp_path / "hf", **env).run(upload, model_dir, REPO)
     assert REPO not in hub.repos
 
 
 def test_command_prints_one_line_for_a_missing_directory(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "ov_afm.cli.upload", str(tmp_path / "none"), REPO]
-    env = {**loopback.environment(tmp_path, "http://127.0.0.1:9"), **LOGIN}
+    command = [sys.executable, "-m", "ov_afm", "upload", str(tmp_path / "none"), REPO]
+    env = {**os.environ, **loopback.environment(tmp_path, "http://127.0.0.1:9"), **LOGIN}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 1
     assert done.stdout == ""

@@ -31,14 +31,14 @@ def digits_checkpoint(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def bundle_of(checkpoint: Path, folder: Path) -> Path:
+def converted(checkpoint: Path, folder: Path) -> Path:
     folder.mkdir()
-    convert._write_tokenizer(checkpoint, folder, trust_remote_code=False)
+    convert.write_tokenizer(checkpoint, folder)
     return folder
 
 
 def test_digits_after_spaces_have_the_source_s_tokens(digits_checkpoint: Path, tmp_path: Path) -> None:
-    checks = verify.check_bundle(digits_checkpoint, bundle_of(digits_checkpoint, tmp_path / "bundle"))
+    checks = verify.tokenizer_equal(digits_checkpoint, converted(digits_checkpoint, tmp_path / "model"))
     assert checks["tokenizer"]["equal"]
     assert checks["tokenizer"]["texts"] == len(verify.TEXTS)
 
@@ -46,23 +46,24 @@ def test_digits_after_spaces_have_the_source_s_tokens(digits_checkpoint: Path, t
 def test_the_proof_notices_the_stock_conversion_of_digits(
     digits_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convert, "_convertible", lambda tokenizer: tokenizer)
-    bundle = bundle_of(digits_checkpoint, tmp_path / "bundle")
-    with pytest.raises(ExportError, match="the exported tokenizer differs from the source's at token"):
-        verify.check_bundle(digits_checkpoint, bundle)
+    monkeypatch.setattr(convert, "convertible", lambda tokenizer: tokenizer)
+    model_dir = converted(digits_checkpoint, tmp_path / "model")
+    with pytest.raises(ExportError) as caught:
+        verify.tokenizer_equal(digits_checkpoint, model_dir)
+    assert caught.value.code == "tokenizer-differs"
 
 
 def test_the_source_s_tokenizer_files_are_copied_byte_for_byte(digits_checkpoint: Path, tmp_path: Path) -> None:
-    bundle = bundle_of(digits_checkpoint, tmp_path / "bundle")
+    model_dir = converted(digits_checkpoint, tmp_path / "model")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        assert (bundle / name).read_bytes() == (digits_checkpoint / name).read_bytes()
+        assert (model_dir / name).read_bytes() == (digits_checkpoint / name).read_bytes()
 
 
 def test_a_slice_has_the_source_s_weights(tiny_checkpoint: Path) -> None:
     import torch
 
-    model = convert._load(tiny_checkpoint, "auto", trust_remote_code=False)
-    sliced = convert._slice(model, {"num_hidden_layers": 1, "intermediate_size": 96, "vocab_size": 100})
+    model = convert.load(tiny_checkpoint)
+    sliced = convert.slice_model(model, {"num_hidden_layers": 1, "intermediate_size": 96, "vocab_size": 100})
     weights = model.state_dict()
     assert sliced.config.num_hidden_layers == 1
     assert sliced.lm_head.weight.shape == (100, 64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from test_gguf import TEXTS
+from support.tiny import TEXTS
 
 from ov_afm.conversion import sources
 from ov_afm.conversion.sources import Source

@@ -19,15 +19,6 @@ from ov_afm.conversion.gguf import weights as ours
 from ov_afm.conversion.gguf.tokenizer import PRE_TOKENIZERS, write_tokenizer
 from ov_afm.errors import SourceError
 
-TEXTS = [
-    "Hello, world! It's 2026-11-22, isn't it?",
-    "def f(x):\n    return x ** 2  # 12345\n\n\n\ttabs  and   runs",
-    "Žluťoučký kůň 你好，世界 🙂👩‍👩‍👧 ½ Ⅷ ²",
-    "<|im_start|>user\nWhat?<|im_end|>\n",
-    " leading and trailing ",
-    "  7 \t 12  34\t\t5  x ½ -- $5.00, 1234567",
-    "\r\n\r\n windows\r\n",
-]
 NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -173,7 +164,7 @@ def test_tokenizer_and_template_are_those_of_the_source(tiny_checkpoint: Path, t
 
     source = sources.resolve(write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf"))
     wanted, found = AutoTokenizer.from_pretrained(tiny_checkpoint), AutoTokenizer.from_pretrained(source.path)
-    for text in TEXTS:
+    for text in tiny.TEXTS:
         assert found(text).input_ids == wanted(text).input_ids
         assert found.decode(found(text).input_ids) == text
     assert found.chat_template == tiny.CHAT_TEMPLATE
@@ -246,7 +237,7 @@ def test_openvino_tokenizes_as_the_converted_tokenizer_does(tiny_checkpoint: Pat
     path = write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf", change=override("tokenizer.ggml.pre", pre))
     tokenizer = AutoTokenizer.from_pretrained(sources.resolve(path).path)
     compiled = openvino.compile_model(convert_tokenizer(tokenizer), "CPU")
-    for text in TEXTS:
+    for text in tiny.TEXTS:
         assert compiled([text])["input_ids"][0].tolist() == tokenizer(text).input_ids, text
 
 

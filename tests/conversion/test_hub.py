@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from support import hub as loopback
 from support import tiny
 
+from ov_afm.conversion.sources import resolve
 from ov_afm.errors import SourceError
 from ov_afm.model_dir import manifest
 
@@ -36,22 +36,26 @@ def hub() -> Iterator[loopback.Hub]:
         yield server
 
 
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 def test_repository_is_fetched_at_a_pinned_commit(hub: loopback.Hub, checkpoint: Path, tmp_path: Path) -> None:
     repo = hub.add(REPO, checkpoint)
-    found = hub.call("hub:resolved", tmp_path, model=REPO, revision="main")
-    assert (found["kind"], found["id"], found["revision"]) == ("hub", REPO, repo.sha)
-    assert found["license"] == "apache-2.0"
-    assert found["weights"] == {WEIGHTS: manifest.sha256(checkpoint / WEIGHTS)}
-    assert {"LICENSE", "config.json", "tokenizer.json", WEIGHTS} <= set(found["files"])
-    assert not {"modeling.py", "model.gguf"} & set(found["files"])
-    assert repo.sha in found["path"]
+    source = hub.client(tmp_path).run(resolve, REPO, "main")
+    assert (source.kind, source.id, source.revision) == ("hub", REPO, repo.sha)
+    assert source.license == "apache-2.0"
+    assert source.describe()["weights"] == {WEIGHTS: manifest.sha256(checkpoint / WEIGHTS)}
+    assert {"LICENSE", "config.json", "tokenizer.json", WEIGHTS} <= names(source.path)
+    assert not {"modeling.py", "model.gguf"} & names(source.path)
+    assert repo.sha in source.path.parts
 
 
 def test_download_broken_in_passing_goes_on_by_itself(hub: loopback.Hub, checkpoint: Path, tmp_path: Path) -> None:
     hub.add(REPO, checkpoint)
     hub.cut, hub.breaks = {WEIGHTS: 15_000_000}, 1
-    found = hub.call("hub:resolved", tmp_path, model=REPO)
-    assert found["weights"] == {WEIGHTS: manifest.sha256(checkpoint / WEIGHTS)}
+    source = hub.client(tmp_path).run(resolve, REPO)
+    assert source.describe()["weights"] == {WEIGHTS: manifest.sha256(checkpoint / WEIGHTS)}
     assert len(hub.asked(rf"GET .*{WEIGHTS} 206 from {BLOCK}")) == 1
 
 
@@ -61,12 +65,12 @@ def test_download_broken_for_good_is_resumed_by_the_next_run(
     hub.add(REPO, checkpoint)
     size = (checkpoint / WEIGHTS).stat().st_size
     hub.cut, hub.breaks = {WEIGHTS: 15_000_000}, 100
-    with pytest.raises(SourceError, match=r"broke after 10.5 MB of .*run the same command again"):
-        hub.call("hub:resolved", tmp_path, model=REPO)
+    with pytest.raises(SourceError, match=r"broke off after 10.5 MB of .*run the same command again"):
+        hub.client(tmp_path).run(resolve, REPO)
     hub.breaks = 0
     hub.log.clear()
-    found = hub.call("hub:resolved", tmp_path, model=REPO)
-    assert found["weights"] == {WEIGHTS: manifest.sha256(checkpoint / WEIGHTS)}
+    source = hub.client(tmp_path).run(resolve, REPO)
+    assert source.describe()["weights"] == {WEIGHTS: manifest.sha256(checkpoint / WEIGHTS)}
     assert hub.asked(rf"GET .*{WEIGHTS}") == [
         f"GET /{REPO}/resolve/{hub.repos[REPO].sha}/{WEIGHTS} 206 from {BLOCK}, {size - BLOCK} bytes"
     ]
@@ -77,67 +81,66 @@ def test_damaged_download_is_named_and_thrown_away(hub: loopback.Hub, checkpoint
     hub.add(REPO, checkpoint)
     hub.corrupt = {WEIGHTS}
     with pytest.raises(SourceError, match=r"^model.safetensors of arcee-ai/tiny is damaged: sha256 .* deleted, run"):
-        hub.call("hub:resolved", tmp_path, model=REPO)
+        hub.client(tmp_path).run(resolve, REPO)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 1_000_000]
     hub.corrupt = set()
-    assert hub.call("hub:resolved", tmp_path, model=REPO)["weights"][WEIGHTS]
+    assert hub.client(tmp_path).run(resolve, REPO).describe()["weights"] == {
+        WEIGHTS: manifest.sha256(checkpoint / WEIGHTS)
+    }
 
 
 def test_damaged_cache_is_found_without_the_hub(hub: loopback.Hub, checkpoint: Path, tmp_path: Path) -> None:
     hub.add(REPO, checkpoint)
-    weights = Path(hub.call("hub:resolved", tmp_path, model=REPO)["path"]) / WEIGHTS
+    weights = hub.client(tmp_path).run(resolve, REPO).path / WEIGHTS
     with weights.open("r+b") as stream:
         stream.seek(-1, 2)
         stream.write(b"\x55")
     with pytest.raises(SourceError, match="is damaged: sha256"):
-        hub.call("hub:resolved", tmp_path, {"HF_HUB_OFFLINE": "1"}, model=REPO)
+        hub.client(tmp_path, HF_HUB_OFFLINE="1").run(resolve, REPO)
 
 
 def test_cached_repository_serves_offline(hub: loopback.Hub, checkpoint: Path, tmp_path: Path) -> None:
     hub.add(REPO, checkpoint)
-    online = hub.call("hub:resolved", tmp_path, model=REPO)
+    online = hub.client(tmp_path).run(resolve, REPO)
     hub.log.clear()
-    assert hub.call("hub:resolved", tmp_path, {"HF_HUB_OFFLINE": "1"}, model=REPO) == online
+    assert hub.client(tmp_path, HF_HUB_OFFLINE="1").run(resolve, REPO) == online
     assert not hub.log
-    unreachable = {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    assert hub.call("hub:resolved", tmp_path, unreachable, model=REPO) == online
+    assert hub.client(tmp_path, HF_ENDPOINT="http://127.0.0.1:9").run(resolve, REPO) == online
 
 
 def test_tokenizer_alone_in_the_cache_is_no_model(hub: loopback.Hub, checkpoint: Path, tmp_path: Path) -> None:
     hub.add(REPO, checkpoint)
-    path = Path(hub.call("hub:resolved", tmp_path, model=REPO)["path"])
+    path = hub.client(tmp_path).run(resolve, REPO).path
     (path / WEIGHTS).unlink()
     with pytest.raises(SourceError, match=r"^arcee-ai/tiny is not in the cache, and HF_HUB_OFFLINE forbids"):
-        hub.call("hub:resolved", tmp_path, {"HF_HUB_OFFLINE": "1"}, model=REPO)
+        hub.client(tmp_path, HF_HUB_OFFLINE="1").run(resolve, REPO)
 
 
 @pytest.mark.parametrize(
-    ("options", "env", "message"),
+    ("options", "env", "code", "message"),
     [
-        (
-            {"model": "arcee-ai/nothing"},
-            {},
-            r"^arcee-ai/nothing is not on http://\S+, or is private; .*login$",
-        ),
+        ({"model": "arcee-ai/nothing"}, {}, "hub-repository-unknown", r"or is private; .*login$"),
         (
             {"model": "arcee-ai/nothing"},
             {"HF_TOKEN": loopback.TOKEN},
+            "hub-repository-unknown",
             r"^arcee-ai/nothing is not on http://\S+, or is private",
         ),
-        ({"model": REPO}, {"HF_TOKEN": "hf_wrong"}, r"answered 401 for arcee-ai/tiny; the token was not accepted"),
+        ({"model": REPO}, {"HF_TOKEN": "hf_wrong"}, "hub-refused", r"answered 401 for arcee-ai/tiny; the token was"),
+        ({"model": "arcee-ai/gated"}, {}, "hub-gated", r"accept its licence at http://\S+/arcee-ai/gated,"),
+        ({"model": REPO, "revision": "v9"}, {}, "hub-revision-unknown", r"^arcee-ai/tiny has no revision 'v9'; see"),
         (
-            {"model": "arcee-ai/gated"},
-            {},
-            r"^arcee-ai/gated is gated: accept its licence at http://\S+/arcee-ai/gated,",
+            {"model": REPO},
+            {"HF_HUB_OFFLINE": "1"},
+            "hub-offline",
+            r"^arcee-ai/tiny is not in the cache, and HF_HUB_OFF",
         ),
-        ({"model": REPO, "revision": "v9"}, {}, r"^arcee-ai/tiny has no revision 'v9'; see http"),
-        ({"model": REPO}, {"HF_HUB_OFFLINE": "1"}, r"^arcee-ai/tiny is not in the cache, and HF_HUB_OFFLINE forbids"),
-        ({"model": REPO}, {"HF_ENDPOINT": "http://127.0.0.1:9"}, r"^cannot reach http://127.0.0.1:9 \(.*HF_ENDPOINT"),
-        ({"model": "arcee-ai/pickled"}, {}, r"^arcee-ai/pickled has only pickled weights \(pytorch_model.bin\)"),
-        ({"model": "arcee-ai/ggufs"}, {}, r"^arcee-ai/ggufs holds GGUF files; fetch one .* hf download arcee-ai/ggufs"),
-        ({"model": "arcee-ai/other"}, {}, r"^architecture BertModel of arcee-ai/other is not supported"),
-        ({"model": "arcee-ai/empty"}, {}, r"^arcee-ai/empty holds no model"),
-        ({"model": "bad--name/.x."}, {}, r"^no model 'bad--name/.x.'|is no Hub id"),
+        ({"model": REPO}, {"HF_ENDPOINT": "http://127.0.0.1:9"}, "hub-unreachable", r"127.0.0.1:9 \(.*HF_ENDPOINT"),
+        ({"model": "arcee-ai/pickled"}, {}, "weights-pickled", r"^arcee-ai/pickled has .*\(pytorch_model.bin\)"),
+        ({"model": "arcee-ai/ggufs"}, {}, "hub-gguf", r"fetch one and name it: hf download arcee-ai/ggufs a.gguf"),
+        ({"model": "arcee-ai/other"}, {}, "architecture-unsupported", r"^architecture BertModel of arcee-ai/other"),
+        ({"model": "arcee-ai/empty"}, {}, "weights-missing", r"^arcee-ai/empty holds no model"),
+        ({"model": "bad--name/.x."}, {}, "hub-id-invalid", r"bad--name/.x."),
     ],
     ids=[
         "401-unknown",
@@ -160,6 +163,7 @@ def test_hub_error_is_one_line_with_advice(
     tmp_path: Path,
     options: dict[str, str],
     env: dict[str, str],
+    code: str,
     message: str,
 ) -> None:
     hub.add(REPO, tiny_checkpoint)
@@ -171,7 +175,8 @@ def test_hub_error_is_one_line_with_advice(
     other = b'{"architectures": ["BertModel"]}'
     hub.repos["arcee-ai/other"] = loopback.Repo({"config.json": other, WEIGHTS: b"0" * 99})
     with pytest.raises(SourceError, match=message) as raised:
-        hub.call("hub:resolved", tmp_path, env, **options)
+        hub.client(tmp_path, **env).run(resolve, **options)
+    assert raised.value.code == code
     assert "\n" not in str(raised.value)
     assert not hub.asked(r"GET .*model\.(safetensors|bin) 200"), "weights were fetched before the refusal"
 
@@ -185,8 +190,8 @@ def test_prebuilt_openvino_repository_is_taken_as_it_is(
     for name in ("openvino_model.xml", "openvino_model.bin", "openvino_tokenizer.xml", "openvino_tokenizer.bin"):
         (prebuilt / name).write_bytes(name.encode())
     hub.add("arcee-ai/tiny-ov", prebuilt)
-    found = hub.call("hub:resolved", tmp_path / "cache", model="arcee-ai/tiny-ov")
-    assert found["prebuilt"]
-    assert (found["kind"], found["revision"]) == ("openvino", hub.repos["arcee-ai/tiny-ov"].sha)
-    assert found["weights"] == {"openvino_model.bin": manifest.sha256(prebuilt / "openvino_model.bin")}
-    assert re.search("openvino_tokenizer.xml", " ".join(found["files"]))
+    source = hub.client(tmp_path / "cache").run(resolve, "arcee-ai/tiny-ov")
+    assert source.prebuilt
+    assert (source.kind, source.revision) == ("openvino", hub.repos["arcee-ai/tiny-ov"].sha)
+    assert source.describe()["weights"] == {"openvino_model.bin": manifest.sha256(prebuilt / "openvino_model.bin")}
+    assert "openvino_tokenizer.xml" in names(source.path)

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
+from ov_afm.cli.export import main
 from ov_afm.conversion import pack_kernels
 from ov_afm.errors import ExtensionError
-from ov_afm.export import main
 from ov_afm.kernels import extension
+from ov_afm.kernels.profile import Profile
 from ov_afm.kernels.select import FOLDER
 from ov_afm.model_dir import manifest
-from ov_afm.system import child_process, console, resources
+from ov_afm.system import console, resources
+from ov_afm.system.child_process import ChildDied, ChildProcess
 
 pytestmark = pytest.mark.native
 
@@ -61,7 +63,7 @@ def test_what_is_not_for_the_cpu_or_not_quantized_is_left_alone_in_silence(tiny_
     assert attempt(tiny_model, tmp_path / "fp16", weight_format="fp16") == (False, None)
 
 
-def test_without_room_the_export_is_whole_and_says_what_was_wanted(
+def test_without_room_the_export_is_whole_and_says_what_it_lacks(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resources, "free_memory", lambda: 1000)
@@ -69,7 +71,7 @@ def test_without_room_the_export_is_whole_and_says_what_was_wanted(
     assert not packed
     assert note is not None
     assert note.startswith("not packed for the ReLU² kernels: ")
-    assert note.endswith("of memory wanted, 1.0 kB found; later: ov-afm kernels MODEL_DIR")
+    assert note.endswith("of memory needed, 1.0 kB free; later: ov-afm kernels MODEL_DIR")
 
 
 def test_without_the_library_the_note_says_how_to_build_it(
@@ -85,7 +87,8 @@ def test_without_the_library_the_note_says_how_to_build_it(
 def test_few_zeros_are_not_worth_a_second_copy(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child_process, "run", lambda *_, **__: {"pays": False, "mean": 0.04})
+    few = Profile({}, mean=0.04, tokens=64, text_sha256="", weights_bytes=100, down_bytes=20, speedup=1.01)
+    monkeypatch.setattr(ChildProcess, "run", lambda *_, **__: few)
     note = "not packed for the ReLU² kernels: with 4% zeros they would gain little"
     assert attempt(tiny_model, tmp_path / "model") == (False, note)
 
@@ -94,9 +97,9 @@ def test_a_profile_that_dies_does_not_take_the_export_with_it(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(*_: Any, **__: Any) -> None:
-        raise child_process.ChildDied("the process was killed (SIGKILL); out of memory?", -9, "")
+        raise ChildDied("the process was killed (SIGKILL); out of memory?", -9, "")
 
-    monkeypatch.setattr(child_process, "run", die)
+    monkeypatch.setattr(ChildProcess, "run", die)
     packed, note = attempt(tiny_model, tmp_path / "model")
     assert not packed
     assert note == "not packed for the ReLU² kernels: the process was killed (SIGKILL); out of memory?"

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from ov_afm.cli.synth import main
 from ov_afm.conversion.sources import resolve
-from ov_afm.conversion.synthetic import DEVIATION, main, synth
+from ov_afm.conversion.synthetic import DEVIATION, GEOMETRIES, synth
 from ov_afm.errors import ConfigError
-from ov_afm.presets import GEOMETRIES
+
+
+def test_afm_has_its_published_size() -> None:
+    assert GEOMETRIES["afm-4.5b"].all_parameters == pytest.approx(4.62e9, rel=0.005)
 
 
 def test_checkpoint_is_what_transformers_reads(tmp_path: Path) -> None:
@@ -22,7 +26,7 @@ def test_checkpoint_is_what_transformers_reads(tmp_path: Path) -> None:
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert type(model).__name__ == "ArceeForCausalLM"
-    assert sum(parameter.numel() for parameter in model.parameters()) == GEOMETRIES["tiny"].parameters
+    assert sum(parameter.numel() for parameter in model.parameters()) == GEOMETRIES["tiny"].all_parameters
     weight = model.model.layers[0].mlp.up_proj.weight
     assert weight.dtype == torch.bfloat16
     assert float(weight.float().std()) == pytest.approx(DEVIATION, rel=0.05)
@@ -52,7 +56,7 @@ def test_same_seed_same_bytes_and_shards_hold_all(tmp_path: Path, monkeypatch: p
     assert len(shards) > 1
     assert len(resolve(cut).weights) == len(shards)
     index = json.loads((cut / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == 2 * GEOMETRIES["tiny"].parameters
+    assert index["metadata"]["total_size"] == 2 * GEOMETRIES["tiny"].all_parameters
 
 
 def test_layers_change_the_depth_only(tmp_path: Path) -> None:

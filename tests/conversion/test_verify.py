@@ -12,6 +12,7 @@ from support import tiny
 
 from ov_afm.conversion import convert, verify
 from ov_afm.errors import ExportError
+from ov_afm.presets import RECIPES
 
 
 @pytest.fixture(scope="module")
@@ -23,50 +24,51 @@ def reference(tiny_checkpoint: Path) -> Any:
 
 
 @pytest.fixture
-def bundle(tiny_fp32: Path, tmp_path: Path) -> Path:
+def model_dir(tiny_fp32: Path, tmp_path: Path) -> Path:
     """A copy to tamper with."""
-    return Path(shutil.copytree(tiny_fp32, tmp_path / "bundle"))
+    return Path(shutil.copytree(tiny_fp32, tmp_path / "model"))
 
 
-def error_of(function: Any, *arguments: Any) -> str:
+def error_of(code: str, function: Any, *arguments: Any) -> str:
     with pytest.raises(ExportError) as caught:
         function(*arguments)
+    assert caught.value.code == code
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_a_right_bundle_passes(tiny_checkpoint: Path, tiny_fp32: Path) -> None:
-    checks = verify.check_bundle(tiny_checkpoint, tiny_fp32)
+def test_a_right_export_passes(tiny_checkpoint: Path, tiny_fp32: Path) -> None:
+    checks = verify.tokenizer_equal(tiny_checkpoint, tiny_fp32)
     assert checks["chat_template"] == {"conversations": 8, "refused_by_source": 0, "equal": True}
     assert checks["tokenizer"]["texts"] == len(verify.TEXTS)
     assert checks["tokenizer"]["tokens"] > 500
 
 
-def change_template(bundle: Path, old: str, new: str) -> None:
-    """Change the template wherever a bundle keeps it: its own file and the tokenizer's IR."""
-    path = bundle / "chat_template.jinja"
+def change_template(model_dir: Path, old: str, new: str) -> None:
+    """Change the template wherever a model directory keeps it: its own file and the tokenizer's IR."""
+    path = model_dir / "chat_template.jinja"
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
-    ir = bundle / "openvino_tokenizer.xml"
+    ir = model_dir / "openvino_tokenizer.xml"
     ir.write_text(ir.read_text().replace(old, new))
 
 
-def test_tampered_chat_template_is_found_at_its_character(tiny_checkpoint: Path, bundle: Path) -> None:
-    change_template(bundle, "assistant", "Assistant")
-    assert error_of(verify.check_bundle, tiny_checkpoint, bundle) == (
+def test_tampered_chat_template_is_found_at_its_character(tiny_checkpoint: Path, model_dir: Path) -> None:
+    change_template(model_dir, "assistant", "Assistant")
+    assert error_of("chat-template-differs", verify.tokenizer_equal, tiny_checkpoint, model_dir) == (
         "the exported chat template differs from the source's at character 70: "
         "'Assistant\\n' where the source renders 'assistant\\n'"
     )
 
 
-def write_tokenizer(bundle: Path, checkpoint: Path, change: Any) -> None:
-    """Convert a changed copy of the source's tokenizer into the bundle."""
+def write_tokenizer(model_dir: Path, checkpoint: Path, change: Any) -> None:
+    """Convert a changed copy of the source's tokenizer into the model directory."""
     import openvino
     from openvino_tokenizers import convert_tokenizer
     from transformers import AutoTokenizer
 
-    copy = bundle.parent / "changed"
+    copy = model_dir.parent / "changed"
     shutil.copytree(checkpoint, copy)
     text = (copy / "tokenizer.json").read_text()
     changed = change(text)
@@ -74,22 +76,22 @@ def write_tokenizer(bundle: Path, checkpoint: Path, change: Any) -> None:
     (copy / "tokenizer.json").write_text(changed)
     models = convert_tokenizer(AutoTokenizer.from_pretrained(copy), with_detokenizer=True)
     for model, name in zip(models, ("openvino_tokenizer", "openvino_detokenizer"), strict=True):
-        openvino.save_model(model, bundle / f"{name}.xml")
+        openvino.save_model(model, model_dir / f"{name}.xml")
 
 
-def test_tampered_tokenizer_is_found_with_both_ids(tiny_checkpoint: Path, bundle: Path) -> None:
-    write_tokenizer(bundle, tiny_checkpoint, lambda text: text.replace('"use_regex": true', '"use_regex": false'))
-    message = error_of(verify.check_bundle, tiny_checkpoint, bundle)
+def test_tampered_tokenizer_is_found_with_both_ids(tiny_checkpoint: Path, model_dir: Path) -> None:
+    write_tokenizer(model_dir, tiny_checkpoint, lambda text: text.replace('"use_regex": true', '"use_regex": false'))
+    message = error_of("tokenizer-differs", verify.tokenizer_equal, tiny_checkpoint, model_dir)
     assert message.startswith("the exported tokenizer differs from the source's at token ")
     assert " where the source gives [" in message
 
 
-def test_tampered_detokenizer_is_found(tiny_checkpoint: Path, bundle: Path) -> None:
-    path = bundle / "openvino_detokenizer.bin"
+def test_tampered_detokenizer_is_found(tiny_checkpoint: Path, model_dir: Path) -> None:
+    path = model_dir / "openvino_detokenizer.bin"
     content = path.read_bytes()
     assert content.count(b"The") == 1
     path.write_bytes(content.replace(b"The", b"Xhe"))
-    message = error_of(verify.check_bundle, tiny_checkpoint, bundle)
+    message = error_of("detokenizer-differs", verify.tokenizer_equal, tiny_checkpoint, model_dir)
     assert message.startswith("the exported detokenizer gives ")
 
 
@@ -99,21 +101,21 @@ def test_bits_of_every_matrix_are_compared(tiny_fp32: Path, reference: Any) -> N
 
 
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.down_proj.weight", "lm_head.weight", "model.embed_tokens.weight"])
-def test_one_flipped_bit_in_a_weight_is_found_and_named(bundle: Path, reference: Any, name: str) -> None:
+def test_one_flipped_bit_in_a_weight_is_found_and_named(model_dir: Path, reference: Any, name: str) -> None:
     wanted = reference.state_dict()[name].numpy().tobytes()
-    content = bytearray((bundle / "openvino_model.bin").read_bytes())
+    content = bytearray((model_dir / "openvino_model.bin").read_bytes())
     at = content.find(wanted)
     assert at >= 0
     content[at + len(wanted) // 2] ^= 1
-    (bundle / "openvino_model.bin").write_bytes(content)
-    message = error_of(verify.weights_equal, reference, bundle / "openvino_model.xml")
+    (model_dir / "openvino_model.bin").write_bytes(content)
+    message = error_of("weights-differ", verify.weights_equal, reference, model_dir / "openvino_model.xml")
     assert message == f"the IR's {name} differs from the checkpoint's; the conversion is wrong"
 
 
-def test_matrix_that_is_not_in_the_ir_is_named(bundle: Path, reference: Any) -> None:
-    path = bundle / "openvino_model.xml"
+def test_matrix_that_is_not_in_the_ir_is_named(model_dir: Path, reference: Any) -> None:
+    path = model_dir / "openvino_model.xml"
     path.write_text(path.read_text().replace('name="self.lm_head.weight"', 'name="something_else"'))
-    message = error_of(verify.weights_equal, reference, path)
+    message = error_of("weights-missing", verify.weights_equal, reference, path)
     assert message == "1 weight matrices were not found in the IR, the first is lm_head.weight"
 
 
@@ -138,21 +140,31 @@ def test_wrong_rope_is_found(tiny_fp32: Path, tiny_checkpoint: Path, tmp_path: P
     copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
     tiny.edit_json(copy / "config.json", rope_parameters={**tiny.ARCEE["rope_parameters"], **rope})
     other = AutoModelForCausalLM.from_pretrained(copy, dtype="float32").eval()
-    message = error_of(verify.logits_equal, other, tiny_fp32 / "openvino_model.xml", verify.prompt(other.config, 192))
+    message = error_of(
+        "logits-differ", verify.logits_equal, other, tiny_fp32 / "openvino_model.xml", verify.prompt(other.config, 192)
+    )
     assert message.startswith("the exported model is not its source: logits differ by up to ")
     assert message.endswith(" of 192 tokens")
 
 
-def test_logits_that_are_not_finite_are_found(bundle: Path, reference: Any) -> None:
+def test_logits_that_are_not_finite_are_found(model_dir: Path, reference: Any) -> None:
     wanted = reference.state_dict()["lm_head.weight"].numpy()
-    content = (bundle / "openvino_model.bin").read_bytes()
-    (bundle / "openvino_model.bin").write_bytes(
+    content = (model_dir / "openvino_model.bin").read_bytes()
+    (model_dir / "openvino_model.bin").write_bytes(
         content.replace(wanted.tobytes(), np.full_like(wanted, np.nan).tobytes())
     )
     message = error_of(
-        verify.logits_equal, reference, bundle / "openvino_model.xml", verify.prompt(reference.config, 192)
+        "logits-not-finite",
+        verify.logits_equal,
+        reference,
+        model_dir / "openvino_model.xml",
+        verify.prompt(reference.config, 192),
     )
     assert message == "the exported model gives logits that are not finite"
+
+
+def job(checkpoint: Path, work: Path, proof_bytes: int) -> convert.Job:
+    return convert.Job(checkpoint, work, work, RECIPES["fp32"], proof_bytes=proof_bytes)
 
 
 @pytest.mark.slow
@@ -163,7 +175,7 @@ def test_proof_of_a_slice_says_what_it_left_out(
     assert one < two
     shutil.copyfile(tiny_fp32 / "openvino_model.xml", tmp_path / "openvino_model.xml")
     shutil.copyfile(tiny_fp32 / "openvino_model.bin", tmp_path / "openvino_model.bin")
-    found = convert._prove(reference, tiny_checkpoint, tmp_path, int(one + 1))
+    found = convert.prove(reference, job(tiny_checkpoint, tmp_path, int(one + 1)))
     assert found["layers"] == 1
     assert found["skipped"] == "memory: num_hidden_layers 1 of 2"
     assert found["top1_agreement"] == 1.0
@@ -172,12 +184,12 @@ def test_proof_of_a_slice_says_what_it_left_out(
 
 
 def test_proof_without_memory_says_how_much_it_needs(tiny_checkpoint: Path, tmp_path: Path, reference: Any) -> None:
-    found = convert._prove(reference, tiny_checkpoint, tmp_path, 10**8)
+    found = convert.prove(reference, job(tiny_checkpoint, tmp_path, 10**8))
     assert found == {"skipped": "one layer needs 1.0 GB of memory, 0.1 GB are free"}
 
 
 def test_cost_of_nothing_is_nothing_and_of_damage_is_much(
-    bundle: Path, tiny_fp32: Path, tmp_path: Path, reference: Any
+    model_dir: Path, tiny_fp32: Path, tmp_path: Path, reference: Any
 ) -> None:
     ids = verify.prompt(reference.config, 100)
     verify.save_reference(reference, ids, tmp_path / "reference.npz")
@@ -186,23 +198,18 @@ def test_cost_of_nothing_is_nothing_and_of_damage_is_much(
     assert abs(same["kl_mean"]) < 1e-6
     assert same["top1_agreement"] == 1.0
     weight = reference.state_dict()["model.layers.0.mlp.up_proj.weight"].numpy()
-    content = (bundle / "openvino_model.bin").read_bytes()
-    (bundle / "openvino_model.bin").write_bytes(content.replace(weight.tobytes(), (weight * 1.5).tobytes()))
-    damaged = verify.compression_cost(bundle / "openvino_model.xml", tmp_path / "reference.npz")
+    content = (model_dir / "openvino_model.bin").read_bytes()
+    (model_dir / "openvino_model.bin").write_bytes(content.replace(weight.tobytes(), (weight * 1.5).tobytes()))
+    damaged = verify.compression_cost(model_dir / "openvino_model.xml", tmp_path / "reference.npz")
     assert damaged["kl_mean"] > 0.01
     assert damaged["kl_max"] >= damaged["kl_mean"]
     assert damaged["top1_agreement"] < 1.0
 
 
-def test_kl_divergence_is_the_textbook_one() -> None:
-    p, q = np.log(np.array([[0.5, 0.25, 0.25]])), np.log(np.array([[0.25, 0.5, 0.25]]))
-    found = verify._divergence([1], p.astype(np.float32), (q + 7).astype(np.float32))
-    assert found["kl_mean"] == pytest.approx(0.25 * np.log(2), rel=1e-5)
-    assert found["top1_agreement"] == 0.0
-
-
-def test_source_without_a_template_has_nothing_to_compare(tiny_checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
+def test_source_without_a_template_has_nothing_to_compare(
+    tiny_checkpoint: Path, model_dir: Path, tmp_path: Path
+) -> None:
     copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
     (copy / "chat_template.jinja").unlink()
-    checks = verify.check_bundle(copy, bundle)
+    checks = verify.tokenizer_equal(copy, model_dir)
     assert checks["chat_template"] == {"skipped": "the source has no chat template"}

@@ -2,7 +2,7 @@
 
 It speaks enough of the Hub's API for the real client to download and upload, keeps a log of what was
 asked, and misbehaves on demand. huggingface_hub reads HF_ENDPOINT when it is imported, so client
-calls run in a child process: `Hub.call("hub:resolved", cache, model=...)`.
+calls run in a child process: `hub.client(cache).run(resolve, model)`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 import threading
 from collections.abc import Iterator
@@ -21,41 +20,23 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from ov_afm.system import child_process
+from ov_afm.system.child_process import ChildProcess
 
 TOKEN = "hf_loopback"
 LARGE = (".safetensors", ".bin")
 
 
-def resolved(**arguments: Any) -> dict[str, Any]:
-    """`sources.resolve` for a child process: its result as JSON."""
-    from ov_afm.conversion import sources
-
-    source = sources.resolve(**arguments)
-    names = sorted(path.name for path in source.path.iterdir())
-    return {**source.describe(), "path": str(source.path), "files": names, "prebuilt": source.prebuilt}
-
-
-def uploaded(model_dir: str, repo_id: str, **options: Any) -> str:
-    """`upload.upload` for a child process."""
-    from ov_afm.cli.upload import upload
-
-    return upload(Path(model_dir), repo_id, **options)
-
-
 def environment(cache: Path, url: str) -> dict[str, str]:
     """A child's environment: this Hub, an empty cache and no login."""
-    here = Path(__file__).parent
-    settings = {
+    return {
         "HF_ENDPOINT": url,
         "HF_HOME": str(cache),
         "HF_HUB_CACHE": str(cache / "hub"),
         "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "PYTHONPATH": os.pathsep.join((str(here), str(here.parents[1]), os.environ.get("PYTHONPATH", ""))),
+        "HF_TOKEN": "",
     }
-    return {**{key: value for key, value in os.environ.items() if key != "HF_TOKEN"}, **settings}
 
 
 @dataclass
@@ -101,9 +82,9 @@ class Hub:
         self.repos[repo] = Repo(files, **options)
         return self.repos[repo]
 
-    def call(self, target: str, cache: Path, env: dict[str, str] | None = None, **arguments: Any) -> Any:
-        """Run a function in a child whose Hub this is."""
-        return child_process.run(target, arguments, env={**environment(cache, self.url), **(env or {})}, timeout_s=120)
+    def client(self, cache: Path, **env: str) -> ChildProcess:
+        """A child process whose Hub this is."""
+        return ChildProcess(env={**environment(cache, self.url), **env}, timeout_s=120)
 
     def asked(self, pattern: str) -> list[str]:
         """Requests whose log line matches."""

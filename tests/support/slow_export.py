@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ov_afm import export
+from ov_afm.cli import export as export_command
+from ov_afm.conversion import convert
 from ov_afm.model_dir import manifest
 from ov_afm.system import child_process
+from ov_afm.system.child_process import ChildProcess
 
-STEPS = ("tokenizer", "reading", "converting", "proving", "compressing", "verifying")
 
-
-def build(bundle: str, work: str, stop_in: str, ready: str, **_: Any) -> dict[str, Any]:
+def build(job: convert.Job, stop_in: str, ready: Path) -> convert.Converted:
     """Stands in for `convert.build`: writes a little in each phase and hangs in one."""
-    for step in STEPS:
-        child_process.emit("step", name=step)
-        (Path(bundle) / f"{step}.bin").write_bytes(b"x" * 1000)
-        (Path(work) / f"{step}.bin").write_bytes(b"x" * 1000)
+    for step in convert.STEPS:
+        child_process.emit(child_process.Step(step))
+        (job.output / f"{step}.bin").write_bytes(b"x" * 1000)
+        (job.work / f"{step}.bin").write_bytes(b"x" * 1000)
         if step == stop_in:
             _stop(ready)
-    return {"recipe": {}, "checks": {}}
+    return convert.Converted({}, {})
 
 
-def _stop(ready: str) -> None:
-    mark = Path(ready).with_suffix(".tmp")
+def _stop(ready: Path) -> None:
+    mark = ready.with_suffix(".tmp")
     mark.write_text(str(os.getpid()))
     mark.replace(ready)
     time.sleep(600)
@@ -35,18 +37,19 @@ def _stop(ready: str) -> None:
 
 def main() -> int:
     """Run the command with the slow conversion."""
-    phase, ready = sys.argv[1:3]
-    run = child_process.run
+    phase, ready = sys.argv[1], Path(sys.argv[2])
+    run = ChildProcess.run
 
-    def slow(target: str, arguments: dict[str, Any], **options: Any) -> Any:
-        if target != "ov_afm.conversion.convert:build":
+    def slow(self: ChildProcess, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        if function is not convert.build:
             return {"prompts": []}
-        return run("slow_export:build", {**arguments, "stop_in": phase, "ready": ready}, **options)
+        # This file runs as `__main__`; a child knows its functions by the name of the module.
+        return run(self, importlib.import_module("slow_export").build, *arguments, phase, ready)
 
-    child_process.run = slow
+    ChildProcess.run = slow  # type: ignore[assignment, method-assign]
     if phase == "hashing":
         manifest.scan = lambda *_: _stop(ready)  # type: ignore[assignment, return-value, misc]
-    return sys.modules[export.__module__].main(sys.argv[3:])  # type: ignore[no-any-return]
+    return export_command.main(sys.argv[3:])
 
 
 if __name__ == "__main__":

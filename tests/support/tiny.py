@@ -14,6 +14,16 @@ CORPUS = (
     "The quick brown fox jumps over the lazy dog. What is the capital of France? Paris. "
     "def add(a, b):\n    return a + b\n0123456789 ünïcödé 你好 🙂 <tag> & more, text; for: pairs! "
 )
+# What tokenizers disagree about: spaces, digits, scripts, control tokens.
+TEXTS = [
+    "Hello, world! It's 2026-11-22, isn't it?",
+    "def f(x):\n    return x ** 2  # 12345\n\n\n\ttabs  and   runs",
+    "Žluťoučký kůň 你好，世界 🙂👩‍👩‍👧 ½ Ⅷ ²",
+    "<|im_start|>user\nWhat?<|im_end|>\n",
+    " leading and trailing ",
+    "  7 \t 12  34\t\t5  x ½ -- $5.00, 1234567",
+    "\r\n\r\n windows\r\n",
+]
 ARCEE: dict[str, Any] = {
     "vocab_size": 512,
     "hidden_size": 64,

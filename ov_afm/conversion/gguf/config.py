@@ -21,10 +21,10 @@ def need(fields: Mapping[str, Any], key: str, file: str) -> Any:
     """A value that every model file has.
 
     Raises:
-        SourceError: This one has not.
+        SourceError: This file lacks it.
     """
     if key not in fields:
-        raise SourceError(f"{file} has no {key}; it is no complete model file, fetch it again")
+        raise SourceError(f"{file} has no {key}; it is no complete model file, fetch it again", code="gguf-incomplete")
     return fields[key]
 
 
@@ -60,8 +60,7 @@ def config_of(file: str, arch: str, fields: Mapping[str, Any], tensors: Mapping[
         "head_dim": head_dim,
         "vocab_size": int(tensors["token_embd.weight"].shape[1]),
         "max_position_embeddings": get("context_length"),
-        # The file holds a float32, whose shortest decimal form is the number that was meant.
-        "rms_norm_eps": float(str(np.float32(get("attention.layer_norm_rms_epsilon")))),
+        "rms_norm_eps": _decimal(get("attention.layer_norm_rms_epsilon")),
         "rope_parameters": _rope(file, arch, fields, tensors, head_dim),
         "tie_word_embeddings": "output.weight" not in tensors,
         "attention_bias": False,
@@ -73,19 +72,25 @@ def config_of(file: str, arch: str, fields: Mapping[str, Any], tensors: Mapping[
     return {key: value for key, value in config.items() if value is not None}
 
 
+def _decimal(value: float) -> float:
+    """A number of a configuration, of which the file holds the float32: its shortest decimal form."""
+    return float(str(np.float32(value)))
+
+
 def _rope(file: str, arch: str, fields: Mapping[str, Any], tensors: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
-    theta = float(fields.get(f"{arch}.rope.freq_base", 10000.0))
+    theta = _decimal(fields.get(f"{arch}.rope.freq_base", 10000.0))
     scaling = {
         key.rpartition(".")[2]: value for key, value in fields.items() if key.startswith(f"{arch}.rope.scaling.")
     }
     kind = scaling.pop("type", "none")
     scaling.pop("finetuned", None)
-    factor = float(scaling.pop("factor", 1.0))
+    factor = _decimal(scaling.pop("factor", 1.0))
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
     rotated = fields.get(f"{arch}.rope.dimension_count", head_dim)
     if rotated != head_dim:
         raise SourceError(
-            f"{file} rotates {rotated} of {head_dim} dimensions of a head, which {arch} cannot; use another file"
+            f"{file} rotates {rotated} of {head_dim} dimensions of a head, which {arch} cannot; use another file",
+            code="gguf-rope-unsupported",
         )
     if ROPE_FREQS in tensors:
         return _llama3_rope(file, np.asarray(tensors[ROPE_FREQS].data, np.float32), theta, head_dim)
@@ -94,14 +99,17 @@ def _rope(file: str, arch: str, fields: Mapping[str, Any], tensors: Mapping[str,
     if kind == "linear":
         return {**rope, "rope_type": "linear", "factor": factor}
     original = scaling.pop("original_context_length", None)
-    attention = float(scaling.pop("attn_factor", 1.0)) * float(scaling.pop("yarn_attn_factor", 1.0))
+    attention = _decimal(scaling.pop("attn_factor", 1.0)) * _decimal(scaling.pop("yarn_attn_factor", 1.0))
     extension = scaling.pop("yarn_ext_factor", 1.0)
     betas = {f"beta_{end}": scaling.pop(f"yarn_beta_{end}", None) for end in ("fast", "slow")}
     if kind != "yarn" or original is None or extension != 1.0 or scaling:
-        found = ", ".join([f"type {kind}", *(f"{key} {value}" for key, value in scaling.items())])
-        raise SourceError(f"rope scaling of {file} is not supported ({found}); use the safetensors model")
+        settings = ", ".join([f"type {kind}", *(f"{key} {value}" for key, value in scaling.items())])
+        raise SourceError(
+            f"rope scaling of {file} is not supported ({settings}); use the safetensors model",
+            code="gguf-rope-unsupported",
+        )
     rope.update(rope_type="yarn", factor=factor, original_max_position_embeddings=original)
-    rope.update({key: float(value) for key, value in betas.items() if value is not None})
+    rope.update({key: _decimal(value) for key, value in betas.items() if value is not None})
     if attention != 1.0:
         # llama.cpp multiplies YaRN's own scale (arXiv 2309.00071, eq. 22) by it; Hugging Face's replaces that scale.
         rope["attention_factor"] = attention * (0.1 * math.log(factor) + 1.0)
@@ -109,18 +117,32 @@ def _rope(file: str, arch: str, fields: Mapping[str, Any], tensors: Mapping[str,
 
 
 def _llama3_rope(file: str, factors: NDArray[np.float32], theta: float, head_dim: int) -> dict[str, Any]:
-    """Llama 3's scaling from the factors it leaves, which are checked against the constants that it is known for."""
+    """Llama 3's scaling from the factors that llama.cpp computed of it, which are checked against its formula.
+
+    The largest factor is the configured one. The stored value may miss it by some float32 roundings, which depend on
+    the CPU that wrote the file, so the configured value is the shortest decimal number within those.
+    """
+    factor = _shortest_decimal(float(factors.max()), 8 * float(np.finfo(np.float32).eps))
     rope: dict[str, Any] = {
         "rope_type": "llama3",
         "rope_theta": theta,
-        "factor": float(factors.max()),
+        "factor": factor,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    wavelength = 2 * math.pi * theta ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+    wavelength = 2 * math.pi * theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     smooth = np.clip((8192 / wavelength - 1.0) / (4.0 - 1.0), 0.0, 1.0)
-    expected: NDArray[Any] = 1 / ((1 - smooth) / rope["factor"] + smooth)
+    expected = 1 / ((1 - smooth) / factor + smooth)
     if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4):
-        raise SourceError(f"the rope frequencies of {file} are not those of Llama 3; use the safetensors model")
+        raise SourceError(
+            f"the rope frequencies of {file} are not those of Llama 3; use the safetensors model",
+            code="gguf-rope-unsupported",
+        )
     return rope
+
+
+def _shortest_decimal(value: float, tolerance: float) -> float:
+    """The number with the fewest significant digits whose relative distance from `value` is within `tolerance`."""
+    rounded = (float(f"{value:.{digits}g}") for digits in range(1, 17))
+    return next(number for number in rounded if math.isclose(number, value, rel_tol=tolerance))

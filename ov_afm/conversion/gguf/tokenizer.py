@@ -1,9 +1,9 @@
-"""A Hugging Face tokenizer from what a GGUF file says of its own.
+"""A Hugging Face tokenizer from the metadata of a GGUF file.
 
-A byte-level BPE is four things: the tokens, the merges, the rule that cuts text into pieces before
-merging, and the special tokens. A GGUF has the first two in full, names the third (`tokenizer.ggml.pre`)
-and types the fourth. transformers reads only some of that and picks a tokenizer by architecture, which
-is wrong for most files; here nothing is guessed, and a rule that is not known is refused by name.
+A byte-level BPE is four things: the tokens, the merges, the rule that cuts text into pieces before merging, and the
+special tokens. A GGUF file holds the first two in full, the name of the third (`tokenizer.ggml.pre`), and marks the
+fourth by token types. transformers reads only some of that and picks a tokenizer by architecture, which is wrong for
+most files; here nothing is guessed, and an unknown rule is refused by name.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ __all__ = ["PRE_TOKENIZERS", "write_tokenizer"]
 # Token types of GGUF (enum llama_token_type, include/llama.h in ggml-org/llama.cpp).
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 
-# Rules as llama.cpp has them (llm_tokenizer_bpe, src/llama-vocab.cpp). Where it applies several regular
-# expressions one after the other, here is one that cuts alike: OpenVINO joins a sequence of splits into
-# alternatives, which is not the same ("  7" would come apart). The tests compare each with the sequence.
+# Rules as llama.cpp has them (llm_tokenizer_bpe, src/llama-vocab.cpp). Where llama.cpp applies several regular
+# expressions in turn, this is one that cuts in the same places, because OpenVINO joins a sequence of splits into
+# alternatives, which cut elsewhere ("  7" would come apart). The tests compare each with the sequence.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # \p{N}, then GPT-2: a run of white space before a digit is one piece, because the digit ends what GPT-2 sees.
 _DIGITS = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
@@ -68,19 +68,22 @@ def write_tokenizer(folder: Path, fields: Mapping[str, Any], name: str, max_leng
     model, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "default")
     if model != "gpt2":
         raise SourceError(
-            f"tokenizer {model!r} of {name} is not supported (byte-level BPE, 'gpt2', is); use the safetensors model"
+            f"tokenizer {model!r} of {name} is not supported (byte-level BPE, 'gpt2', is); use the safetensors model",
+            code="gguf-tokenizer-unsupported",
         )
     if pre not in PRE_TOKENIZERS:
-        known = ", ".join(sorted(PRE_TOKENIZERS))
         raise SourceError(
-            f"pre-tokenizer {pre!r} of {name} is not supported; known are {known}; use the safetensors model"
+            f"pre-tokenizer {pre!r} of {name} is not supported; known are {', '.join(sorted(PRE_TOKENIZERS))}; "
+            "use the safetensors model",
+            code="gguf-tokenizer-unsupported",
         )
     tokens = fields["tokenizer.ggml.tokens"]
     try:
         tokenizer = _build(fields, tokens, pre)
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise SourceError(
-            f"tokenizer data of {name} contradict each other ({error}); use the safetensors model"
+            f"tokenizer data of {name} contradict each other ({error}); use the safetensors model",
+            code="gguf-tokenizer-damaged",
         ) from error
     tokenizer.save(str(folder / "tokenizer.json"))
     config: dict[str, Any] = {
@@ -132,8 +135,8 @@ def _build(fields: Mapping[str, Any], tokens: list[str], pre: str) -> Any:
 
     def edge(which: str, default: bool) -> list[int]:
         token_id = fields.get(f"tokenizer.ggml.{which}_token_id")
-        wanted = fields.get(f"tokenizer.ggml.add_{which}_token", default)
-        return [token_id] if wanted and token_id is not None else []
+        added = fields.get(f"tokenizer.ggml.add_{which}_token", default)
+        return [token_id] if added and token_id is not None else []
 
     head, tail = edge("bos", whole_pieces), edge("eos", False)
     if head or tail:

@@ -1,9 +1,9 @@
 """A GGUF file becomes a Hugging Face checkpoint: llama and arcee architectures, any quantization of the `gguf` package.
 
-llama.cpp stores the rows of the query and key projections in another order (its rotary embedding turns
-neighbouring pairs, Hugging Face's turns halves), writes YaRN into metadata and Llama 3's rope scaling
-into a tensor, and leaves out a tied head. All of that is undone here. Weights stream from the mapped
-file to one safetensors file a few rows at a time, so memory stays small whatever the model's size.
+llama.cpp stores the rows of the query and key projections in another order (its rotary embedding turns neighbouring
+pairs, Hugging Face's turns halves), writes YaRN into metadata and Llama 3's rope scaling into a tensor, and leaves out
+a tied head. All of that is undone here. Weights stream from the mapped file to one safetensors file a few rows at a
+time, so memory stays small whatever the model's size.
 
 Number format of the result: float32, which holds every dequantized value exactly, up to a billion
 weights. Above that bfloat16 if that is what the matrices of the file are, otherwise float16: its
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import SourceError
-from ...system.atomic import disk_full_as_error
+from ...system.atomic import disk_full_as_error, write_json
 from ...system.console import human_bytes
 from ...system.paths import cache_dir, cached
 from .config import ARCHITECTURES, ROPE_FREQS, config_of, need
@@ -54,8 +54,6 @@ LAYER = {
 # ArceeForCausalLM's MLP has no gate.
 UNGATED = {"arcee": ("ffn_gate",)}
 
-TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-
 OnBytes = Callable[[int, int], None]
 
 
@@ -81,7 +79,8 @@ def convert_cached(path: Path, on_bytes: OnBytes | None = None) -> Path:
                 convert(path, work, on_bytes)
         except PermissionError as error:
             raise SourceError(
-                f"cannot write to {folder.parent} ({error.strerror}); set OV_AFM_CACHE to a folder of yours"
+                f"cannot write to {folder.parent} ({error.strerror}); set OV_AFM_CACHE to a folder of yours",
+                code="cache-unwritable",
             ) from error
     return folder
 
@@ -102,7 +101,8 @@ def convert(path: Path, folder: Path, on_bytes: OnBytes | None = None) -> None:
     arch = fields.get("general.architecture")
     if arch not in ARCHITECTURES:
         raise SourceError(
-            f"GGUF architecture {arch!r} of {path.name} is not supported; supported are {', '.join(ARCHITECTURES)}"
+            f"GGUF architecture {arch!r} of {path.name} is not supported; supported are {', '.join(ARCHITECTURES)}",
+            code="architecture-unsupported",
         )
     names = _names(path.name, arch, tensors, fields)
     config = config_of(path.name, arch, fields, tensors)
@@ -113,7 +113,8 @@ def convert(path: Path, folder: Path, on_bytes: OnBytes | None = None) -> None:
     if needed > free:
         raise SourceError(
             f"converting {path.name} needs {human_bytes(needed)} in {cache_dir()}, {human_bytes(free)} are free; "
-            "free some space, or set OV_AFM_CACHE to a folder on a larger disk"
+            "free some space, or set OV_AFM_CACHE to a folder on a larger disk",
+            code="disk-full",
         )
     _write_weights(
         folder / "model.safetensors", {names[name]: tensors[name] for name in names}, config, dtype, on_bytes
@@ -124,34 +125,33 @@ def convert(path: Path, folder: Path, on_bytes: OnBytes | None = None) -> None:
             f"---\nlicense: {license_id}\n---\nConverted from {path.name}.\n", encoding="utf-8"
         )
     config["dtype"] = dtype
-    _write_json(folder / "config.json", config)
-    ids: dict[str, Any] = {
-        key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config
-    }
-    _write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
-
-
-def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", config)
+    ids = {key: value for key, value in config.items() if key.endswith("_token_id")}
+    write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         from gguf import GGUFReader
     except ImportError as error:
-        raise SourceError("reading GGUF files needs the gguf package; run: pip install 'ov-afm[export]'") from error
+        raise SourceError(
+            "reading GGUF files needs the gguf package; run: pip install 'ov-afm[export]'", code="not-installed"
+        ) from error
     with path.open("rb") as stream:
         magic = stream.read(4)
     if magic != b"GGUF":
-        raise SourceError(f"{path} is no GGUF file: it starts with {magic!r}; fetch it again")
+        raise SourceError(f"{path} is no GGUF file: it starts with {magic!r}; fetch it again", code="gguf-damaged")
     try:
         reader = GGUFReader(path)
         fields = {key: field.contents() for key, field in reader.fields.items()}
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        raise SourceError(f"{path} is cut short or damaged ({path.stat().st_size} bytes); fetch it again") from error
+        raise SourceError(
+            f"{path} is cut short or damaged ({path.stat().st_size} bytes); fetch it again", code="gguf-damaged"
+        ) from error
     if fields.get("split.count", 1) > 1:
         raise SourceError(
-            f"{path.name} is one of {fields['split.count']} parts; join them with: llama-gguf-split --merge"
+            f"{path.name} is one of {fields['split.count']} parts; join them with: llama-gguf-split --merge",
+            code="gguf-split",
         )
     return fields, {tensor.name: tensor for tensor in reader.tensors}
 
@@ -169,8 +169,8 @@ def _names(file: str, arch: str, tensors: Mapping[str, Any], fields: Mapping[str
     missing = [name for name in names if name not in tensors and name != "output.weight"]
     unknown = [name for name in tensors if name not in names and name != ROPE_FREQS]
     if missing or unknown:
-        what = f"lacks tensor {missing[0]}" if missing else f"has tensor {unknown[0]}, which has no place in {arch}"
-        raise SourceError(f"{file} {what}; use the safetensors model")
+        problem = f"lacks tensor {missing[0]}" if missing else f"has tensor {unknown[0]}, which has no place in {arch}"
+        raise SourceError(f"{file} {problem}; use the safetensors model", code="gguf-tensors")
     return {name: names[name] for name in tensors if name in names}
 
 
@@ -223,7 +223,8 @@ def _rows(name: str, tensor: Any, config: Mapping[str, Any]) -> Iterator[NDArray
             yield dequantize(rows, tensor.tensor_type)
         except NotImplementedError as error:
             raise SourceError(
-                f"quantization {tensor.tensor_type.name} of {tensor.name} is not supported; use another GGUF file"
+                f"quantization {tensor.tensor_type.name} of {tensor.name} is not supported; use another GGUF file",
+                code="gguf-quantization-unsupported",
             ) from error
 
 

@@ -1,0 +1,85 @@
+"""`ov-afm export`: a checkpoint becomes a verified OpenVINO model directory."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..export import export
+from ..model_dir import bundle, ovms
+from ..presets import DEFAULT_MODEL
+from ..system import console
+from .command import command, parser
+from .recipe_options import add_recipe_arguments, recipe_from_arguments
+
+__all__ = ["main"]
+
+KERNELS = {"auto": None, "relu2": True, "none": False}
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """`ov-afm export`."""
+    args = _parser().parse_args(argv)
+    if args.ovms is not None:
+        # Before the long work.
+        ovms.read_config(Path(args.ovms))
+    result = export(
+        args.model,
+        args.output,
+        recipe=recipe_from_arguments(args),
+        revision=args.revision,
+        device=args.device,
+        verify=not args.no_verify,
+        golden=args.golden,
+        kernels=KERNELS[args.kernels],
+        force=args.force,
+        work_dir=args.work_dir,
+        allow_pickle=args.allow_pickle,
+        trust_remote_code=args.trust_remote_code,
+        adapters=args.merge_adapter,
+    )
+    if result.log is None:
+        console.note(f"{result.path} is this export already; nothing was done (replace it with --force)")
+    if args.ovms is not None:
+        served = ovms.add(result.path, Path(args.ovms), device=args.device or "CPU", replace=args.force)
+        console.note(f"OpenVINO Model Server: ovms --config_path {served.parent / ovms.CONFIG} --rest_port 8000")
+    bundle.report(result, as_json=args.json)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    options = parser("export", "Export a model to a verified OpenVINO model directory.")
+    options.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="Hub id, folder, .gguf file or embedded name")
+    options.add_argument("--output", "-o", metavar="DIR", help="new model directory (default: ./NAME-RECIPE)")
+    options.add_argument("--revision", help="commit, tag or branch of a Hub repository")
+    add_recipe_arguments(options)
+    options.add_argument("--no-verify", action="store_true", help="leave out the comparison with the source")
+    options.add_argument(
+        "--golden",
+        action=argparse.BooleanOptionalAction,
+        help="record answers for the self-test of other devices (default: up to 1 B parameters, or with --device)",
+    )
+    options.add_argument(
+        "--kernels",
+        choices=list(KERNELS),
+        default="auto",
+        help="pack the model for the native CPU kernels too (auto: a ReLU² model, for the CPU, where zeros pay)",
+    )
+    options.add_argument("--force", action="store_true", help="replace a directory that is not empty")
+    options.add_argument(
+        "--work-dir", metavar="DIR", help="folder for the uncompressed IR (default: beside the output)"
+    )
+    options.add_argument("--allow-pickle", action="store_true", help="accept pickled weights (they can run code)")
+    options.add_argument("--trust-remote-code", action="store_true", help="run Python code of the checkpoint")
+    options.add_argument(
+        "--merge-adapter",
+        action="append",
+        default=[],
+        metavar="FILE[:WEIGHT]",
+        help="LoRA adapter in PEFT's form to merge before the export; may be given again",
+    )
+    options.add_argument("--ovms", metavar="DIR", help="add the model to this repository of OpenVINO Model Server too")
+    options.add_argument("--json", action="store_true", help="print the manifest")
+    return options
