@@ -85,10 +85,7 @@ def tiny_fp32(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 
     out, work = tmp_path_factory.mktemp("models") / "tiny-fp32", tmp_path_factory.mktemp("work")
     out.mkdir()
-    recipe = presets.RECIPES["fp32"].to_dict()
-    convert.build(
-        str(tiny_checkpoint), str(out), str(work), recipe=recipe, proof_bytes=0, prove=False, trust_remote_code=False
-    )
+    convert.build(convert.Job(tiny_checkpoint, out, work, presets.RECIPES["fp32"], prove=False))
     return out
 
 
