@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ov_afm.evaluation import scoring
-from ov_afm.evaluation import text as eval_text
 from ov_afm.evaluation.divergence import summarize
+from ov_afm.evaluation.text import load_text
 from ov_afm.model_dir import manifest
 from ov_afm.system import console
 
@@ -120,7 +120,7 @@ def main() -> None:
                 command = [args.llama_python, "-c", QUANTIZE, whole, packed, str(FILE_TYPES[kind])]
                 subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
             bits, kinds = read_back(packed, args.checkpoint, folder, config)
-            blocks = scoring.tokens_of(folder, eval_text.load_text(args.text), None, eval_text.BLOCK_TOKENS, reference)
+            blocks = scoring.tokens_of(folder, load_text(args.text), reference)
             known = scoring.prepare_reference(reference, blocks, bars)
             figures = summarize(scoring.score(folder, blocks, known, bars)[0])
             print(json.dumps({"name": kind, "bits_per_weight": bits, "types": kinds} | asdict(figures)), flush=True)

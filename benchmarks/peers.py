@@ -29,15 +29,17 @@ from typing import Any
 from random_gguf import write_gguf
 
 import ov_afm
-from ov_afm.bench.engine import Timeline, open_engine
-from ov_afm.bench.memory import peak_rss_bytes
+from ov_afm.bench.engine import Timeline, clock, open_engine
 from ov_afm.bench.plan import Combination, Settings
 from ov_afm.bench.prompts import Prompts
-from ov_afm.bench.summary import number
+from ov_afm.bench.run import peak_rss_bytes
+from ov_afm.bench.statistics import spread
+from ov_afm.cli.command import command
 from ov_afm.errors import ConfigError, OVAFMError
 from ov_afm.model_dir import manifest
-from ov_afm.runtime.metrics import Spread, percentile, spread
+from ov_afm.model_dir.model_directory import ModelDirectory
 from ov_afm.system import console
+from ov_afm.system.console import markdown_table
 
 Run = Callable[[list[int], int], Timeline]
 Record = dict[str, Any]
@@ -49,12 +51,12 @@ ENGINES = ("ov_afm", "openvino-genai", "llama.cpp")
 
 def run_ov_afm(options: argparse.Namespace) -> tuple[Run, str]:
     """The engine that `Pipeline` loads, native kernels included where the model has them."""
-    wanted = Combination("peer", "CPU", "plain", options.prompt_tokens, options.new_tokens, 1)
-    engine = open_engine(Path(options.model), wanted, Settings(devices=("CPU",), threads=options.threads))
+    combination = Combination("peer", "CPU", "plain", options.prompt_tokens, options.new_tokens, 1)
+    settings = Settings(devices=("CPU",), threads=options.threads)
+    engine = open_engine(ModelDirectory.open(options.model), combination, settings)
     kernels = "with kernels" if engine.kernels else "without kernels"
-    return lambda prompt, count: engine.run([prompt], count)[
-        0
-    ], f"ov_afm {manifest.installed_versions()['ov_afm']} {kernels}"
+    version = f"ov_afm {manifest.installed_versions()['ov_afm']} {kernels}"
+    return lambda prompt, count: engine.run([prompt], count)[0], version
 
 
 def run_genai(options: argparse.Namespace) -> tuple[Run, str]:
@@ -71,20 +73,8 @@ def run_genai(options: argparse.Namespace) -> tuple[Run, str]:
         ids = np.array([prompt], dtype=np.int64)
         times = Timeline(time.perf_counter())
 
-        def take(token: int | list[int]) -> Any:
-            times.take([token] if isinstance(token, int) else list(token))
-            return openvino_genai.StreamingStatus.RUNNING
-
-        class Clock(openvino_genai.StreamerBase):  # type: ignore[misc]
-            def write(self, token: int | list[int]) -> Any:
-                return take(token)
-
-            def end(self) -> None:
-                pass
-
-        engine.generate(
-            openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids))), config, Clock()
-        )
+        inputs = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
+        engine.generate(inputs, config, clock(times))
         times.end = time.perf_counter()
         return times
 
@@ -121,6 +111,8 @@ OPENERS = dict(zip(ENGINES, (run_ov_afm, run_genai, run_llama), strict=True))
 
 def serve(name: str, options: argparse.Namespace) -> None:
     """Load an engine, then measure the prompts that come on standard input, one JSON line each."""
+    import numpy as np
+
     answers = sys.stdout
     sys.stdout = sys.stderr
     begin = time.perf_counter()
@@ -133,8 +125,8 @@ def serve(name: str, options: argparse.Namespace) -> None:
         gaps = times.gaps_ms
         figures = {
             "ttft_ms": times.ttft_ms,
-            "tpot_p50_ms": percentile(gaps, 50),
-            "tpot_p95_ms": percentile(gaps, 95),
+            "tpot_p50_ms": float(np.percentile(gaps, 50)),
+            "tpot_p95_ms": float(np.percentile(gaps, 95)),
             "decode_tokens_per_s": 1000 * len(gaps) / sum(gaps),
             "prefill_tokens_per_s": 1000 * len(request["prompt"]) / times.ttft_ms,
             "generated_tokens": times.new_tokens,
@@ -235,42 +227,36 @@ def compare(options: argparse.Namespace) -> tuple[list[Record], dict[str, str]]:
 def table(records: Sequence[Record], absent: dict[str, str], options: argparse.Namespace) -> str:
     """Medians with ranges, and ratios pair by pair against the first engine."""
     engines = list(dict.fromkeys(record["engine"] for record in records))
-    lines = [
+    headers = ("engine", "TTFT ms", "prefill tokens/s", "decode tokens/s", "TPOT p50 / p95 ms", "peak memory GB")
+    columns = ("ttft_ms", "prefill_tokens_per_s", "decode_tokens_per_s", "tpot_p50_ms", "tpot_p95_ms", "peak_rss_bytes")
+    rows = []
+    for engine in engines:
+        runs = [record for record in records if record["engine"] == engine]
+        spreads = [spread([run[name] for run in runs]) for name in columns]
+        ttft, prefill, decode, p50, p95, peak = (each for each in spreads if each is not None)
+        speeds = [each.text() for each in (ttft, prefill, decode)]
+        gaps = f"{p50.median:.1f} / {p95.median:.1f}"
+        rows.append([runs[0]["version"], *speeds, gaps, f"{peak.median / 1e9:.2f}"])
+    rows += [[engine, f"not run: {reason}", *[""] * 4] for engine, reason in absent.items()]
+    blocks = [
         f"Prompt {options.prompt_tokens} tokens, {options.new_tokens} new, {options.runs} runs in turns, "
         f"{options.threads} threads, model {Path(options.model).name}.",
-        "",
-        "| engine | TTFT ms | prefill tokens/s | decode tokens/s | TPOT p50 / p95 ms | peak memory GB |",
-        "|---|---:|---:|---:|---:|---:|",
+        markdown_table(headers, rows, "lr"),
     ]
-    columns = ("ttft_ms", "prefill_tokens_per_s", "decode_tokens_per_s", "tpot_p50_ms", "tpot_p95_ms", "peak_rss_bytes")
-    for engine in engines:
-        rows = [record for record in records if record["engine"] == engine]
-        ttft, prefill, decode, p50, p95, peak = (spread([row[name] for row in rows]) for name in columns)
-        assert p50 is not None
-        assert p95 is not None
-        assert peak is not None
-        lines.append(
-            f"| {rows[0]['version']} | {_text(ttft)} | {_text(prefill)} | {_text(decode)} "
-            f"| {p50.median:.1f} / {p95.median:.1f} | {peak.median / 1e9:.2f} |"
-        )
-    lines += [f"| {engine} | not run: {reason} | | | | |" for engine, reason in absent.items()]
     for peer in engines[1:]:
-        told = ", ".join(f"{title} {_text(_ratio(records, engines[0], peer, name))}×" for name, title in RATIOS)
-        lines += ["", f"{engines[0]} against {peer}, prompt by prompt: {told}."]
-    return "\n".join(lines)
+        ratios = ", ".join(f"{title} {_ratio(records, engines[0], peer, name)}×" for name, title in RATIOS)
+        blocks.append(f"{engines[0]} against {peer}, prompt by prompt: {ratios}.")
+    return "\n\n".join(blocks)
 
 
 RATIOS = (("decode_tokens_per_s", "decode speed"), ("prefill_tokens_per_s", "prefill speed"))
 
 
-def _ratio(records: Sequence[Record], ours: str, peer: str, name: str) -> Spread | None:
-    found = {(record["engine"], record["run"]): record[name] for record in records}
+def _ratio(records: Sequence[Record], ours: str, peer: str, name: str) -> str:
+    values = {(record["engine"], record["run"]): record[name] for record in records}
     runs = sorted({record["run"] for record in records})
-    return spread([found[ours, run] / found[peer, run] for run in runs])
-
-
-def _text(found: Spread | None) -> str:
-    return "–" if found is None else f"{number(found.median)} ({number(found.least)}–{number(found.most)})"
+    ratios = spread([values[ours, run] / values[peer, run] for run in runs])
+    return "–" if ratios is None else ratios.text()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -302,15 +288,15 @@ def _prepare(options: argparse.Namespace) -> None:
     for name, least in (("runs", 1), ("prompt_tokens", 1), ("new_tokens", 2), ("threads", 1)):
         if getattr(options, name) < least:
             raise ConfigError(f"{name} must be at least {least}, found {getattr(options, name)}")
-    contents = manifest.verify(Path(options.model))
+    model = ModelDirectory.open(options.model)
     if options.report is not None and Path(options.report).exists():
         raise ConfigError(f"{options.report} exists; name another folder")
     if "llama.cpp" in options.engines and not Path(options.gguf).exists():
-        recipe = contents.recipe if contents else {}
-        write_gguf(Path(options.model), Path(options.gguf), str(recipe.get("weight_format", "fp16")))
+        weight_format = model.recipe.weight_format if model.recipe else "fp16"
+        write_gguf(model, Path(options.gguf), weight_format)
 
 
-@console.command
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison."""
     options = _parser().parse_args(argv)

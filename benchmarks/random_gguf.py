@@ -5,41 +5,40 @@ Matrices are Q4_0 with a Q8_0 head for an INT4 model, Q8_0 for INT8, F16 otherwi
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ov_afm.errors import ConfigError
-from ov_afm.model_dir import bundle
+from ov_afm.model_dir.geometry import Geometry
+from ov_afm.model_dir.model_directory import ModelDirectory
 from ov_afm.system import console
 
 SCALE = 0.005
 
 
-def write_gguf(model_dir: Path, path: Path, weight_format: str, *, vocabulary: bool = False) -> None:
+def write_gguf(model: ModelDirectory, path: Path, weight_format: str, *, vocabulary: bool = False) -> None:
     """Write random weights of a model directory's geometry, in llama.cpp's `arcee` layout.
 
     Args:
-        model_dir: The model directory.
+        model: The model directory.
         path: New file; appears when it is whole.
         weight_format: The recipe's.
         vocabulary: Invent a text for each token, for a program that answers in text.
     """
     import gguf
 
-    shape = bundle.geometry(model_dir)
-    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    shape = model.geometry
     kinds = gguf.GGMLQuantizationType
     body = {"int4": kinds.Q4_0, "int8": kinds.Q8_0}.get(weight_format, kinds.F16)
     head = kinds.Q8_0 if weight_format in ("int4", "int8") else kinds.F16
     temporary = path.with_suffix(".partial")
     writer = gguf.GGUFWriter(temporary, "arcee")
-    _describe(writer, shape, config)
+    _describe(writer, model)
     if vocabulary:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("llama-bpe")
-        writer.add_token_list([f"w{number}" for number in range(shape["vocab"])])
-        writer.add_token_types([gguf.TokenType.NORMAL] * shape["vocab"])
+        writer.add_token_list([f"w{number}" for number in range(shape.vocab)])
+        writer.add_token_types([gguf.TokenType.NORMAL] * shape.vocab)
         writer.add_token_merges(["w 1"])
         writer.add_bos_token_id(0)
         writer.add_eos_token_id(1)
@@ -62,33 +61,34 @@ def write_gguf(model_dir: Path, path: Path, weight_format: str, *, vocabulary: b
     temporary.replace(path)
 
 
-def _describe(writer: Any, shape: dict[str, Any], config: dict[str, Any]) -> None:
+def _describe(writer: Any, model: ModelDirectory) -> None:
+    shape, config = model.geometry, model.config
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    writer.add_context_length(shape["max_positions"])
-    writer.add_embedding_length(shape["hidden"])
-    writer.add_block_count(shape["layers"])
-    writer.add_feed_forward_length(shape["intermediate"])
-    writer.add_head_count(shape["heads"])
-    writer.add_head_count_kv(shape["kv_heads"])
-    writer.add_key_length(shape["head_dim"])
-    writer.add_value_length(shape["head_dim"])
-    writer.add_rope_dimension_count(shape["head_dim"])
+    writer.add_context_length(shape.max_positions)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.intermediate)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
+    writer.add_rope_dimension_count(shape.head_dim)
     writer.add_rope_freq_base(float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0))
     writer.add_layer_norm_rms_eps(float(config.get("rms_norm_eps") or 1e-5))
-    writer.add_vocab_size(shape["vocab"])
+    writer.add_vocab_size(shape.vocab)
 
 
-def _tensors(shape: dict[str, Any], body: Any, head: Any) -> list[tuple[str, tuple[int, ...], Any]]:
+def _tensors(shape: Geometry, body: Any, head: Any) -> list[tuple[str, tuple[int, ...], Any]]:
     import gguf
 
-    hidden, mlp, kind = shape["hidden"], shape["intermediate"], gguf.GGMLQuantizationType.F32
-    wide, narrow = shape["heads"] * shape["head_dim"], shape["kv_heads"] * shape["head_dim"]
-    found: list[tuple[str, tuple[int, ...], Any]] = [
-        ("token_embd.weight", (shape["vocab"], hidden), head),
+    hidden, mlp, kind = shape.hidden, shape.intermediate, gguf.GGMLQuantizationType.F32
+    wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    tensors: list[tuple[str, tuple[int, ...], Any]] = [
+        ("token_embd.weight", (shape.vocab, hidden), head),
         ("output_norm.weight", (hidden,), kind),
-        ("output.weight", (shape["vocab"], hidden), head),
+        ("output.weight", (shape.vocab, hidden), head),
     ]
-    for layer in range(shape["layers"]):
+    for layer in range(shape.layers):
         matrices = {
             "attn_q": (wide, hidden),
             "attn_k": (narrow, hidden),
@@ -97,9 +97,9 @@ def _tensors(shape: dict[str, Any], body: Any, head: Any) -> list[tuple[str, tup
             "ffn_up": (mlp, hidden),
             "ffn_down": (hidden, mlp),
         }
-        found += [(f"blk.{layer}.{name}.weight", size, body) for name, size in matrices.items()]
-        found += [(f"blk.{layer}.{name}.weight", (hidden,), kind) for name in ("attn_norm", "ffn_norm")]
-    return found
+        tensors += [(f"blk.{layer}.{name}.weight", size, body) for name, size in matrices.items()]
+        tensors += [(f"blk.{layer}.{name}.weight", (hidden,), kind) for name in ("attn_norm", "ffn_norm")]
+    return tensors
 
 
 def _stored(size: tuple[int, ...], block: int, width: int, kind: Any) -> tuple[int, ...]:

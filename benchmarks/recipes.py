@@ -89,7 +89,7 @@ def main() -> None:
         if not folder.exists():
             costs.write_text(json.dumps(make(source, folder, RECIPES[name])))
         cost = json.loads(costs.read_text()) if costs.exists() else {}
-        results += fidelity.compare([folder], source, text=args.text, tokens=args.tokens)
+        results.append(fidelity.evaluate(folder, source, text=args.text, tokens=args.tokens))
         print(row(results[-1], cost), flush=True)
     if args.plot is not None:
         table.plot(results, args.plot)

@@ -32,9 +32,10 @@ from typing import Any
 import numpy as np
 
 from ov_afm.bench.bandwidth import read_bandwidth, weight_bytes_per_token
-from ov_afm.bench.memory import peak_rss_bytes
+from ov_afm.bench.run import peak_rss_bytes
 from ov_afm.kernels import extension, graph, pack, select
 from ov_afm.model_dir import manifest
+from ov_afm.model_dir.inference import decoder_inputs
 
 CALIBRATION_TOKENS = 48
 ROUNDS = 3
@@ -62,26 +63,19 @@ def thresholds(model_dir: Path, shares: list[float]) -> dict[float, list[float]]
     request = ov.Core().compile_model(model, "CPU").create_infer_request()
     vocabulary = json.loads((model_dir / "config.json").read_text())["vocab_size"]
     ids = np.random.default_rng(0).integers(0, vocabulary, (1, CALIBRATION_TOKENS))
-    wanted = {name for port in request.model_inputs for name in port.get_names()}
-    found = {}
+    names = {name for port in request.model_inputs for name in port.get_names()}
+    results = {}
     for share in shares:
         limit_values = np.zeros(len(mlps), np.float32)
         for _ in range(ROUNDS):
             request.reset_state()
-            inputs = {
-                "input_ids": ids,
-                "attention_mask": np.ones_like(ids),
-                "position_ids": np.arange(CALIBRATION_TOKENS)[None],
-                "beam_idx": np.zeros(1, np.int32),
-                "limits": limit_values,
-            }
-            outputs = request.infer({key: value for key, value in inputs.items() if key in wanted})
+            outputs = request.infer({**decoder_inputs(ids, names), "limits": limit_values})
             zs = [outputs[len(outputs) - len(mlps) + i] for i in range(len(mlps))]
             limit_values = np.array([max(0.0, float(np.quantile(z, 1 - share))) for z in zs], np.float32)
         active = statistics.mean(float((z > limit).mean()) for z, limit in zip(zs, limit_values, strict=True))
-        print(f"asked for {share:.0%} active neurons, calibrated {active:.1%}", file=sys.stderr)
-        found[share] = [float(v) for v in limit_values]
-    return found
+        print(f"requested {share:.0%} active neurons, calibrated {active:.1%}", file=sys.stderr)
+        results[share] = [float(v) for v in limit_values]
+    return results
 
 
 def variant(packed: Path, values: list[float] | None, folder: Path) -> Path:

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 from random_gguf import write_gguf
 
-from ov_afm.model_dir import manifest
-from ov_afm.model_dir.bundle import geometry
-from ov_afm.runtime.metrics import percentile, spread
+from ov_afm.bench.statistics import spread
+from ov_afm.model_dir.model_directory import ModelDirectory
 
 # Seconds at which each stream's tokens came.
 Arrivals = list[list[float]]
@@ -43,9 +43,10 @@ def loop(model_dir: str, cache_gb: float) -> None:
     import openvino_genai
 
     from ov_afm.runtime.detokenize import TextAssembler
-    from ov_afm.serve.batching import Batch, EngineSpec, Job
+    from ov_afm.serve.batching import BatchingEngine, Job
+    from ov_afm.serve.messages import EngineSpec
 
-    batch = Batch(EngineSpec(model_dir, cache_size_gb=cache_gb))
+    batch = BatchingEngine(EngineSpec(Path(model_dir), cache_size_gb=cache_gb))
     number = 0
     print("ready", flush=True)
     for line in sys.stdin:
@@ -60,8 +61,8 @@ def loop(model_dir: str, cache_gb: float) -> None:
             arrivals[number] = []
             batch.add(Job(number, prompt, config, TextAssembler(lambda _: "", {}, ())))
         while batch.busy:
-            for event in batch.step():
-                arrivals[event["id"]] += [time.perf_counter() - begin] * event["tokens"]
+            for piece in batch.step():
+                arrivals[piece.id] += [time.perf_counter() - begin] * piece.tokens
         print(json.dumps(list(arrivals.values())), flush=True)
 
 
@@ -149,7 +150,7 @@ class Http:
 
 def ours(options: argparse.Namespace) -> Http:
     """`ov-afm serve`."""
-    command = [sys.executable, "-m", "ov_afm.cli.serve", options.model, "--port", "0"]
+    command = [sys.executable, "-m", "ov_afm", "serve", options.model, "--port", "0"]
     command += ["--cache-size-gb", str(options.cache_size_gb)]
 
     def body(prompt: list[int], new_tokens: int) -> Any:
@@ -184,7 +185,7 @@ def llama(options: argparse.Namespace, gguf: Path) -> Http:
 
 def measure(options: argparse.Namespace, engines: Sequence[Any]) -> list[dict[str, Any]]:
     """Every engine at every number of streams, in turns; a first turn warms up and is not counted."""
-    vocab = int(geometry(Path(options.model))["vocab"])
+    vocab = ModelDirectory.open(options.model).geometry.vocab
     source = random.Random(options.seed)
     records = []
     for streams in options.streams:
@@ -210,8 +211,8 @@ def measure(options: argparse.Namespace, engines: Sequence[Any]) -> list[dict[st
                         "streams": streams,
                         "run": run,
                         "tokens_per_s": streams * options.new_tokens / last,
-                        "tpot_p50_ms": percentile(gaps, 50),
-                        "tpot_p99_ms": percentile(gaps, 99),
+                        "tpot_p50_ms": float(np.percentile(gaps, 50)),
+                        "tpot_p99_ms": float(np.percentile(gaps, 99)),
                         "ttft_ms": 1000 * max(times[0] for times in arrivals),
                     }
                 )
@@ -262,7 +263,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--llama-python", help="a Python that has xllamacpp")
     options = parser.parse_args()
-    contents = manifest.verify(Path(options.model))
+    model = ModelDirectory.open(options.model)
     with ExitStack() as stack:
         engines: list[Any] = [Loop(options)]
         stack.callback(engines[0].close)
@@ -270,8 +271,8 @@ def main() -> int:
         stack.callback(engines[1].close)
         if options.llama_python is not None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            weights = str(contents.recipe.get("weight_format", "fp16")) if contents else "fp16"
-            write_gguf(Path(options.model), folder / "peer.gguf", weights, vocabulary=True)
+            weights = model.recipe.weight_format if model.recipe else "fp16"
+            write_gguf(model, folder / "peer.gguf", weights, vocabulary=True)
             engines.append(llama(options, folder / "peer.gguf"))
             stack.callback(engines[2].close)
         print(table(options, measure(options, engines)))

@@ -6,7 +6,7 @@ Importing it is cheap: OpenVINO, torch and the rest are imported when work needs
 import warnings
 
 from .compress import compress
-from .evaluation.evaluate import evaluate
+from .evaluation.fidelity import evaluate
 from .export import export
 from .pipeline import Pipeline
 

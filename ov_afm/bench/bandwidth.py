@@ -7,17 +7,48 @@ reaches says how much an engine leaves on the table. Only skipping weights goes 
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["kv_bytes_per_token", "read_bandwidth", "weight_bytes_per_token"]
+from ..model_dir.manifest import MODEL_XML
+
+__all__ = ["Ceiling", "measure_ceiling", "read_bandwidth", "weight_bytes_per_token"]
 
 BUFFER_BYTES = 512 << 20
 SECONDS = 1.0
-# What lies between a stored table and the Gather that looks rows up in it.
+# Operations that lie between a stored table and the Gather that looks rows up in it.
 _DECOMPRESSION = {"Convert", "Subtract", "Multiply", "Reshape"}
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """What bounds decoding on this machine.
+
+    Attributes:
+        bandwidth: Bytes that memory gives each second.
+        threads: Threads that read.
+        weight_bytes: Name of each model to the bytes of weights that it reads for a token.
+    """
+
+    bandwidth: float
+    threads: int
+    weight_bytes: Mapping[str, int]
+
+
+def measure_ceiling(threads: int, models: Mapping[str, Path]) -> Ceiling:
+    """Measure memory and models; run it in a child process, so that the buffer is freed with it.
+
+    Args:
+        threads: Threads that read at once.
+        models: Name to model directory.
+    """
+    weight_bytes = {name: weight_bytes_per_token(folder) for name, folder in models.items()}
+    return Ceiling(read_bandwidth(threads), threads, weight_bytes)
 
 
 def read_bandwidth(threads: int, *, buffer_bytes: int = BUFFER_BYTES, seconds: float = SECONDS) -> float:
@@ -29,7 +60,7 @@ def read_bandwidth(threads: int, *, buffer_bytes: int = BUFFER_BYTES, seconds: f
     Args:
         threads: Threads that read at once.
         buffer_bytes: Size of the buffer.
-        seconds: How long to go on.
+        seconds: How long to repeat it.
     """
     import numpy as np
 
@@ -57,14 +88,13 @@ def weight_bytes_per_token(model_dir: Path) -> int:
     """
     import openvino
 
-    model = openvino.Core().read_model(model_dir / "openvino_model.xml")
-    operations = model.get_ordered_ops()
+    operations = openvino.Core().read_model(model_dir / MODEL_XML).get_ordered_ops()
     total = sum(_size(op) for op in operations if _constant(op))
     looked_up: dict[str, int] = {}
     for op in operations:
         if op.get_type_name() == "Gather":
             looked_up |= _tables(op.input_value(0).get_node())
-    return int(total - sum(looked_up.values()))
+    return total - sum(looked_up.values())
 
 
 def _constant(op: Any) -> bool:
@@ -72,9 +102,7 @@ def _constant(op: Any) -> bool:
 
 
 def _size(op: Any) -> int:
-    elements = 1
-    for length in op.get_output_shape(0):
-        elements *= int(length)
+    elements = math.prod(map(int, op.get_output_shape(0)))
     # 4-bit elements are packed two a byte.
     return -(-elements * int(op.get_output_element_type(0).bitwidth) // 8)
 
@@ -87,19 +115,7 @@ def _tables(node: Any) -> dict[str, int]:
         return {node.get_friendly_name(): _size(node)}
     if node.get_type_name() not in _DECOMPRESSION:
         return {}
-    found: dict[str, int] = {}
+    tables: dict[str, int] = {}
     for value in node.input_values():
-        found |= _tables(value.get_node())
-    return found
-
-
-def kv_bytes_per_token(geometry: dict[str, Any], context_tokens: int, element_bytes: float) -> int:
-    """Bytes of KV cache that decoding one token reads.
-
-    Args:
-        geometry: The manifest's geometry.
-        context_tokens: Tokens before it.
-        element_bytes: Bytes that a key or value takes in the cache, scales included.
-    """
-    row = 2 * geometry["layers"] * geometry["kv_heads"] * geometry["head_dim"]
-    return int(row * element_bytes * context_tokens)
+        tables |= _tables(value.get_node())
+    return tables

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import ConfigError
-from ..runtime.metrics import Spread
+from ..system.console import markdown_table
 from .records import Record
-from .summary import Summary, summarize
+from .statistics import Spread, Summary, summarize
 
 __all__ = ["compare"]
 
@@ -24,6 +24,7 @@ COLUMNS = (
     ("peak_rss_bytes", "peak memory MB", False),
     ("energy_per_token_j", "energy J/token", False),
 )
+WORSE = "**worse**"
 # Memory is read once a run of one process, and grows by pages: less than this is no change.
 LEAST_CHANGE = 0.01
 
@@ -42,23 +43,20 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> str:
     new = {each.combination: each for each in summarize(after) if each.runs}
     common = [combination for combination in old if combination in new]
     if not common:
-        raise ConfigError("the two files have no measured combination (model, device, prompt and new tokens) in common")
-    lines = [
-        *_versions(old[common[0]], new[common[0]]),
-        "| combination | figure | before | after | change | noise | verdict |",
-        "|---|---|---:|---:|---:|---:|---|",
-    ]
-    worse = 0
-    for combination in common:
-        for row in _rows(old[combination], new[combination]):
-            worse += row.endswith("**worse** |")
-            lines.append(row)
+        raise ConfigError(
+            "the two files have no measured combination (model, device, prompt and new tokens) in common",
+            code="nothing-in-common",
+        )
+    rows = [row for combination in common for row in _rows(old[combination], new[combination])]
+    headers = ("combination", "figure", "before", "after", "change", "noise", "verdict")
+    blocks = [*_versions(old[common[0]], new[common[0]]), markdown_table(headers, rows, "llrrrrl")]
     for title, only in (("before", old.keys() - new.keys()), ("after", new.keys() - old.keys())):
         if only:
-            lines += ["", f"Only {title}: {', '.join(sorted(each.label for each in only))}."]
+            blocks.append(f"Only {title}: {', '.join(sorted(each.label for each in only))}.")
+    worse = sum(row[-1] == WORSE for row in rows)
     verdict = "No figure is worse" if not worse else "1 figure is worse" if worse == 1 else f"{worse} figures are worse"
-    lines += ["", f"{verdict} beyond noise (a change counts where the ranges of the runs do not overlap)."]
-    return "\n".join(lines)
+    blocks.append(f"{verdict} beyond noise (a change counts where the ranges of the runs do not overlap).")
+    return "\n\n".join(blocks)
 
 
 def _versions(old: Summary, new: Summary) -> list[str]:
@@ -69,21 +67,27 @@ def _versions(old: Summary, new: Summary) -> list[str]:
             changed.append(f"{name} {before.get(name, 'absent')} → {after.get(name, 'absent')}")
     if old.get("machine") != new.get("machine"):
         changed.append("**another machine or system: speeds are not comparable**")
-    return [f"Changed: {', '.join(changed)}.", ""] if changed else []
+    return [f"Changed: {', '.join(changed)}."] if changed else []
 
 
-def _rows(old: Summary, new: Summary) -> list[str]:
+def _rows(old: Summary, new: Summary) -> list[list[str]]:
     rows = []
     for name, heading, more_is_better in COLUMNS:
         before, after = old.figures.get(name), new.figures.get(name)
         if before is None or after is None or not before.median:
             continue
         change = after.median / before.median - 1
-        verdict = _verdict(before, after, change, more_is_better)
         scale = 1e6 if heading.endswith("MB") else 1
         rows.append(
-            f"| {old.combination.label} | {heading} | {before.median / scale:.4g} | {after.median / scale:.4g} "
-            f"| {change:+.1%} | ±{max(before.noise, after.noise) / 2:.1%} | {verdict} |"
+            [
+                old.combination.label,
+                heading,
+                f"{before.median / scale:.4g}",
+                f"{after.median / scale:.4g}",
+                f"{change:+.1%}",
+                f"±{max(before.noise, after.noise) / 2:.1%}",
+                _verdict(before, after, change, more_is_better),
+            ]
         )
     return rows
 
@@ -91,4 +95,4 @@ def _rows(old: Summary, new: Summary) -> list[str]:
 def _verdict(before: Spread, after: Spread, change: float, more_is_better: bool) -> str:
     if before.overlaps(after) or abs(change) < LEAST_CHANGE:
         return "same"
-    return "better" if (change > 0) == more_is_better else "**worse**"
+    return "better" if (change > 0) == more_is_better else WORSE

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DeviceError, SourceError
 from ..kernels import select
-from ..model_dir import manifest
-from ..model_dir.bundle import geometry
-from ..presets import Recipe
-from ..runtime import device_cache, devices
-from ..runtime.loading import locate
+from ..model_dir.model_directory import ModelDirectory
+from ..runtime import devices
 from ..runtime.properties import Use
+from ..runtime.rules import kind_of
 from .prompts import KINDS
 
 __all__ = ["OPTIONS", "Combination", "Model", "Option", "Settings", "combinations", "obstacle", "read_models"]
@@ -65,7 +63,7 @@ class Settings:
     """What is measured, for every model alike.
 
     Attributes:
-        devices: Devices to compare; empty for all that are here.
+        devices: Devices to compare; empty for all of this machine.
         prompt_tokens: Prompt lengths.
         new_tokens: Tokens to generate after each prompt.
         runs: Measured runs of a combination, after a warm-up.
@@ -76,7 +74,7 @@ class Settings:
         threads: CPU threads; None for as many as there are physical cores.
         prompts: `text` or `random`.
         seed: Of the prompts.
-        properties: OpenVINO properties, passed as they are.
+        properties: OpenVINO properties, passed on unchanged.
     """
 
     devices: tuple[str, ...] = ()
@@ -123,84 +121,77 @@ def _at_least(name: str, value: int, least: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model directory to measure.
+    """A model to measure.
 
     Attributes:
-        path: The directory.
-        name: Its name, made unique among those compared.
-        key: Short digest of its files.
-        geometry: Its shape.
-        contents: Its manifest; None where it has none.
+        directory: Its model directory.
+        name: The folder's name, made unique among the models that are compared.
     """
 
-    path: Path
+    directory: ModelDirectory
     name: str
-    key: str
-    geometry: dict[str, Any]
-    contents: manifest.Manifest | None
-
-    @property
-    def recipe(self) -> Recipe | None:
-        """How its weights are stored; None where nobody recorded it."""
-        return Recipe.from_dict(self.contents.recipe) if self.contents and self.contents.recipe else None
 
     def describe(self) -> dict[str, Any]:
         """What every record says of the model."""
-        contents = self.contents
+        contents = self.directory.manifest
         recipe = contents.recipe if contents else {}
-        checks = contents.checks.get("compression", {}) if contents else {}
+        checks = self.directory.checks.get("compression", {})
         digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
         return {
             "model": self.name,
-            "model_sha256": self.key,
-            "architecture": self.geometry["architecture"],
+            "model_sha256": self.directory.key,
+            "architecture": self.directory.geometry.architecture,
             "recipe": recipe.get("name"),
             "recipe_sha256": digest if recipe else None,
             "synthetic": bool(contents and contents.source.get("synthetic")),
-            "model_bytes": (self.path / "openvino_model.bin").stat().st_size,
+            "model_bytes": self.directory.weights_bytes,
             "kl_mean": checks.get("kl_mean") if isinstance(checks, dict) else None,
         }
 
 
-def read_models(paths: tuple[str | Path, ...], draft_model: str | None = None) -> list[Model]:
+def read_models(paths: Sequence[str | Path], draft_model: str | None = None) -> list[Model]:
     """The models to compare, checked before anything is measured.
 
     Raises:
         SourceError: A directory is missing, damaged or holds no text-generation model.
         ConfigError: The same directory is given twice, or the draft model has another vocabulary.
     """
-    folders = [locate(path) for path in paths]
-    models = [_read(folder, _name(folder, folders)) for folder in folders]
-    keys = [model.key for model in models]
-    for index, model in enumerate(models):
-        if model.key in keys[:index]:
-            raise ConfigError(f"{model.path} and {models[keys.index(model.key)].path} are the same model; give it once")
+    directories = [_open(path) for path in paths]
+    keys = [directory.key for directory in directories]
+    for index, key in enumerate(keys):
+        if key in keys[:index]:
+            first = directories[keys.index(key)].path
+            raise ConfigError(
+                f"{directories[index].path} and {first} are the same model; give it once", code="model-twice"
+            )
+    models = [Model(directory, _unique_name(directory, directories)) for directory in directories]
     if draft_model is not None:
-        draft = _read(locate(draft_model), "draft")
+        draft = _open(draft_model).geometry.vocab
         for model in models:
-            ours, other = model.geometry["vocab"], draft.geometry["vocab"]
-            if ours != other:
+            vocab = model.directory.geometry.vocab
+            if vocab != draft:
                 raise ConfigError(
-                    f"the draft model {draft_model} has {other} tokens, {model.name} has {ours}; use one tokenizer"
+                    f"the draft model {draft_model} has {draft} tokens, {model.name} has {vocab}; use one tokenizer",
+                    code="draft-vocabulary",
                 )
     return models
 
 
-def _name(folder: Path, folders: list[Path]) -> str:
-    name = folder.resolve().name
-    if sum(each.resolve().name == name for each in folders) > 1:
-        return f"{folder.resolve().parent.name}/{name}"
-    return name
+def _unique_name(directory: ModelDirectory, directories: Sequence[ModelDirectory]) -> str:
+    if sum(each.name == directory.name for each in directories) > 1:
+        return f"{directory.path.resolve().parent.name}/{directory.name}"
+    return directory.name
 
 
-def _read(folder: Path, name: str) -> Model:
-    contents = manifest.verify(folder)
-    shape = geometry(folder)
-    if not str(shape["architecture"]).endswith(("ForCausalLM", "LMHeadModel")):
+def _open(path: str | Path) -> ModelDirectory:
+    directory = ModelDirectory.open(path)
+    architecture = directory.geometry.architecture
+    if not architecture.endswith(("ForCausalLM", "LMHeadModel")):
         raise SourceError(
-            f"{folder} holds {shape['architecture']}, not a text-generation model; export one: ov-afm export --help"
+            f"{path} holds {architecture}, not a text-generation model; export one: ov-afm export --help",
+            code="not-a-language-model",
         )
-    return Model(folder, name, device_cache.model_key(folder, contents), shape, contents)
+    return directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +200,7 @@ class Combination:
 
     Attributes:
         model: Name of the model.
-        device: As asked for: `CPU`, `GPU.1`, `NPU-EMULATED`, ...
+        device: As requested: `CPU`, `GPU.1`, `NPU-EMULATED`, ...
         option: Key of `OPTIONS`.
         prompt_tokens: Length of each prompt.
         new_tokens: Tokens generated after it.
@@ -228,7 +219,7 @@ class Combination:
         return asdict(self)
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Combination:
+    def from_record(cls, record: Mapping[str, Any]) -> Combination:
         """The combination that a record belongs to."""
         return cls(**{name: record[name] for name in cls.__dataclass_fields__})
 
@@ -240,8 +231,8 @@ class Combination:
         return f"{self.model} {self.device} {self.prompt_tokens}{extra}{batch}"
 
 
-def combinations(models: list[Model], settings: Settings) -> list[Combination]:
-    """Every row of the comparison, in the order in which they run.
+def combinations(models: Sequence[Model], settings: Settings) -> list[Combination]:
+    """Every row of the comparison, in the order in which it runs.
 
     Options are compared at one request a time, batches with the plain engine.
     """
@@ -262,7 +253,7 @@ def use_of(combination: Combination, settings: Settings) -> Use:
     """What the model is loaded for."""
     fields: dict[str, Any] = dict(OPTIONS[combination.option].use)
     fields |= {"prompt_tokens": combination.prompt_tokens, "new_tokens": combination.new_tokens}
-    if devices.kind_of(combination.device) == "CPU":
+    if kind_of(combination.device) == "CPU":
         fields["threads"] = settings.threads
     return Use(**fields)
 
@@ -270,7 +261,7 @@ def use_of(combination: Combination, settings: Settings) -> Use:
 def obstacle(combination: Combination, model: Model, settings: Settings) -> str | None:
     """Why a combination cannot run; None if it can be tried."""
     total = combination.prompt_tokens + combination.new_tokens
-    context = model.geometry["max_positions"]
+    context = model.directory.context_length
     if total > context:
         return (
             f"a prompt of {combination.prompt_tokens} tokens and {combination.new_tokens} new ones need {total} "
@@ -279,12 +270,12 @@ def obstacle(combination: Combination, model: Model, settings: Settings) -> str 
     if combination.device == "AUTO":
         return "AUTO is a choice, not a device; name devices, or none for all that are here"
     try:
-        devices.choose(combination.device, model.recipe)
+        devices.choose(combination.device, model.directory.recipe)
     except DeviceError as error:
         return str(error)
-    if combination.option == "no-kernels" and not (model.path / select.FOLDER).is_dir():
+    if combination.option == "no-kernels" and not model.directory.packed.is_dir():
         return f"{model.name} has no kernels to do without: it runs the plain model anyway"
-    if devices.kind_of(combination.device) == "NPU":
+    if kind_of(combination.device) == "NPU":
         return _npu_obstacle(combination, settings)
     return None
 

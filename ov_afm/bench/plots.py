@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..runtime.metrics import Spread
-from .summary import Summary, number
+from .plan import Combination
+from .statistics import Spread, Summary, number
 
 __all__ = ["draw"]
 
@@ -38,7 +39,6 @@ STYLE: dict[str, Any] = {
     "axes.facecolor": "none",
 }
 WIDTH = 7.2
-Plot = Callable[[Sequence[Summary]], "tuple[Any, str] | None"]
 
 
 def draw(summaries: Sequence[Summary]) -> list[tuple[str, str]]:
@@ -54,9 +54,9 @@ def draw(summaries: Sequence[Summary]) -> list[tuple[str, str]]:
     for index, plot in enumerate((_ttft, _decode, _memory, _energy, _batches, _options)):
         style: Any = {**STYLE, "svg.hashsalt": f"plot{index}"}
         with matplotlib.rc_context(style):
-            made = plot(real)
-            if made:
-                drawn.append((_svg(made[0], index, made[1]), made[1]))
+            if figure_and_caption := plot(real):
+                figure, caption = figure_and_caption
+                drawn.append((_svg(figure, index, caption), caption))
     return drawn
 
 
@@ -67,7 +67,7 @@ def _svg(figure: Any, index: int, title: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text[text.index("<svg") :], flags=re.DOTALL)
     for colour, name in REPLACED.items():
         text = text.replace(colour, name)
-    text = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", lambda found: f"font: {found[1]}{FONTS}", text)
+    text = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", lambda match: f"font: {match[1]}{FONTS}", text)
     # Several drawings share a page: their ids must not.
     text = re.sub(r'\bid="', f'id="p{index}-', text)
     text = re.sub(r'(href="#|url\(#)', rf"\1p{index}-", text)
@@ -83,43 +83,63 @@ def _axes(height: float, title: str) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _series(summaries: Sequence[Summary]) -> dict[str, list[Summary]]:
-    found: dict[str, list[Summary]] = {}
-    for each in summaries:
-        found.setdefault(each.series, []).append(each)
-    return found
+def _lines(
+    title: str,
+    rows: Sequence[Summary],
+    figure_name: str,
+    x_of: Callable[[Combination], int],
+    labels: tuple[str, str],
+    *,
+    scale: float = 1,
+) -> tuple[Any, Any]:
+    """A line with whiskers for each model and device.
+
+    Args:
+        title: Of the plot.
+        rows: What to draw.
+        figure_name: Figure on the vertical axis.
+        x_of: Value on the horizontal axis.
+        labels: Of both axes.
+        scale: Divides the figure.
+    """
+    series: dict[str, list[Summary]] = {}
+    for each in sorted(rows, key=lambda row: x_of(row.combination)):
+        series.setdefault(each.series, []).append(each)
+    figure, axes = _axes(4.2, title)
+    for index, name in enumerate(dict.fromkeys(each.series for each in rows)):
+        spreads = [each.figures[figure_name] for each in series[name]]
+        axes.errorbar(
+            [x_of(each.combination) for each in series[name]],
+            [each.median / scale for each in spreads],
+            _whiskers(spreads, scale),
+            color=COLOURS[index % len(COLOURS)],
+            marker="o",
+            capsize=3,
+            linewidth=2,
+            label=name,
+        )
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="upper left")
+    return figure, axes
 
 
-def _whiskers(found: Sequence[Spread], scale: float = 1) -> list[list[float]]:
+def _whiskers(spreads: Sequence[Spread], scale: float = 1) -> list[list[float]]:
     return [
-        [(each.median - each.least) / scale for each in found],
-        [(each.most - each.median) / scale for each in found],
+        [(each.median - each.least) / scale for each in spreads],
+        [(each.most - each.median) / scale for each in spreads],
     ]
 
 
 def _ttft(real: Sequence[Summary]) -> tuple[Any, str] | None:
-    series = _series([each for each in real if each.plain])
-    if not series:
+    plain = [each for each in real if each.plain]
+    if not plain:
         return None
-    figure, axes = _axes(4.2, "Time to first token")
-    for (name, rows), colour in zip(series.items(), _cycle(len(series)), strict=True):
-        ordered = sorted(rows, key=lambda row: row.combination.prompt_tokens)
-        times = [row.figures["ttft_ms"] for row in ordered]
-        lengths = [row.combination.prompt_tokens for row in ordered]
-        medians = [each.median / 1000 for each in times]
-        axes.errorbar(
-            lengths, medians, _whiskers(times, 1000), color=colour, marker="o", capsize=3, linewidth=2, label=name
-        )
-    axes.set_xlabel("prompt, tokens")
-    axes.set_ylabel("seconds")
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.legend(loc="upper left")
+    labels = ("prompt, tokens", "seconds")
+    figure, _ = _lines("Time to first token", plain, "ttft_ms", lambda row: row.prompt_tokens, labels, scale=1000)
     return figure, "Time to first token against prompt length; whiskers from the fastest run to the slowest."
-
-
-def _cycle(count: int) -> list[str]:
-    return [COLOURS[index % len(COLOURS)] for index in range(count)]
 
 
 def _bars(
@@ -133,11 +153,12 @@ def _bars(
     """Horizontal bars with whiskers and the median as text; a ceiling is a stroke across its bar."""
     figure, axes = _axes(1.3 + 0.55 * len(rows), title)
     places = list(range(len(rows)))
-    found = [each for _, each in rows]
-    medians = [each.median / scale for each in found]
-    axes.barh(places, medians, 0.6, xerr=_whiskers(found, scale), color=_cycle(len(rows)), ecolor=INK, capsize=3)
-    right = max([*(each.most / scale for each in found), *(each for each in ceilings if each)])
-    for place, each in zip(places, found, strict=True):
+    spreads = [each for _, each in rows]
+    medians = [each.median / scale for each in spreads]
+    colours = [COLOURS[place % len(COLOURS)] for place in places]
+    axes.barh(places, medians, 0.6, xerr=_whiskers(spreads, scale), color=colours, ecolor=INK, capsize=3)
+    right = max([*(each.most / scale for each in spreads), *(each for each in ceilings if each)])
+    for place, each in zip(places, spreads, strict=True):
         axes.annotate(
             number(each.median / scale),
             (each.most / scale, place),
@@ -159,9 +180,7 @@ def _bars(
 def _at_one_length(real: Sequence[Summary]) -> tuple[int, list[Summary]]:
     """The plain rows of the prompt length that most series have, the middle one of several."""
     plain = [each for each in real if each.plain]
-    counts: dict[int, int] = {}
-    for each in plain:
-        counts[each.combination.prompt_tokens] = counts.get(each.combination.prompt_tokens, 0) + 1
+    counts = Counter(each.combination.prompt_tokens for each in plain)
     if not counts:
         return 0, []
     full = sorted(length for length, count in counts.items() if count == max(counts.values()))
@@ -170,11 +189,11 @@ def _at_one_length(real: Sequence[Summary]) -> tuple[int, list[Summary]]:
 
 
 def _decode(real: Sequence[Summary]) -> tuple[Any, str] | None:
-    length, chosen = _at_one_length([each for each in real if "decode_tokens_per_s" in each.figures])
-    rows = [(each.series, each.figures["decode_tokens_per_s"]) for each in chosen]
+    length, selected = _at_one_length([each for each in real if "decode_tokens_per_s" in each.figures])
+    rows = [(each.series, each.figures["decode_tokens_per_s"]) for each in selected]
     if not rows:
         return None
-    ceilings = [each.ceiling for each in chosen]
+    ceilings = [each.ceiling for each in selected]
     figure = _bars("Decode speed against the ceiling", rows, "tokens/s", ceilings=ceilings)
     text = f"Decode speed, one request, prompt of {length} tokens; whiskers from the slowest run to the fastest."
     if any(ceilings):
@@ -183,27 +202,26 @@ def _decode(real: Sequence[Summary]) -> tuple[Any, str] | None:
 
 
 def _memory(real: Sequence[Summary]) -> tuple[Any, str] | None:
-    found: dict[str, Summary] = {}
+    largest: dict[str, Summary] = {}
     for each in real:
         if each.plain:
-            best = found.get(each.series)
             peak = each.figures["peak_rss_bytes"].most
-            if best is None or peak > best.figures["peak_rss_bytes"].most:
-                found[each.series] = each
-    rows = [(name, each.figures["peak_rss_bytes"]) for name, each in found.items()]
+            if each.series not in largest or peak > largest[each.series].figures["peak_rss_bytes"].most:
+                largest[each.series] = each
+    rows = [(name, each.figures["peak_rss_bytes"]) for name, each in largest.items()]
     if not rows:
         return None
-    weights = [float(each.get("model_bytes")) / 1e9 for each in found.values()]
+    weights = [float(each.get("model_bytes")) / 1e9 for each in largest.values()]
     figure = _bars("Peak memory", rows, "GB", scale=1e9, ceilings=weights)
     return figure, "Most resident memory of the process at any prompt length; dashed: size of the weights on disk."
 
 
 def _energy(real: Sequence[Summary]) -> tuple[Any, str] | None:
-    length, chosen = _at_one_length([each for each in real if "energy_per_token_j" in each.figures])
-    rows = [(each.series, each.figures["energy_per_token_j"]) for each in chosen]
+    length, selected = _at_one_length([each for each in real if "energy_per_token_j" in each.figures])
+    rows = [(each.series, each.figures["energy_per_token_j"]) for each in selected]
     if not rows:
         return None
-    source = chosen[0].get("energy_source")
+    source = selected[0].get("energy_source")
     return (
         _bars("Energy of a token", rows, "joules"),
         f"Energy of a decoded token, prompt of {length} tokens, idle power subtracted; read from {source}.",
@@ -214,21 +232,11 @@ def _batches(real: Sequence[Summary]) -> tuple[Any, str] | None:
     plain = [each for each in real if each.combination.option == "plain"]
     if len({each.combination.concurrency for each in plain}) < 2:
         return None
-    length = sorted({each.combination.prompt_tokens for each in plain if each.combination.concurrency > 1})[0]
-    figure, axes = _axes(4.2, "Several requests at once")
-    series = _series([each for each in plain if each.combination.prompt_tokens == length])
-    for (name, rows), colour in zip(series.items(), _cycle(len(series)), strict=True):
-        ordered = sorted(rows, key=lambda row: row.combination.concurrency)
-        rates = [row.figures["total_tokens_per_s"] for row in ordered]
-        counts = [row.combination.concurrency for row in ordered]
-        medians = [each.median for each in rates]
-        axes.errorbar(counts, medians, _whiskers(rates), color=colour, marker="o", capsize=3, linewidth=2, label=name)
+    length = min(each.combination.prompt_tokens for each in plain if each.combination.concurrency > 1)
+    rows = [each for each in plain if each.combination.prompt_tokens == length]
+    labels = ("requests at a time", "generated tokens/s, all requests")
+    figure, axes = _lines("Several requests at once", rows, "total_tokens_per_s", lambda row: row.concurrency, labels)
     axes.set_xticks(sorted({each.combination.concurrency for each in plain}))
-    axes.set_xlabel("requests at a time")
-    axes.set_ylabel("generated tokens/s, all requests")
-    axes.set_xlim(left=0)
-    axes.set_ylim(bottom=0)
-    axes.legend(loc="upper left")
     return figure, f"Throughput of continuous batching, prompts of {length} tokens, prefill included."
 
 

@@ -1,6 +1,6 @@
 """Prompts of an exact number of tokens, each of which begins as no other does.
 
-The engine keeps what it computed for a prompt and reuses it for the next one that begins alike, in
+The engine keeps what it computed for a prompt and reuses it for the next one that begins the same, in
 blocks of 16 tokens or more. A benchmark that repeats its prompt measures that cache. So every prompt
 here differs from all others within its first few tokens.
 """

@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from .summary import Summary
+from .statistics import Summary
 
 __all__ = ["RULE", "recommend"]
 
@@ -73,32 +73,32 @@ def _choice(best: str, series: dict[str, list[Summary]], speeds: dict[str, float
     others = sorted((name for name in speeds if name != best), key=lambda name: -speeds[name])
     if not others:
         return f"{text} Nothing else was measured to compare it with."
-    told = [
+    comparisons = [
         f"{name} is as fast ({speeds[name]:.1f}) and needs {_memory(series[name]) / 1e9:.2f} GB"
         if name in near
         else f"{name} {speeds[name]:.1f} tokens/s"
         for name in others
     ]
-    return f"{text} The others: {'; '.join(told)}."
+    return f"{text} The others: {'; '.join(comparisons)}."
 
 
 def _quality(best: str, series: dict[str, list[Summary]]) -> list[str]:
-    """Speed says nothing of quality: what export measured of it."""
-    known = {
+    """What export measured of quality, of which speed says nothing."""
+    divergences = {
         rows[0].combination.model: float(rows[0].get("kl_mean"))
         for rows in series.values()
         if rows[0].get("kl_mean") is not None and not rows[0].get("synthetic")
     }
     model = series[best][0].combination.model
-    if model not in known or len(known) < 2:
+    if model not in divergences or len(divergences) < 2:
         return ["Speed only: what a recipe costs in quality is measured by ov-afm evaluate."]
-    told = ", ".join(f"{name} {value:.3g}" for name, value in sorted(known.items(), key=lambda item: item[1]))
-    return [f"Quality, as mean KL divergence from the uncompressed model at export (0 is the same): {told}."]
+    ranking = ", ".join(f"{name} {value:.3g}" for name, value in sorted(divergences.items(), key=lambda item: item[1]))
+    return [f"Quality, as mean KL divergence from the uncompressed model at export (0 is the same): {ranking}."]
 
 
 def _options(summaries: Sequence[Summary]) -> list[str]:
-    """An option changes something where its runs and the plain engine's do not overlap."""
-    told: dict[tuple[str, str, str], list[int]] = {}
+    """Which options change decode speed: those whose runs do not overlap with the plain engine's."""
+    lengths_of: dict[tuple[str, str, str], list[int]] = {}
     plain = {(each.series, each.combination.prompt_tokens): each for each in summaries if each.plain}
     for each in summaries:
         length = each.combination.prompt_tokens
@@ -109,9 +109,9 @@ def _options(summaries: Sequence[Summary]) -> list[str]:
         if ours is None or rate is None:
             continue
         verdict = "no change beyond noise" if ours.overlaps(rate) else f"{rate.median / ours.median:.2f}× decode speed"
-        told.setdefault((each.combination.option, each.series, verdict), []).append(length)
+        lengths_of.setdefault((each.combination.option, each.series, verdict), []).append(length)
     sentences = [
         f"{option} on {series}: {verdict} at {', '.join(map(str, lengths))} tokens"
-        for (option, series, verdict), lengths in told.items()
+        for (option, series, verdict), lengths in lengths_of.items()
     ]
     return [f"Options against plain: {'; '.join(sentences)}."] if sentences else []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..system.atomic import write_bytes
 from .plan import Combination
 
 __all__ = ["FILE_NAME", "Record", "Store", "group", "read"]
@@ -29,7 +30,7 @@ def read(path: Path) -> list[Record]:
         ConfigError: There is no such file, or a line of it is no record; the line is named.
     """
     if not path.is_file():
-        raise ConfigError(f"no such records file: {path}")
+        raise ConfigError(f"no such records file: {path}", code="records-missing")
     records = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
@@ -37,7 +38,8 @@ def read(path: Path) -> list[Record]:
         except (ValueError, KeyError, TypeError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise ConfigError(
-                f"{path} line {number} is no benchmark record ({reason}); delete that line or use another file"
+                f"{path} line {number} is no benchmark record ({reason}); delete that line or use another file",
+                code="record-unreadable",
             ) from error
     if not records:
         raise ConfigError(f"{path} has no records")
@@ -47,7 +49,7 @@ def read(path: Path) -> list[Record]:
 def _check(record: Any) -> Record:
     if not isinstance(record, dict):
         raise TypeError(f"found {type(record).__name__}, not an object")
-    Combination.of(record)
+    Combination.from_record(record)
     if record["schema"] > SCHEMA:
         raise ValueError(f"layout {record['schema']}, this ov_afm reads up to {SCHEMA}")
     if record["status"] not in STATUSES:
@@ -60,24 +62,24 @@ def _check(record: Any) -> Record:
 
 def group(records: Iterable[Record]) -> dict[Combination, list[Record]]:
     """Records by combination, in the order in which they came."""
-    found: dict[Combination, list[Record]] = {}
+    groups: dict[Combination, list[Record]] = {}
     for record in records:
-        found.setdefault(Combination.of(record), []).append(record)
-    return found
+        groups.setdefault(Combination.from_record(record), []).append(record)
+    return groups
 
 
 class Store:
     """The records file of a report folder.
 
     Args:
-        folder: The report folder; made if it is not there. None keeps records in memory only.
+        folder: The report folder, created where it is missing. None keeps records in memory only.
         sweep: Digest of the sweep that is to be written.
 
     Raises:
-        ConfigError: The folder is there and is something else than a report of this sweep.
+        ConfigError: The folder exists and holds something else than a report of this sweep.
 
     Attributes:
-        records: All records, those found included.
+        records: All records, those of the file included.
     """
 
     def __init__(self, folder: Path | None, sweep: str) -> None:
@@ -91,7 +93,8 @@ class Store:
             self._resume(self._path, sweep)
         elif folder.exists() and any(folder.iterdir()):
             raise ConfigError(
-                f"{folder} exists and holds no {FILE_NAME}; name another folder, nothing in it was changed"
+                f"{folder} exists and holds no {FILE_NAME}; name another folder, nothing in it was changed",
+                code="report-folder",
             )
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -101,27 +104,28 @@ class Store:
         whole = data[: data.rfind(b"\n") + 1]
         if whole:
             if whole != data:
-                _replace(path, whole)
-            found = read(path)
-            if any(record.get("sweep") != sweep for record in found):
+                write_bytes(path, whole)
+            records = read(path)
+            if any(record.get("sweep") != sweep for record in records):
                 raise ConfigError(
                     f"{path.parent} holds another sweep (other settings, models, versions or machine); "
-                    "name another folder, or give that sweep's options to go on with it"
+                    "name another folder, or give that sweep's options to continue it",
+                    code="other-sweep",
                 )
-            self.records = found
+            self.records = records
 
     def done(self, combination: Combination, runs: int) -> bool:
-        """Whether all runs of a combination are there."""
-        found = group(self.records).get(combination, [])
-        return len([record for record in found if record["status"] == "ok"]) >= runs
+        """Whether all runs of a combination are recorded."""
+        statuses = [record["status"] for record in group(self.records).get(combination, [])]
+        return statuses.count("ok") >= runs
 
     def drop(self, combination: Combination) -> None:
-        """Forget what is there of a combination that is about to be measured again."""
-        kept = [record for record in self.records if Combination.of(record) != combination]
+        """Remove the records of a combination that is about to be measured again."""
+        kept = [record for record in self.records if Combination.from_record(record) != combination]
         if len(kept) != len(self.records):
             self.records = kept
             if self._path:
-                _replace(self._path, b"".join(map(_line, kept)))
+                write_bytes(self._path, b"".join(map(_line, kept)))
 
     def add(self, combination: Combination, fields: Mapping[str, Any]) -> Record:
         """Append a record."""
@@ -135,9 +139,3 @@ class Store:
 
 def _line(record: Record) -> bytes:
     return (json.dumps(record, ensure_ascii=False) + "\n").encode()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(".partial")
-    temporary.write_bytes(data)
-    temporary.replace(path)

@@ -1,128 +1,187 @@
 """One combination, measured in a process of its own.
 
-The parent starts `measure` with `supervise.run`, so that a driver's crash costs one row, and so that
+The parent calls `measure` in a child process, so that a driver's crash costs one row, and so that
 peak memory and load time belong to this combination alone. The engine is the one that `Pipeline`
-would load; it is given token ids, and a clock in place of a text streamer, so that neither
+would load; it gets token ids, and a clock in place of a text streamer, so that neither
 tokenizing nor assembling text is counted.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import DeviceError
-from ..runtime.metrics import percentile
+from ..model_dir.model_directory import ModelDirectory
 from ..runtime.rules import kind_of
-from ..system.child_process import emit
-from . import memory
-from .bandwidth import read_bandwidth, weight_bytes_per_token
+from ..system.child_process import Step, emit
 from .energy import Meter, open_meter
-from .engine import Engine, Timeline, open_engine
+from .engine import Engine, open_engine
 from .plan import Combination, Settings
 from .prompts import Prompts
 
-__all__ = ["Timeline", "measure", "measure_ceiling"]
+__all__ = ["Loaded", "Run", "device_bytes", "measure", "measure_run", "peak_rss_bytes"]
 
 IDLE_S = 3.0
 FIRST_PROMPT_TOKENS = 8
+WARM_UP_TOKENS = 8
+PROC = Path("/proc/self")
+UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20}
 
 
-def measure(model_dir: str, combination: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Measure a combination; runs in a child.
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The engine is ready; what that took.
 
-    Emits `step` when a step begins, `loaded` with what loading cost, and `run` with each run's figures.
+    Attributes:
+        load_s: Time to load it.
+        first_inference_s: Time of the first, short, inference.
+        device_used: The device that it runs on.
+        emulated: Whether that is an emulation.
+        kernels: Whether the native kernels are loaded.
+        energy_source: The energy counter, or why there is none.
+        idle_w: Power of the idle machine; None without a counter.
+    """
+
+    load_s: float
+    first_inference_s: float
+    device_used: str
+    emulated: bool
+    kernels: bool
+    energy_source: str
+    idle_w: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Figures of one run; with several requests at once, of all of them together.
+
+    Attributes:
+        ttft_ms: Request to first token, of the request that waits longest.
+        tpot_ms: Mean time between tokens.
+        tpot_p50_ms: Median time between tokens.
+        tpot_p95_ms: The time that 95% of the gaps between tokens stay below.
+        prefill_tokens_per_s: Prompt tokens a second until the first answer begins.
+        decode_tokens_per_s: Tokens a second after the first; None for several requests.
+        total_tokens_per_s: Generated tokens by the whole time.
+        generated_tokens: Tokens generated.
+        run: Number of the run.
+        peak_rss_bytes: Most resident memory of the process so far.
+        energy_per_token_j: Energy of a decoded token, idle power subtracted.
+        ttft_repeated_ms: Time to first token of the same prompt again, where prefixes are cached.
+        device_memory_bytes: Memory that the process holds on a GPU or NPU.
+    """
+
+    ttft_ms: float
+    tpot_ms: float
+    tpot_p50_ms: float
+    tpot_p95_ms: float
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float | None
+    total_tokens_per_s: float
+    generated_tokens: int
+    run: int = 0
+    peak_rss_bytes: int = 0
+    energy_per_token_j: float | None = None
+    ttft_repeated_ms: float | None = None
+    device_memory_bytes: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures, without those that only some machines and options have, where they are missing."""
+        values = ((field, getattr(self, field.name)) for field in fields(self))
+        return {field.name: value for field, value in values if value is not None or field.default is MISSING}
+
+
+def measure(model: ModelDirectory, combination: Combination, settings: Settings) -> None:
+    """Measure a combination; runs in a child, and emits each `Step` that begins, one `Loaded`, and a `Run` a run.
 
     Args:
-        model_dir: The model directory.
-        combination: Fields of a `Combination`.
-        settings: Fields of the sweep's `Settings`.
+        model: The model directory.
+        combination: What to measure.
+        settings: The sweep's settings.
     """
-    wanted, chosen = Combination(**combination), Settings(**settings)
-    folder = Path(model_dir)
     emit(Step("loading"))
     import openvino_genai  # noqa: F401 - imported before the clock is started
 
     begin = time.perf_counter()
-    engine = open_engine(folder, wanted, chosen)
+    engine = open_engine(model, combination, settings)
     load_s = time.perf_counter() - begin
-    prompts = Prompts(folder, "random" if chosen.prompts == "random" else "text", chosen.seed)
+    prompts = Prompts(model.path, "random" if settings.prompts == "random" else "text", settings.seed)
     emit(Step("first inference"))
-    first = engine.run([prompts.make(FIRST_PROMPT_TOKENS)], 2)
+    (first,) = engine.run([prompts.make(FIRST_PROMPT_TOKENS)], 2)
     emit(Step("warming up"))
-    engine.run([prompts.make(wanted.prompt_tokens)], min(wanted.new_tokens, 8))
-    meter, energy = _meter()
+    engine.run([prompts.make(combination.prompt_tokens)], min(combination.new_tokens, WARM_UP_TOKENS))
+    meter, source = _meter()
     idle_w = meter.idle_w(IDLE_S) if meter else None
-    emit(
-        "loaded",
-        load_s=load_s,
-        first_inference_s=first[0].end - first[0].start,
-        device_used=engine.device,
-        emulated=engine.emulated,
-        kernels=engine.kernels,
-        energy_source=energy,
-        idle_w=idle_w,
-    )
-    repeat = wanted.option == "prefix-cache"
-    for index in range(chosen.runs):
-        batch = [prompts.make(wanted.prompt_tokens) for _ in range(wanted.concurrency)]
-        figures = _figures(engine, batch, wanted.new_tokens, meter, idle_w)
-        if repeat:
-            figures["ttft_repeated_ms"] = engine.run(batch, 2)[0].ttft_ms
-        emit("run", run=index, peak_rss_bytes=memory.peak_rss_bytes(), **_device_memory(wanted), **figures)
+    emit(Loaded(load_s, first.end - first.start, engine.device, engine.emulated, engine.kernels, source, idle_w))
+    on_device = kind_of(combination.device) != "CPU" and sys.platform == "linux"
+    for index in range(settings.runs):
+        batch = [prompts.make(combination.prompt_tokens) for _ in range(combination.concurrency)]
+        run = measure_run(engine, batch, combination.new_tokens, meter, idle_w)
+        repeated = engine.run(batch, 2)[0].ttft_ms if combination.option == "prefix-cache" else None
+        emit(
+            replace(
+                run,
+                run=index,
+                peak_rss_bytes=peak_rss_bytes(),
+                ttft_repeated_ms=repeated,
+                device_memory_bytes=device_bytes() if on_device else None,
+            )
+        )
 
 
-def measure_ceiling(threads: int, models: dict[str, str]) -> dict[str, Any]:
-    """What a ceiling follows from; runs in a child, whose buffer goes with it.
+def measure_run(
+    engine: Engine,
+    batch: Sequence[list[int]],
+    new_tokens: int,
+    meter: Meter | None = None,
+    idle_w: float | None = None,
+) -> Run:
+    """Figures of one run.
 
     Args:
-        threads: Threads that read memory.
-        models: Name to model directory.
-
-    Returns:
-        `bandwidth` in bytes a second, and `weight_bytes` that each model reads for a token.
+        engine: The engine.
+        batch: Token ids of one prompt, or of several that run at once.
+        new_tokens: Tokens to generate after each.
+        meter: Reads energy.
+        idle_w: Power of the idle machine, which is subtracted.
     """
-    weights = {name: weight_bytes_per_token(Path(folder)) for name, folder in models.items()}
-    return {"bandwidth": read_bandwidth(threads), "weight_bytes": weights}
+    import numpy as np
 
-
-def _figures(
-    engine: Engine, batch: list[list[int]], new_tokens: int, meter: Meter | None, idle_w: float | None
-) -> dict[str, Any]:
     joules: list[float] = []
-    on_first: Callable[[], None] | None = None
-    if meter:
-        reading = meter.read_j
-        reading()
 
-        def on_first() -> None:
-            # The prompt's share, taken when its answer begins.
-            joules.append(reading())
+    def read() -> None:
+        if meter:
+            joules.append(meter.read_j())
 
-    times = engine.run(batch, new_tokens, on_first)
-    if meter:
-        joules.append(meter.read_j())
-    first, prompt_tokens = times[0], len(batch[0])
+    read()
+    # Read again at the first token, so that the prompt's share is apart.
+    times = engine.run(list(batch), new_tokens, read)
+    read()
     gaps = [gap for each in times for gap in each.gaps_ms]
-    total = sum(each.new_tokens for each in times)
+    generated = sum(each.new_tokens for each in times)
     wall_s = max(each.end for each in times) - min(each.start for each in times)
-    decode_s = (first.last - first.first) if len(times) == 1 else None
-    figures: dict[str, Any] = {
-        "ttft_ms": max(each.ttft_ms for each in times),
-        "tpot_p50_ms": percentile(gaps, 50),
-        "tpot_p95_ms": percentile(gaps, 95),
-        "tpot_ms": sum(gaps) / len(gaps),
-        "prefill_tokens_per_s": prompt_tokens * len(times) / (max(each.ttft_ms for each in times) / 1000),
-        "decode_tokens_per_s": (first.new_tokens - 1) / decode_s if decode_s else None,
-        "total_tokens_per_s": total / wall_s,
-        "generated_tokens": total,
-    }
-    if meter and idle_w is not None and len(joules) == 2 and decode_s:
-        figures["energy_per_token_j"] = max(0.0, joules[1] - idle_w * decode_s) / (first.new_tokens - 1)
-    return figures
+    ttft_ms = max(each.ttft_ms for each in times)
+    decode_s = times[0].last - times[0].first if len(times) == 1 else 0.0
+    energy = None
+    if decode_s and idle_w is not None and len(joules) == 3:
+        energy = max(0.0, joules[2] - idle_w * decode_s) / (generated - 1)
+    return Run(
+        ttft_ms=ttft_ms,
+        tpot_ms=sum(gaps) / len(gaps),
+        tpot_p50_ms=float(np.percentile(gaps, 50)),
+        tpot_p95_ms=float(np.percentile(gaps, 95)),
+        prefill_tokens_per_s=1000 * sum(map(len, batch)) / ttft_ms,
+        decode_tokens_per_s=(generated - 1) / decode_s if decode_s else None,
+        total_tokens_per_s=generated / wall_s,
+        generated_tokens=generated,
+        energy_per_token_j=energy,
+    )
 
 
 def _meter() -> tuple[Meter | None, str]:
@@ -133,7 +192,41 @@ def _meter() -> tuple[Meter | None, str]:
     return meter, meter.source
 
 
-def _device_memory(wanted: Combination) -> dict[str, Any]:
-    if kind_of(wanted.device) == "CPU" or sys.platform != "linux":
-        return {}
-    return {"device_memory_bytes": memory.drm_bytes()}
+def peak_rss_bytes() -> int:
+    """Most resident memory that this process ever had.
+
+    On Linux from VmHWM: `getrusage` would report the parent's peak where that was larger, because it
+    is carried over `exec`.
+    """
+    if sys.platform == "linux":
+        peak = re.search(r"VmHWM:\s+(\d+) kB", (PROC / "status").read_text(encoding="utf-8"))
+        if peak:
+            return int(peak[1]) * 1024
+    import psutil
+
+    memory = psutil.Process().memory_info()
+    return int(getattr(memory, "peak_wset", memory.rss))
+
+
+def device_bytes(proc: Path = PROC) -> int | None:
+    """Graphics and NPU memory that this process holds, as the kernel's drivers account it.
+
+    Returns:
+        Bytes over all of the process's clients of such drivers; None where no driver reports them.
+    """
+    clients: dict[str, int] = {}
+    folder = proc / "fdinfo"
+    for path in folder.iterdir() if folder.is_dir() else ():
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue  # closed meanwhile
+        # https://docs.kernel.org/gpu/drm-usage-stats.html
+        client = re.search(r"^drm-client-id:\s*(\S+)", text, re.MULTILINE)
+        device = re.search(r"^drm-pdev:\s*(\S+)", text, re.MULTILINE)
+        regions = re.findall(r"^drm-(?:resident|memory)-\w+:\s*(\d+)\s*(KiB|MiB|)$", text, re.MULTILINE)
+        if client and regions:
+            # Several descriptors may belong to one client, which is counted once.
+            name = f"{device[1] if device else ''}/{client[1]}"
+            clients[name] = sum(int(amount) * UNITS[unit] for amount, unit in regions)
+    return sum(clients.values()) if clients else None

@@ -18,7 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "ov_afm.cli.devices",
         "devices of this machine, what they can run, and whether their answers are right",
     ),
-    "evaluate": ("ov_afm.evaluation.evaluate", "what compression costs: KL divergence, agreement, perplexity"),
+    "evaluate": ("ov_afm.cli.evaluate", "what compression costs: KL divergence, agreement, perplexity"),
     "generate": ("ov_afm.cli.generate", "answer one prompt, streaming"),
     "info": ("ov_afm.cli.info", "recipe, sizes, checks and provenance of a model directory"),
     "kernels": ("ov_afm.kernels.pack", "pack a ReLU² model for the native CPU kernels"),
@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prune": ("ov_afm.cli.prune", "checkpoint → smaller checkpoint, with what that cost"),
     "serve": ("ov_afm.cli.serve", "OpenAI-compatible server"),
     "synth": ("ov_afm.cli.synth", "write a synthetic checkpoint of a given geometry"),
-    "tune": ("ov_afm.evaluation.recipe_search", "search the recipe for a size or a fidelity"),
+    "tune": ("ov_afm.cli.tune", "search the recipe for a size or a fidelity"),
     "upload": ("ov_afm.cli.upload", "model directory → Hub"),
 }
 

@@ -1,10 +1,10 @@
-"""What an evaluation computed, kept: the reference's distributions, and each candidate's scores, block by block.
+"""Results of evaluations on disk: the reference's distributions, and each candidate's scores, block by block.
 
-A reference is as slow as a candidate and is asked the same question for every recipe that is tried. Its
-log-probabilities are stored as 16-bit integers, linear between 0 and each row's least value: at most 0.0006 nats from
-the truth, 2 bytes a vocabulary entry. What has to be exact, the token ranked first and the likelihood of the token
-that follows, is stored beside them at full precision. A block is a file that appears whole, so that an interrupted
-evaluation goes on where it stopped.
+A reference is as slow as a candidate and computes the same for every recipe that is tried. Its log-probabilities are
+stored as 16-bit integers, linear between 0 and each row's least value: at most 0.0006 nats from the exact value, 2
+bytes a vocabulary entry. What has to be exact, the token ranked first and the likelihood of the token that follows, is
+stored beside them at full precision. A block is a file that appears whole, so that an interrupted evaluation
+continues where it stopped.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import OVAFMError
 from ..model_dir import manifest
-from ..system.atomic import disk_full_as_error
+from ..system.atomic import disk_full_as_error, replacing, write_text
 from ..system.paths import cache_dir
 from ..system.resources import check_disk
 from .divergence import Scores
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Expected", "Journal", "Store", "identity", "key_of"]
 
-# Changes with how things are measured, so that no older result is taken for a new one.
-METHOD = 1
+# Must change when results are computed differently, so that no older result is used.
+METHOD = 2
 # Below it a probability is no more than 2e-35, and rounding would eat the resolution of the rest.
 FLOOR = -80.0
 STEPS = 65_535
-# A reference that nobody asked for in this time is deleted.
+# A reference that was not used for so long is deleted.
 KEPT_S = 30 * 24 * 3600
 
 
@@ -91,7 +91,8 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OVAFMError(
-                f"cannot write to the cache {root} ({error.strerror}); set OV_AFM_CACHE to a folder of yours"
+                f"cannot write to the cache {root} ({error.strerror}); set OV_AFM_CACHE to a folder of yours",
+                code="cache-unwritable",
             ) from error
         os.utime(self.folder)
         for other in root.iterdir():
@@ -103,20 +104,20 @@ class Store:
         return self.folder / f"{block:05d}.npz"
 
     def has(self, block: int) -> bool:
-        """Whether a block is there."""
+        """Whether a block is stored."""
         return self.path(block).exists()
 
-    def room_for(self, block_bytes: int, blocks: int) -> None:
-        """Refuse what the disk cannot hold.
+    def check_room(self, block_bytes: int, blocks: int) -> None:
+        """Check that all blocks fit on the disk.
 
         Raises:
-            OVAFMError: With figures.
+            OVAFMError: They do not; with figures.
         """
-        lacking = sum(not self.has(block) for block in range(blocks))
-        check_disk(self.folder, {"the reference's distributions": float(block_bytes * lacking)})
+        missing = sum(not self.has(block) for block in range(blocks))
+        check_disk(self.folder, {"the reference's distributions": float(block_bytes * missing)})
 
     def read(self, block: int) -> dict[str, Any] | None:
-        """The arrays of a block; None if it is not there or damaged (then it is dropped)."""
+        """The arrays of a block; None if it is missing, or damaged (then it is deleted)."""
         import numpy as np
 
         path = self.path(block)
@@ -133,22 +134,20 @@ class Store:
         """Write a block, whole or not at all."""
         import numpy as np
 
-        path = self.path(block)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
         fields = {name: getattr(arrays, name) for name in arrays.__dataclass_fields__}
-        try:
-            with disk_full_as_error(self.folder), partial.open("wb") as stream:
-                np.savez(stream, **fields)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with (
+            disk_full_as_error(self.folder),
+            replacing(self.path(block)) as temporary,
+            temporary.open("wb") as stream,
+        ):
+            np.savez(stream, **fields)
 
 
 class Journal:
-    """Small results that are kept as they come, one JSON object a line; a torn last line is dropped.
+    """Small results, appended to a file as they come, one JSON object a line; an incomplete last line is dropped.
 
     Args:
-        kind: What they are.
+        kind: Name of their folder.
         key: What they depend on, as `key_of` makes it.
     """
 
@@ -159,11 +158,11 @@ class Journal:
             text = self._path.read_text(encoding="utf-8")
             whole = text[: text.rfind("\n") + 1]
             if whole != text:
-                self._path.write_text(whole, encoding="utf-8")
+                write_text(self._path, whole)
             self.entries = {line["id"]: line["value"] for line in map(json.loads, whole.splitlines())}
 
     def add(self, id: str, value: Any) -> None:
-        """Keep a JSON value."""
+        """Store a JSON value."""
         self.entries[id] = value
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"id": id, "value": value}) + "\n")
@@ -176,19 +175,20 @@ def key_of(**fields: Any) -> str:
 
 
 def identity(model: Path, on_bytes: Callable[[int], None] | None = None) -> dict[str, str]:
-    """sha256 of every file that makes a model's numbers: from its manifest, else computed.
+    """sha256 of every file that determines a model's results: from its manifest, else computed.
 
     Args:
         model: Model directory or checkpoint folder.
         on_bytes: Gets the size of each block hashed.
     """
-    if (model / "openvino_model.xml").exists():
+    recorded: Mapping[str, Any] = {}
+    if (model / manifest.MODEL_XML).exists():
         contents = manifest.verify(model)
-        names = ["openvino_model.xml", "openvino_model.bin"]
-        recorded: Mapping[str, Any] = contents.files if contents else {}
-        return {
-            name: str(recorded[name]["sha256"]) if name in recorded else manifest.sha256(model / name, on_bytes)
-            for name in names
-        }
-    files = [model / "config.json", *sorted(model.glob("*.safetensors")), *sorted(model.glob("*.bin"))]
-    return {path.name: manifest.sha256(path, on_bytes) for path in files}
+        recorded = contents.files if contents else {}
+        paths = [model / manifest.MODEL_XML, model / manifest.MODEL_BIN]
+    else:
+        paths = [model / "config.json", *sorted(model.glob("*.safetensors")), *sorted(model.glob("*.bin"))]
+    return {
+        path.name: str(recorded[path.name]["sha256"]) if path.name in recorded else manifest.sha256(path, on_bytes)
+        for path in paths
+    }

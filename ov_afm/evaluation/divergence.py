@@ -7,14 +7,15 @@ percentiles of a bootstrap over blocks (Efron 1979): tokens of one passage are n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Interval", "Scores", "Summary", "log_softmax", "summarize"]
+__all__ = ["Interval", "Scores", "Summary", "summarize"]
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -54,7 +55,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What is reported of a candidate.
+    """Figures that are reported of a candidate.
 
     Attributes:
         perplexity: Of the candidate.
@@ -77,28 +78,6 @@ class Summary:
     top1_agreement: Interval | None = None
 
 
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Log-probabilities over the last axis; sums are taken at f64."""
-    import numpy as np
-
-    shifted = logits - logits.max(-1, keepdims=True)
-    total = np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64)
-    result: NDArray[np.float32] = shifted - np.log(total).astype(np.float32)
-    return result
-
-
-def divergence(log_p: NDArray[np.float32], log_q: NDArray[np.float32]) -> NDArray[np.float32]:
-    """KL(p || q) in nats over the last axis; `log_p` need not be normalised to more than its rounding."""
-    import numpy as np
-
-    p = np.exp(log_p)
-    mass = p.sum(-1, dtype=np.float64)
-    # Summed at f64, because for close models it is a small difference of large terms.
-    found = (p * (log_p - log_q)).sum(-1, dtype=np.float64) / mass - np.log(mass)
-    result: NDArray[np.float32] = np.maximum(found, 0).astype(np.float32)
-    return result
-
-
 def summarize(blocks: list[Scores]) -> Summary:
     """Figures and intervals over all blocks.
 
@@ -110,41 +89,35 @@ def summarize(blocks: list[Scores]) -> Summary:
     draws = np.random.default_rng(0).integers(0, len(blocks), (RESAMPLES, len(blocks))) if len(blocks) > 1 else None
     counts = np.array([len(each.nll) for each in blocks], dtype=np.float64)
 
-    def mean(values: list[NDArray[np.generic]], exponential: bool = False) -> Interval:
+    def interval(point: float, resampled: Callable[[NDArray[np.int64]], NDArray[np.float64]]) -> Interval:
+        if draws is None:
+            return Interval(point, None, None)
+        low, high = np.quantile(resampled(draws), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        return Interval(point, float(low), float(high))
+
+    def mean(values: list[NDArray[Any]], exponential: bool = False) -> Interval:
         sums = np.array([each.sum(dtype=np.float64) for each in values])
         finish = np.exp if exponential else np.positive
         point = float(finish(sums.sum() / counts.sum()))
-        if draws is None:
-            return Interval(point, None, None)
-        return Interval(point, *_bounds(finish(sums[draws].sum(1) / counts[draws].sum(1))))
+        return interval(point, lambda draws: finish(sums[draws].sum(1) / counts[draws].sum(1)))
+
+    def quantile(values: list[NDArray[Any]], share: float) -> Interval:
+        point = float(np.quantile(np.concatenate(values), share))
+        return interval(
+            point, lambda draws: np.array([np.quantile(np.concatenate([values[i] for i in d]), share) for d in draws])
+        )
 
     perplexity = mean([each.nll for each in blocks], exponential=True)
     if not len(blocks[0].kl):
         return Summary(perplexity)
     kl = [each.kl for each in blocks]
-
-    def quantile(share: float) -> Interval:
-        point = float(np.quantile(np.concatenate(kl), share))
-        if draws is None:
-            return Interval(point, None, None)
-        return Interval(
-            point, *_bounds(np.array([np.quantile(np.concatenate([kl[i] for i in d]), share) for d in draws]))
-        )
-
     return Summary(
         perplexity,
         mean([each.reference_nll for each in blocks], exponential=True),
         mean([each.nll - each.reference_nll for each in blocks], exponential=True),
-        mean([each.kl for each in blocks]),
-        quantile(0.5),
-        quantile(0.99),
+        mean(kl),
+        quantile(kl, 0.5),
+        quantile(kl, 0.99),
         max(float(each.max()) for each in kl),
         mean([each.same_top for each in blocks]),
     )
-
-
-def _bounds(drawn: NDArray[np.float64]) -> tuple[float, float]:
-    import numpy as np
-
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)

@@ -1,6 +1,6 @@
 """A model as a function from tokens to logits, a chunk of positions at a time.
 
-A vocabulary of 128,000 makes half a megabyte of logits a token, so no more than a chunk of them is ever held.
+A vocabulary of 128,000 makes half a megabyte of logits a token, so no more
 Model directories run through OpenVINO itself, not through GenAI's sampler, which shows only the chosen token.
 """
 
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import OVAFMError, SourceError, last_line
 from ..kernels.select import engine_model
-from ..model_dir import manifest
+from ..model_dir.inference import EXACT, decoder_inputs, input_names
+from ..model_dir.manifest import MODEL_XML, verify
 from ..system import resources
 from ..system.interrupt import wait_for
 
@@ -22,17 +23,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["F32", "IrModel", "LogitModel", "TorchModel", "opened"]
+__all__ = ["IrModel", "LogitModel", "TorchModel", "opened"]
 
-# At the plugin's defaults (KV cache u8, bf16 where the CPU has it) rounding of the runtime and of the weights
-# cannot be told apart.
-F32 = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+# Properties that are reported with the figures.
+REPORTED = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION")
 # 128 positions of 128,256 logits at f32 are 66 MB.
 CHUNK_TOKENS = 128
 
 
 class LogitModel(Protocol):
-    """What is evaluated.
+    """A model that is evaluated.
 
     Attributes:
         vocab: Width of the logits.
@@ -51,7 +51,7 @@ class IrModel:
     Args:
         model_dir: The model directory.
         runtime_defaults: As `Pipeline` loads it on CPU (KV cache u8, bf16 where the processor has it, ReLU² kernels
-            where packed), instead of f32 throughout.
+            where packed), instead of at f32, which keeps the runtime's rounding apart from that of the weights.
 
     Attributes:
         vocab: Width of the logits.
@@ -69,13 +69,13 @@ class IrModel:
         try:
             for library in extra.get("extensions", ()):
                 core.add_extension(library)
-            model = core.read_model(folder / "openvino_model.xml")
-            compiled = wait_for(lambda: core.compile_model(model, "CPU", {} if runtime_defaults else F32))
+            model = core.read_model(folder / MODEL_XML)
+            compiled = wait_for(lambda: core.compile_model(model, "CPU", {} if runtime_defaults else EXACT))
         except RuntimeError as error:
             raise SourceError(f"OpenVINO cannot load {model_dir}: {last_line(error)}") from error
-        self.runtime = {key: compiled.get_property(key).to_string() for key in F32}
+        self.runtime = {key: compiled.get_property(key).to_string() for key in REPORTED}
         self.runtime["kernels"] = "relu2" if extra else "none"
-        self._inputs = {name for port in compiled.inputs for name in port.get_names()}
+        self._inputs = input_names(compiled)
         self._request = compiled.create_infer_request()
         self.vocab = int(compiled.output("logits").get_partial_shape()[2].get_length())
 
@@ -85,15 +85,8 @@ class IrModel:
 
         self._request.reset_state()
         for first in range(0, len(ids), CHUNK_TOKENS):
-            last = min(first + CHUNK_TOKENS, len(ids))
-            inputs = {
-                "input_ids": ids[None, first:last],
-                "attention_mask": np.ones((1, last), dtype=np.int64),
-                "position_ids": np.arange(first, last, dtype=np.int64)[None],
-                "beam_idx": np.zeros(1, dtype=np.int32),
-            }
-            known = {name: value for name, value in inputs.items() if name in self._inputs}
-            wait_for(lambda known=known: self._request.infer(known))  # type: ignore[misc]
+            inputs = decoder_inputs(ids[first : first + CHUNK_TOKENS], self._inputs, past=first)
+            wait_for(lambda inputs=inputs: self._request.infer(inputs))  # type: ignore[misc]
             yield self._request.get_tensor("logits").data[0].astype(np.float32, copy=False)
 
 
@@ -148,7 +141,7 @@ class TorchModel:
 
 @contextmanager
 def opened(model: Path, *, runtime_defaults: bool = False) -> Iterator[IrModel | TorchModel]:
-    """Load a model directory or a checkpoint folder, and let go of it at the end.
+    """Load a model directory or a checkpoint folder, and free its memory at the end.
 
     Args:
         model: The folder.
@@ -158,8 +151,8 @@ def opened(model: Path, *, runtime_defaults: bool = False) -> Iterator[IrModel |
         OVAFMError: It cannot be loaded.
     """
     loaded: IrModel | TorchModel
-    if (model / "openvino_model.xml").exists():
-        manifest.verify(model)
+    if (model / MODEL_XML).exists():
+        verify(model)
         loaded = IrModel(model, runtime_defaults=runtime_defaults)
     else:
         loaded = TorchModel(model)

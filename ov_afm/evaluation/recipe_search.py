@@ -1,37 +1,139 @@
-"""`ov-afm tune`: search the compression recipe for a size, or for a fidelity.
+"""Search the compression recipe for a size, or for a fidelity.
 
-Every trial is a real compression, judged by KL divergence from the uncompressed model on text that was not calibrated
-on. First the formats are tried plain, equalised and fitted; then what is near the bound is refined: attention,
-`down_proj` or a share of the layers in 8 bits, head and embedding in 4, scale estimation, GPTQ. Finished trials are
-kept: an interrupted search goes on.
+Every trial is a real compression, judged by KL divergence from the uncompressed model on text that was not used for
+calibration. First the formats are tried plain, equalised and fitted; then the trials near the bound are refined:
+attention, `down_proj` or a share of the layers in 8 bits, head and embedding in 4, scale estimation, GPTQ. Finished
+trials are stored, so that an interrupted search continues.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..cli.command import command
-from ..cli.command import parser as command_parser
 from ..compress import compress
 from ..errors import CompressionError, ConfigError, DeviceError
 from ..export import export
-from ..model_dir.manifest import sha256
-from ..presets import Recipe
-from ..runtime.devices import check as check_device
+from ..model_dir.manifest import MODEL_BIN, MODEL_XML, sha256
+from ..presets import RECIPES, Equalise, Recipe
+from ..runtime.rules import check as check_device
 from ..system import console, resources
-from . import table
-from .evaluate import kl
-from .trials import Trial, candidates, chosen, front, refinements
+from ..system.atomic import write_json
+from .fidelity import evaluate
 
-__all__ = ["Trial", "chosen", "front", "tune"]
+__all__ = ["Trial", "candidates", "chosen", "front", "refinements", "tune"]
+
+GROUP_SIZES = (128, 64, 32)
+RATIOS = (0.9, 0.8)
+NUM_SAMPLES = 64
+FITTED = " + fitted"
+EQUALISED = " + equalise"
+# Kinds of matrices that gain or lose most by a format of their own.
+SMALLER: tuple[tuple[str, str], ...] = (("head", "int4"), ("embedding", "int4"))
+NEARER: tuple[tuple[str, str], ...] = (("attention", "int8"), ("down", "int8"))
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One recipe, tried.
+
+    Attributes:
+        label: What people see.
+        recipe: The recipe.
+        weights_bytes: Size of `openvino_model.bin`.
+        kl_mean: Mean KL divergence from the uncompressed model, nats.
+        top1: Share of tokens whose first-ranked token is the same.
+        seconds: Time of compression and evaluation.
+        refused: Why the model cannot be compressed so; None where it can.
+    """
+
+    label: str
+    recipe: Recipe
+    weights_bytes: int = 0
+    kl_mean: float = float("inf")
+    top1: float = 0.0
+    seconds: float = 0.0
+    refused: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON values."""
+        return {**asdict(self), "recipe": self.recipe.to_dict()}
+
+    @property
+    def figures(self) -> str:
+        """The result on one line."""
+        size = console.human_bytes(self.weights_bytes)
+        return f"{size}, mean KL {self.kl_mean:.4f}, top-1 {self.top1:.1%}, {self.seconds:.0f} s"
+
+
+def candidates(dataset: str | None = None) -> Iterator[tuple[str, Recipe]]:
+    """The first round: every format, plain, equalised and fitted; quick ones first."""
+    int4 = Recipe("tuned", "int4", sym=True, num_samples=NUM_SAMPLES, dataset=dataset)
+    groups = [(f"int4 g{size}", replace(int4, group_size=size)) for size in GROUP_SIZES]
+    int8 = replace(RECIPES["int8"], name="tuned", num_samples=NUM_SAMPLES, dataset=dataset)
+    for label, plain in [*groups, ("int8", int8)]:
+        yield label, plain
+        yield f"{label}{EQUALISED}", replace(plain, equalise="full")
+    yield f"int4 rows{EQUALISED}", replace(int4, backup_precision="int8_sym", equalise="full")
+    for label, plain in groups:
+        yield f"{label}{FITTED}", _fitted(plain)
+    for label, plain in groups:
+        yield f"{label}{EQUALISED}{FITTED}", _fitted(replace(plain, equalise="full"))
+    yield "int8-quality", replace(RECIPES["int8-quality"], name="tuned", dataset=dataset)
+
+
+def refinements(trial: Trial) -> Iterator[tuple[str, Recipe]]:
+    """The second round: what could be better than a trial of the first."""
+    recipe = trial.recipe
+    if recipe.bits != 4:
+        return
+    base = trial.label.removesuffix(FITTED)
+    label, fitted = f"{base}{FITTED}", _fitted(recipe)
+    yield label, fitted
+    for kind, stored in (*NEARER, *SMALLER):
+        yield f"{label}, {kind} {stored}", replace(fitted, kinds=((kind, stored),))
+    yield f"{label}, tables too", replace(fitted, all_layers=True)
+    for ratio in RATIOS:
+        yield f"{label}, {ratio:.0%} of layers", replace(fitted, ratio=ratio)
+    if recipe.sym:
+        yield f"{label}, asymmetric", replace(fitted, sym=False)
+    equalise: Equalise = "full" if recipe.equalise == "full" else "none"
+    nearest = replace(recipe, equalise=equalise, rounding="nearest", num_samples=NUM_SAMPLES)
+    yield f"{base} + scale estimation", replace(nearest, scale_estimation=True)
+    yield f"{base} + GPTQ", replace(nearest, gptq=True)
+
+
+def _fitted(recipe: Recipe) -> Recipe:
+    """A recipe with the rounding of the named `int4-quality`, and its guard where there is no equalisation."""
+    quality = RECIPES["int4-quality"]
+    equalise = quality.equalise if recipe.equalise == "none" else recipe.equalise
+    return replace(recipe, equalise=equalise, rounding=quality.rounding, num_samples=quality.num_samples)
+
+
+def front(trials: Sequence[Trial]) -> list[Trial]:
+    """The trials that no other beats in both size and KL divergence, smallest first."""
+    best: list[Trial] = []
+    for trial in sorted(trials, key=lambda each: (each.weights_bytes, each.kl_mean)):
+        if trial.refused is None and (not best or trial.kl_mean < best[-1].kl_mean):
+            best.append(trial)
+    return best
+
+
+def chosen(trials: Sequence[Trial], max_bytes: float | None, max_kl: float | None) -> Trial | None:
+    """The most faithful trial of at most `max_bytes`, or the smallest of at most `max_kl`; None if there is none."""
+    allowed = [
+        trial
+        for trial in front(trials)
+        if (max_bytes is None or trial.weights_bytes <= max_bytes) and (max_kl is None or trial.kl_mean <= max_kl)
+    ]
+    if not allowed:
+        return None
+    return allowed[-1] if max_kl is None else allowed[0]
 
 
 def tune(
@@ -56,7 +158,7 @@ def tune(
         max_size_gb: Bound of the weights' size, decimal GB.
         max_kl: Bound of the mean KL divergence, nats.
         device: Try only what this device can run.
-        minutes: Start no trial that would end after this time; what an earlier run tried does not count.
+        minutes: Start no trial that would end after this time; trials of an earlier run do not count.
         dataset: Calibration data; None takes the packaged text.
         text: Evaluation text; None takes the packaged one.
         tokens: Most tokens to evaluate on.
@@ -67,91 +169,94 @@ def tune(
         The chosen trial, and all.
 
     Raises:
-        ConfigError: No bound was given, one is not positive, or nothing tried keeps to it.
+        ConfigError: No bound was given, one is not positive, or no trial keeps to it.
     """
     target = Path(output)
     for name, bound in (("size", max_size_gb), ("KL divergence", max_kl), ("minutes", minutes)):
         if bound is not None and not bound > 0:
-            raise ConfigError(f"the bound of {name} must be positive, found {bound}")
+            raise ConfigError(f"the bound of {name} must be positive, found {bound}", code="bound-not-positive")
     if max_size_gb is None and max_kl is None:
-        raise ConfigError("tune needs a bound: add --max-size-gb GB, or --max-kl NATS")
+        raise ConfigError("tune needs a bound: add --max-size-gb GB, or --max-kl NATS", code="bound-missing")
     if target.suffix != ".json":
-        raise ConfigError(f"the recipe is written to a .json file, found {target}")
+        raise ConfigError(f"the recipe is written to a .json file, found {target}", code="recipe-suffix")
     resources.require("export", "torch", "transformers", "nncf")
     work = Path(work_dir) if work_dir is not None else target.with_suffix(".tuning")
     max_bytes = None if max_size_gb is None else 1e9 * max_size_gb
     with progress if progress is not None else console.Progress() as bars:
         source = Path(model)
-        if not (source / "openvino_model.xml").exists():
-            source = export(model, work / "fp32", recipe="fp32", golden=False, progress=_Within(bars)).path
+        if not (source / MODEL_XML).exists():
+            source = export(model, work / "fp32", recipe="fp32", golden=False, progress=bars).path
         work.mkdir(parents=True, exist_ok=True)
-        search = _Search(source, work, device, text, tokens, 60 * minutes, bars)
+        search = _Search(source, work, device, text, tokens, time.monotonic() + 60 * minutes, bars)
         search.run(list(candidates(dataset)))
-        near = chosen(search.trials, max_bytes, max_kl)
-        # Around the bound: the trial that keeps to it, and the next smaller one that does not yet.
-        made = front(search.trials)
-        at = made.index(near) if near in made else len(made) if max_kl is not None else 0
-        for trial in [made[i] for i in (at, at - 1) if 0 <= i < len(made)]:
+        for trial in _near_bound(search.trials, max_bytes, max_kl):
             search.run(list(refinements(trial)))
-    found = chosen(search.trials, max_bytes, max_kl)
-    if found is None:
-        best = min(search.trials, key=lambda trial: trial.kl_mean if max_kl is not None else trial.weights_bytes)
+    best = chosen(search.trials, max_bytes, max_kl)
+    if best is None:
+        near = min(search.trials, key=lambda trial: trial.kl_mean if max_kl is not None else trial.weights_bytes)
         raise ConfigError(
-            f"no recipe tried keeps to the bound; the nearest is {best.label} with {best.weights_bytes / 1e9:.3f} GB "
-            f"and a KL divergence of {best.kl_mean:.4f}"
+            f"no recipe tried keeps to the bound; the nearest is {near.label} with {near.weights_bytes / 1e9:.3f} GB "
+            f"and a KL divergence of {near.kl_mean:.4f}",
+            code="bound-not-met",
         )
-    _write(target, {"recipe": found.recipe, "found_by": {**asdict(found), "evaluated_tokens": tokens}})
-    return found, search.trials
+    result = {"recipe": best.recipe.to_dict(), "found_by": {**best.to_dict(), "evaluated_tokens": tokens}}
+    write_json(target, result)
+    return best, search.trials
 
 
-class _Within(console.Progress):
-    """Another's bars, for a verb that is called by a verb."""
-
-    def __init__(self, bars: console.Progress) -> None:
-        self._bars = bars._bars
-
-    def __enter__(self) -> _Within:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """The bars are not ours to stop."""
+def _near_bound(trials: Sequence[Trial], max_bytes: float | None, max_kl: float | None) -> list[Trial]:
+    """The trial that would be chosen, and the next smaller one of the front, which misses the bound."""
+    best, candidate = front(trials), chosen(trials, max_bytes, max_kl)
+    miss = len(best) if max_kl is not None else 0
+    at = miss if candidate is None else best.index(candidate)
+    return [best[index] for index in (at, at - 1) if 0 <= index < len(best)]
 
 
+@dataclass(slots=True)
 class _Search:
-    """Trials of one source, kept in a file."""
+    """Trials of one model, stored in a file.
 
-    def __init__(
-        self,
-        source: Path,
-        work: Path,
-        device: str | None,
-        text: str | Path | None,
-        tokens: int | None,
-        seconds: float,
-        bars: console.Progress,
-    ) -> None:
-        self.source, self.work, self.device, self.bars = source, work, device, bars
-        self.text, self.tokens = text, tokens
-        self.deadline = time.monotonic() + seconds
-        # Longest trial, by rounding: fitted takes several times as long.
-        self.longest: dict[str, float] = {}
-        self.trials: list[Trial] = []
-        self.key = {
-            "model": sha256(source / "openvino_model.bin"),
-            "text": None if text is None else sha256(Path(text)),
-            "tokens": tokens,
+    Attributes:
+        source: The uncompressed model directory.
+        work: Folder for trials.
+        device: Try only what this device can run.
+        text: Evaluation text.
+        tokens: Most tokens to evaluate on.
+        deadline: When the last trial must end, by `time.monotonic`.
+        bars: Where to draw progress.
+        trials: Trials so far.
+        longest: Seconds of the longest trial, by rounding: fitted takes several times as long.
+    """
+
+    source: Path
+    work: Path
+    device: str | None
+    text: str | Path | None
+    tokens: int | None
+    deadline: float
+    bars: console.Progress
+    trials: list[Trial] = field(default_factory=list)
+    longest: dict[str, float] = field(default_factory=dict)
+    _key: dict[str, Any] = field(init=False)
+    _finished: dict[Recipe, Trial] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._key = {
+            "model": sha256(self.source / MODEL_BIN),
+            "text": None if self.text is None else sha256(Path(self.text)),
+            "tokens": self.tokens,
         }
-        self.known = _read_trials(work / "trials.jsonl", self.key)
+        self._finished = _read_trials(self.work / "trials.jsonl", self._key)
 
-    def run(self, wanted: list[tuple[str, Recipe]]) -> None:
+    def run(self, recipes: Sequence[tuple[str, Recipe]]) -> None:
         """Try recipes that were not tried yet, as long as there is time."""
-        with self.bars.step("trying recipes", total=len(wanted)) as advance:
-            for label, recipe in wanted:
-                if self._fits(recipe) and not any(trial.recipe == recipe.to_dict() for trial in self.trials):
-                    self._one(label, recipe)
+        with self.bars.step("trying recipes", total=len(recipes)) as advance:
+            for label, recipe in recipes:
+                if self._runs_on_device(recipe) and all(trial.recipe != recipe for trial in self.trials):
+                    self._try(label, recipe)
                 advance(1)
 
-    def _fits(self, recipe: Recipe) -> bool:
+    def _runs_on_device(self, recipe: Recipe) -> bool:
         if self.device is None:
             return True
         try:
@@ -160,139 +265,57 @@ class _Search:
             return False
         return True
 
-    def _one(self, label: str, recipe: Recipe) -> None:
-        known = self.known.get(json.dumps(recipe.to_dict(), sort_keys=True))
-        if known is not None:
-            self._keep(recipe, known)
+    def _try(self, label: str, recipe: Recipe) -> None:
+        finished = self._finished.get(recipe)
+        if finished is not None:
+            self._add(finished)
             return
-        expected = self.longest.get(recipe.rounding, max(self.longest.values(), default=0.0))
-        if self.trials and time.monotonic() + expected > self.deadline:
+        expected_s = self.longest.get(recipe.rounding, max(self.longest.values(), default=0.0))
+        if self.trials and time.monotonic() + expected_s > self.deadline:
             return
+        trial = self._measure(label, recipe)
+        self._add(trial)
+        # The log of a search that takes hours must show that it is alive.
+        console.note(f"{label}: {trial.refused or trial.figures}")
+        with (self.work / "trials.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"key": self._key, "trial": trial.to_dict()}) + "\n")
+
+    def _measure(self, label: str, recipe: Recipe) -> Trial:
         started = time.perf_counter()
         folder = self.work / "trial"
         try:
-            compress(self.source, folder, recipe=recipe, force=True, progress=_Within(self.bars))
-            found = kl(folder, self.source, self.text, tokens=self.tokens, progress=_Within(self.bars))
-            agreement = found.figures.top1_agreement
-            trial = Trial(
-                label,
-                recipe.to_dict(),
-                (folder / "openvino_model.bin").stat().st_size,
-                found.kl_mean,
-                0.0 if agreement is None else agreement.value,
-                time.perf_counter() - started,
-            )
+            compress(self.source, folder, recipe=recipe, force=True, progress=self.bars)
+            fidelity = evaluate(folder, self.source, text=self.text, tokens=self.tokens, progress=self.bars)
         except CompressionError as error:
-            trial = Trial(label, recipe.to_dict(), refused=str(error))
-        shutil.rmtree(folder, ignore_errors=True)
-        self._keep(recipe, trial)
-        # A log of hours must show that it goes on.
-        console.note(f"{label}: " + (trial.refused or _figures(trial)))
-        with (self.work / "trials.jsonl").open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"key": self.key, "trial": asdict(trial)}) + "\n")
+            return Trial(label, recipe, refused=str(error))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        agreement = fidelity.figures.top1_agreement
+        return Trial(
+            label,
+            recipe,
+            fidelity.weights_bytes,
+            fidelity.kl_mean,
+            0.0 if agreement is None else agreement.value,
+            time.perf_counter() - started,
+        )
 
-    def _keep(self, recipe: Recipe, trial: Trial) -> None:
-        self.longest[recipe.rounding] = max(self.longest.get(recipe.rounding, 0.0), trial.seconds)
+    def _add(self, trial: Trial) -> None:
+        rounding = trial.recipe.rounding
+        self.longest[rounding] = max(self.longest.get(rounding, 0.0), trial.seconds)
         self.trials.append(trial)
 
 
-def _read_trials(path: Path, key: dict[str, Any]) -> dict[str, Trial]:
-    """Finished trials of the same model, text and length; a line that a killed run left half is skipped."""
-    found: dict[str, Trial] = {}
-    if not path.exists():
-        return found
-    for line in path.read_text(encoding="utf-8").splitlines():
+def _read_trials(path: Path, key: dict[str, Any]) -> dict[Recipe, Trial]:
+    """Finished trials of the same model, text and length; an incomplete line of a killed run is skipped."""
+    trials: dict[Recipe, Trial] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             record = json.loads(line)
         except ValueError:
             continue
         if record["key"] == key:
-            trial = Trial(**record["trial"])
-            # An older ov_afm recorded fewer fields.
-            trial = replace(trial, recipe=Recipe.from_dict(trial.recipe).to_dict())
-            found[json.dumps(trial.recipe, sort_keys=True)] = trial
-    return found
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def _table(trials: Sequence[Trial], found: Trial) -> str:
-    best = front(trials)
-    width = max(len(trial.label) for trial in trials)
-    lines = [f"{'recipe':<{width}}  {'size':>9}  {'mean KL':>8}  {'top-1':>6}  {'time':>6}"]
-    for trial in sorted(trials, key=lambda each: each.weights_bytes):
-        if trial.refused is not None:
-            lines.append(f"{trial.label:<{width}}  refused: {trial.refused}")
-            continue
-        mark = " ← chosen" if trial is found else " *" if trial in best else ""
-        figures = f"{trial.kl_mean:>8.4f}  {trial.top1:>6.1%}  {trial.seconds:>4.0f} s"
-        lines.append(f"{trial.label:<{width}}  {console.human_bytes(trial.weights_bytes):>9}  {figures}{mark}")
-    return "\n".join([*lines, "* no other is both smaller and nearer"])
-
-
-def _figures(trial: Trial) -> str:
-    size = console.human_bytes(trial.weights_bytes)
-    return f"{size}, mean KL {trial.kl_mean:.4f}, top-1 {trial.top1:.1%}, {trial.seconds:.0f} s"
-
-
-def _plot(trials: Sequence[Trial], found: Trial, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    made, best = [trial for trial in trials if trial.refused is None], front(trials)
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.scatter([trial.weights_bytes / 1e6 for trial in made], [trial.kl_mean for trial in made], color="0.6")
-    axes.plot([trial.weights_bytes / 1e6 for trial in best], [trial.kl_mean for trial in best], marker="o")
-    for trial in best:
-        weight = "bold" if trial is found else "normal"
-        place = (trial.weights_bytes / 1e6, trial.kl_mean)
-        axes.annotate(trial.label, place, (5, 4), textcoords="offset points", fontsize=7, fontweight=weight)
-    axes.set_yscale("log")
-    axes.set_xlabel("size of the weights, MB")
-    axes.set_ylabel("mean KL divergence, nats")
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=130)
-
-
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    """`ov-afm tune`."""
-    parser = command_parser("tune", "Search the compression recipe for a size or a fidelity.")
-    parser.add_argument("model", help="what `ov-afm export` takes, or an uncompressed model directory")
-    parser.add_argument(
-        "--output", "-o", required=True, metavar="FILE", help="recipe file (.json), for export --recipe"
-    )
-    parser.add_argument("--max-size-gb", type=float, metavar="GB", help="most bytes of weights, decimal GB")
-    parser.add_argument("--max-kl", type=float, metavar="NATS", help="largest mean KL divergence")
-    parser.add_argument("--device", metavar="NAME", help="try only what this device can run")
-    parser.add_argument("--minutes", type=float, default=60.0, help="start no trial that would end later")
-    parser.add_argument("--dataset", metavar="DATA", help="calibration data instead of the packaged text")
-    parser.add_argument("--text", metavar="FILE", help="evaluation text instead of the packaged one")
-    parser.add_argument("--tokens", type=int, default=4096, help="most tokens to evaluate on")
-    parser.add_argument("--work-dir", metavar="DIR", help="where models are made (default: FILE.tuning)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="size against KL: .svg, .png, .pdf")
-    parser.add_argument("--json", action="store_true", help="print all trials")
-    args = parser.parse_args(argv)
-    if args.plot is not None:
-        resources.require("bench", "matplotlib")
-        table.check_format(args.plot)
-    options = {name: value for name, value in vars(args).items() if name not in ("model", "output", "plot", "json")}
-    found, trials = tune(args.model, args.output, **options)
-    if args.plot is not None:
-        _plot(trials, found, args.plot)
-    if args.json:
-        print(json.dumps({"chosen": asdict(found), "trials": [asdict(trial) for trial in trials]}))
-    else:
-        print(_table(trials, found))
-        console.note(f"  use it: ov-afm export {args.model} --recipe {args.output}")
-    return 0
-
-
-if __name__ == "__main__":
-    from .recipe_search import main as run
-
-    sys.exit(run())
+            # An older ov_afm recorded fewer fields of a recipe.
+            recipe = Recipe.from_dict(record["trial"]["recipe"])
+            trials[recipe] = Trial(**{**record["trial"], "recipe": recipe})
+    return trials

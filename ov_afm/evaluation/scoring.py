@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from ..errors import ConfigError, OVAFMError
 from ..kernels.select import engine_model
 from ..model_dir import manifest
+from ..model_dir.inference import kl_divergence, log_softmax
 from ..system import console
 from .cache import Expected, Store, identity, key_of
-from .divergence import Scores, divergence, log_softmax
+from .divergence import Scores
 from .logits import LogitModel, opened
 from .text import Blocks, Encoder, Text, cut
 
@@ -34,7 +35,7 @@ class Reference:
 
     Attributes:
         name: Its folder's name.
-        key: What it is and what it was asked.
+        key: Digest of the model and of the text.
         store: Its distributions.
         vocab: Width of its logits.
     """
@@ -53,7 +54,8 @@ class Reference:
         arrays = self.store.read(block)
         if arrays is None:
             raise OVAFMError(
-                f"the cached reference in {self.store.folder} was damaged meanwhile; run the command again"
+                f"the cached reference in {self.store.folder} was damaged meanwhile; run the command again",
+                code="cache-damaged",
             )
         return Expected(**arrays)
 
@@ -73,8 +75,8 @@ class Chunk:
     following: NDArray[np.int64]
 
 
-def tokens_of(model: Path, text: Text, tokens: int | None, block_tokens: int, reference: Path | None = None) -> Blocks:
-    """The blocks that a model and its reference are both asked.
+def tokens_of(model: Path, text: Text, reference: Path | None = None) -> Blocks:
+    """The blocks of a text for a model and its reference.
 
     Raises:
         OtherTokenizer: Their tokenizers differ on this text.
@@ -87,13 +89,14 @@ def tokens_of(model: Path, text: Text, tokens: int | None, block_tokens: int, re
             at = next((i for i, (a, b) in enumerate(zip(ids, expected, strict=False)) if a != b), len(ids))
             raise OtherTokenizer(
                 f"the reference {reference.name} has another tokenizer than {model.name}: token {at} of {text.name} is "
-                f"{expected[at : at + 1]} there and {ids[at : at + 1]} here; compare models of one tokenizer"
+                f"{expected[at : at + 1]} there and {ids[at : at + 1]} here; compare models of one tokenizer",
+                code="other-tokenizer",
             )
-    return cut(text, ids, encoder.start, tokens, block_tokens)
+    return cut(text, ids, encoder.start)
 
 
 def prepare_reference(model: Path, blocks: Blocks, progress: console.Progress) -> Reference:
-    """Fill the cache with a reference's distributions at f32, as far as they are not there.
+    """Fill the cache with a reference's distributions at f32, as far as they are missing.
 
     Raises:
         OVAFMError: It cannot be loaded, does not fit on the disk or in memory, or gives logits that are not finite.
@@ -108,7 +111,7 @@ def prepare_reference(model: Path, blocks: Blocks, progress: console.Progress) -
         with progress.step("running the reference", total=len(blocks.ids)) as advance:
             advance(len(blocks.ids) - len(missing))
             with opened(model) as running:
-                store.room_for(2 * running.vocab * blocks.block_tokens, len(blocks.ids))
+                store.check_room(2 * running.vocab * blocks.block_tokens, len(blocks.ids))
                 for block in missing:
                     store.write(block, _expected(running, blocks, block, model.name))
                     advance(1)
@@ -139,7 +142,8 @@ def _log_probs(model: LogitModel, blocks: Blocks, ids: NDArray[np.int64], name: 
             rows = logits[low - position : high - position]
             if not np.isfinite(rows).all():
                 raise OVAFMError(
-                    f"{name} gives logits that are not finite after {low + 1} tokens of a block; the model is damaged"
+                    f"{name} gives logits that are not finite after {low + 1} tokens of a block; the model is damaged",
+                    code="logits-not-finite",
                 )
             yield Chunk(low - begin, log_softmax(rows), ids[low + 1 : high + 1])
         position += len(logits)
@@ -157,10 +161,10 @@ def score(
 
     Args:
         model: Model directory or checkpoint folder.
-        blocks: What to ask.
+        blocks: The text.
         reference: What to compare with; None for perplexity alone.
         progress: Where to draw progress.
-        runtime_defaults: See `eval_model.IrModel`.
+        runtime_defaults: See `logits.IrModel`.
 
     Raises:
         OVAFMError: It cannot be loaded, its vocabulary is not the reference's, or its logits are not finite.
@@ -175,28 +179,28 @@ def score(
         )
     store = Store("scores", key)
     runtime_file = store.folder / "runtime.json"
-    found = {block: Scores(**arrays) for block in range(len(blocks.ids)) if (arrays := store.read(block)) is not None}
+    scores = {block: Scores(**arrays) for block in range(len(blocks.ids)) if (arrays := store.read(block)) is not None}
     with progress.step(f"scoring {model.name}", total=len(blocks.ids)) as advance:
-        advance(len(found))
-        if len(found) < len(blocks.ids) or not runtime_file.exists():
+        advance(len(scores))
+        if len(scores) < len(blocks.ids) or not runtime_file.exists():
             with opened(model, runtime_defaults=runtime_defaults) as running:
                 _check_vocabulary(model.name, running.vocab, reference)
                 runtime_file.write_text(json.dumps(running.runtime), encoding="utf-8")
                 for block in range(len(blocks.ids)):
-                    if block not in found:
-                        found[block] = _scores(running, blocks, block, reference, model.name)
-                        store.write(block, found[block])
+                    if block not in scores:
+                        scores[block] = _scores(running, blocks, block, reference, model.name)
+                        store.write(block, scores[block])
                         advance(1)
     runtime: dict[str, str] = json.loads(runtime_file.read_text(encoding="utf-8"))
-    return [found[block] for block in range(len(blocks.ids))], runtime
+    return [scores[block] for block in range(len(blocks.ids))], runtime
 
 
 def _runtime(model: Path) -> str | list[str]:
-    """What runs at the runtime's defaults: the model packed for the kernels and the library, each as it is, if any."""
+    """What runs at the runtime's defaults: hashes of the packed model and of the native library, if these do."""
     folder, properties = engine_model(model, "CPU")
     if folder == model:
         return "plain"
-    return [manifest.sha256(path) for path in (folder / "openvino_model.xml", *map(Path, properties["extensions"]))]
+    return [manifest.sha256(path) for path in (folder / manifest.MODEL_XML, *map(Path, properties["extensions"]))]
 
 
 def _weights_bytes(model: Path) -> int:
@@ -205,7 +209,10 @@ def _weights_bytes(model: Path) -> int:
 
 def _check_vocabulary(name: str, vocab: int, reference: Reference | None) -> None:
     if reference and reference.vocab != vocab:
-        raise ConfigError(f"{name} has {vocab} logits a token, the reference {reference.name} has {reference.vocab}")
+        raise ConfigError(
+            f"{name} has {vocab} logits a token, the reference {reference.name} has {reference.vocab}",
+            code="other-vocabulary",
+        )
 
 
 def _scores(model: LogitModel, blocks: Blocks, block: int, reference: Reference | None, name: str) -> Scores:
@@ -218,7 +225,7 @@ def _scores(model: LogitModel, blocks: Blocks, block: int, reference: Reference 
         nll.append(-chunk.log_p[rows, chunk.following])
         if expected:
             last = chunk.first + len(rows)
-            kl.append(divergence(expected.log_p(chunk.first, last), chunk.log_p))
+            kl.append(kl_divergence(expected.log_p(chunk.first, last), chunk.log_p))
             same.append(chunk.log_p.argmax(-1) == expected.top[chunk.first : last])
     empty = np.empty(0, dtype=np.float32)
     return Scores(

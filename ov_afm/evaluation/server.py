@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
-import urllib.error
-import urllib.request
 from typing import Any
 
 from ..errors import ConfigError, GenerationError
+from ..system import resources
 from .tasks import MAX_NEW_TOKENS
 
 __all__ = ["Server"]
 
-# A prompt may wait in the server's line and then be computed for minutes.
+# A prompt may wait in the server's queue and then be computed for minutes.
 TIMEOUT_S = 600.0
 
 
 class Server:
-    """A chat model on a server, asked greedily.
+    """A chat model on a server, which answers greedily.
 
     Args:
-        url: Its address up to `/v1`. `OPENAI_API_KEY` is shown to it if set.
+        url: Its address up to `/v1`. The key in `OPENAI_API_KEY` is sent along if it is set.
 
     Attributes:
         model: Name of the first model that it lists.
@@ -33,12 +30,15 @@ class Server:
     """
 
     def __init__(self, url: str) -> None:
+        resources.require("eval", "httpx")
         self._url = url.rstrip("/")
         if not self._url.startswith(("http://", "https://")):
-            raise ConfigError(f"--server takes an address such as http://127.0.0.1:8000/v1, found {url!r}")
-        models = self._call("/models", None).get("data", [])
+            raise ConfigError(
+                f"--server takes an address such as http://127.0.0.1:8000/v1, found {url!r}", code="server-address"
+            )
+        models = self._call("GET", "/models").get("data", [])
         if not models:
-            raise ConfigError(f"{self._url} lists no model")
+            raise ConfigError(f"{self._url} lists no model", code="server-empty")
         self.model = str(models[0]["id"])
 
     def __call__(self, prompt: str) -> str:
@@ -49,28 +49,31 @@ class Server:
             "temperature": 0,
             "max_tokens": MAX_NEW_TOKENS,
         }
-        found = self._call("/chat/completions", body)
+        answer = self._call("POST", "/chat/completions", body)
         try:
-            return str(found["choices"][0]["message"]["content"] or "")
+            return str(answer["choices"][0]["message"]["content"] or "")
         except (KeyError, IndexError, TypeError) as error:
-            raise GenerationError(f"{self._url} answered without a message ({error!r})") from error
+            raise GenerationError(
+                f"{self._url} answered without a message ({error!r})", code="server-answer"
+            ) from error
 
-    def _call(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._url + path, data=data, headers=headers)
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        import httpx
+
+        key = os.environ.get("OPENAI_API_KEY")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-                found: dict[str, Any] = json.load(response)
-                return found
-        except urllib.error.HTTPError as error:
+            response = httpx.request(
+                method, self._url + path, json=body, headers=headers, timeout=TIMEOUT_S, follow_redirects=True
+            )
+            if response.is_error:
+                raise GenerationError(
+                    f"{self._url}{path} answered {response.status_code}: {response.text[:300]}", code="server-answer"
+                )
+            answer: dict[str, Any] = response.json()
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             raise GenerationError(
-                f"{self._url}{path} answered {error.code}: {error.read(300).decode('utf-8', 'replace')}"
+                f"{self._url}{path} does not answer ({error}); start the server first, ours with: ov-afm serve DIR",
+                code="server-silent",
             ) from error
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            raise GenerationError(
-                f"{self._url}{path} does not answer ({reason}); start the server first, ours with: ov-afm serve DIR"
-            ) from error
+        return answer

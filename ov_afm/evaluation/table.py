@@ -1,20 +1,25 @@
-"""Fidelity of several models as one table, and as one plot of size against KL divergence."""
+"""Results for people: fidelity of several models as a table and as a plot of size against KL divergence, and the card.
+
+The card shows what a model card promises in words ("code accuracy, math reasoning, energy") as one table that anyone
+can make again, for any checkpoint, beside other people's model directories.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..bench.statistics import number
 from ..errors import ConfigError
-from ..system.console import human_bytes
+from ..system.atomic import replacing
+from ..system.console import human_bytes, markdown_table
 from .divergence import Interval
+from .fidelity import Fidelity
+from .speed import Speed
+from .suite import SuiteResult
 
-if TYPE_CHECKING:
-    from .fidelity import Fidelity
-
-__all__ = ["FORMATS", "explanation", "markdown", "plot"]
+__all__ = ["card", "card_notes", "check_format", "explanation", "fidelity_table", "plot", "save"]
 
 HEADINGS = (
     "model",
@@ -29,69 +34,86 @@ HEADINGS = (
     "perplexity",
     "ratio",
 )
-TEXT_COLUMNS = 2
 ABSENT = "–"
 # Nats below which two models are the same: the rounding of the cache shows 4e-8.
 SAME_KL = 1e-6
 FORMATS = (".svg", ".png", ".pdf")
 
 
-def markdown(results: Sequence[Fidelity]) -> str:
+def fidelity_table(results: Sequence[Fidelity]) -> str:
     """A Markdown table with one row for each model, smallest first."""
     rows = [_row(each) for each in sorted(results, key=lambda each: each.weights_bytes)]
-    rule = ["---"] * TEXT_COLUMNS + ["---:"] * (len(HEADINGS) - TEXT_COLUMNS)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (list(HEADINGS), rule, *rows))
+    return markdown_table(HEADINGS, rows, "llr")
 
 
-def _row(found: Fidelity) -> list[str]:
-    figures = found.figures
-    agreement = figures.top1_agreement
+def _row(result: Fidelity) -> list[str]:
+    figures = result.figures
     return [
-        found.model,
-        found.recipe or ABSENT,
-        human_bytes(found.weights_bytes),
-        f"{found.bits_per_weight:.2f}",
+        result.model,
+        result.recipe or ABSENT,
+        human_bytes(result.weights_bytes),
+        f"{result.bits_per_weight:.2f}",
         _figure(figures.kl_mean),
         _figure(figures.kl_median, interval=False),
         _figure(figures.kl_p99, interval=False),
-        ABSENT if figures.kl_max is None else number(figures.kl_max),
-        ABSENT if agreement is None else _figure(_percent(agreement), " %"),
+        _cell(figures.kl_max, number),
+        _figure(figures.top1_agreement, " %", scale=100),
         _figure(figures.perplexity),
         _figure(figures.perplexity_ratio),
     ]
 
 
-def _percent(share: Interval) -> Interval:
-    low, high = (None if each is None else 100 * each for each in (share.low, share.high))
-    return Interval(100 * share.value, low, high)
-
-
-def _figure(found: Interval | None, unit: str = "", *, interval: bool = True) -> str:
-    if found is None:
+def _figure(figure: Interval | None, unit: str = "", *, scale: float = 1, interval: bool = True) -> str:
+    if figure is None:
         return ABSENT
-    if not interval or found.low is None or found.high is None:
-        return number(found.value) + unit
-    return f"{number(found.value)}{unit} ({number(found.low)}–{number(found.high)})"
+    text = number(scale * figure.value) + unit
+    if not interval or figure.low is None or figure.high is None:
+        return text
+    return f"{text} ({number(scale * figure.low)}–{number(scale * figure.high)})"
 
 
-def number(value: float) -> str:
-    """Three significant digits, without an exponent down to 0.00001."""
-    if value == 0:
-        return "0"
-    if abs(value) < 1e-5:
-        return f"{value:.0e}"
-    digits = max(0, 2 - _magnitude(value))
-    return f"{value:.{digits}f}"
+def _cell(value: float | None, text: Callable[[float], str]) -> str:
+    return ABSENT if value is None else text(value)
 
 
-def _magnitude(value: float) -> int:
-    import math
+def card(fidelity: Sequence[Fidelity], results: Sequence[SuiteResult]) -> str:
+    """The card as a Markdown table: a row for each figure, a column for each model.
 
-    return math.floor(math.log10(abs(value)))
+    Args:
+        fidelity: One for each model, in the order of the columns.
+        results: Tasks and speed of each, in the same order.
+    """
+    rows = [
+        ["size of the weights", *(human_bytes(each.weights_bytes) for each in fidelity)],
+        ["bits per weight", *(f"{each.bits_per_weight:.2f}" for each in fidelity)],
+    ]
+    for tasks in zip(*(each.tasks for each in results), strict=True):
+        rows.append([f"{tasks[0].tasks} accuracy", *(each.share for each in tasks)])
+    speeds = [each.speed for each in results]
+    rows += [
+        ["bits per byte of text", *(number(each.bits_per_byte) for each in fidelity)],
+        ["KL divergence from its reference", *(_figure(each.figures.kl_mean, interval=False) for each in fidelity)],
+        ["decode, tokens/s", *(_cell(each.decode_tokens_per_s if each else None, number) for each in speeds)],
+        ["first token, ms", *(_cell(each.ttft_ms if each else None, number) for each in speeds)],
+        ["peak memory", *(_cell(each.peak_rss_bytes if each else None, human_bytes) for each in speeds)],
+        ["energy, J/token", *map(_energy, speeds)],
+    ]
+    return markdown_table(["", *(each.model for each in fidelity)], rows, "lr")
+
+
+def _energy(speed: Speed | None) -> str:
+    if speed is None:
+        return ABSENT
+    return "no counter" if speed.energy_per_token_j is None else number(speed.energy_per_token_j)
+
+
+def card_notes(results: Sequence[SuiteResult]) -> list[str]:
+    """What the card cannot show: where energy was read, or why not."""
+    return sorted({f"energy: {each.speed.energy_source}" for each in results if each.speed})
 
 
 def explanation(results: Sequence[Fidelity]) -> list[str]:
-    """What the figures of a table mean, a line each."""
+    """What the figures of the fidelity table mean, a line each."""
     first = results[0]
     lines = [
         f"text: {first.text}, {first.tokens} tokens scored in {first.blocks} blocks; in brackets, 95% intervals "
@@ -117,7 +139,7 @@ def plot(results: Sequence[Fidelity], path: Path) -> None:
     """Draw size against mean KL divergence; both axes are logarithmic, whiskers are 95% intervals.
 
     Args:
-        results: Those without KL divergence, or with none to speak of (the reference itself), are left out.
+        results: Those without KL divergence, or with almost none (the reference itself), are left out.
         path: `.svg`, `.png` or `.pdf` file; replaced in one step.
 
     Raises:
@@ -125,10 +147,10 @@ def plot(results: Sequence[Fidelity], path: Path) -> None:
         ModuleNotFoundError: matplotlib is not installed.
     """
     check_format(path)
-    found = [(each, each.figures.kl_mean) for each in sorted(results, key=lambda each: each.weights_bytes)]
-    points = [(each, kl) for each, kl in found if kl is not None and kl.value > SAME_KL]
+    ordered = sorted(results, key=lambda each: each.weights_bytes)
+    points = [(each, kl) for each in ordered if (kl := each.figures.kl_mean) is not None and kl.value > SAME_KL]
     if not points:
-        raise ConfigError("nothing to draw: no model differs from the reference")
+        raise ConfigError("nothing to draw: no model differs from the reference", code="plot-empty")
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -146,13 +168,13 @@ def plot(results: Sequence[Fidelity], path: Path) -> None:
         axes.legend(frameon=False)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        temporary = path.with_name(f".{os.getpid()}.{path.name}")
-        metadata: Any = {"Date": None} if path.suffix == ".svg" else None
-        try:
-            figure.savefig(temporary, dpi=130, metadata=metadata)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure, in one step; the same figure gives the same SVG."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def check_format(path: Path) -> None:
@@ -162,17 +184,17 @@ def check_format(path: Path) -> None:
         ConfigError: Unknown suffix, or no such folder.
     """
     if path.suffix not in FORMATS:
-        raise ConfigError(f"a plot is written as {', '.join(FORMATS)}, found {path.name!r}")
+        raise ConfigError(f"a plot is written as {', '.join(FORMATS)}, found {path.name!r}", code="plot-format")
     if not path.parent.is_dir():
-        raise ConfigError(f"no such folder for the plot: {path.parent}")
+        raise ConfigError(f"no such folder for the plot: {path.parent}", code="plot-folder")
 
 
-def _point(axes: Any, found: Fidelity, kl: Interval) -> None:
+def _point(axes: Any, result: Fidelity, kl: Interval) -> None:
     whiskers = None
     if kl.low is not None and kl.high is not None:
         whiskers = [[max(0.0, kl.value - kl.low)], [max(0.0, kl.high - kl.value)]]
-    size = found.weights_bytes / 1e6
-    axes.errorbar([size], [kl.value], whiskers, marker="o", capsize=3, linestyle="none", label=found.model)
+    size = result.weights_bytes / 1e6
+    axes.errorbar([size], [kl.value], whiskers, marker="o", capsize=3, linestyle="none", label=result.model)
 
 
 def _size_ticks(axes: Any, sizes: list[float]) -> None:

@@ -3,7 +3,7 @@
 Each task is asked once, greedily, through the model's chat template. A code task passes when its tests raise nothing
 in a sandbox, a math task when the number that the answer ends with is the right one. A set of tasks is a JSONL file,
 a packaged one or anyone's: `{"id", "kind": "code", "prompt", "tests"}` or `{"id", "kind": "math", "prompt", "answer"}`.
-Answers are kept, so that an interrupted run goes on.
+Answers are stored, so that an interrupted run continues.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 
 from ..errors import ConfigError
 from ..model_dir import manifest
-from ..runtime.loading import locate
+from ..model_dir.model_directory import ModelDirectory
 from ..runtime.sampling import Params
 from ..system import console
 from . import sandbox
@@ -58,12 +58,12 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a model did on a set of tasks.
+    """The result of a model on a set of tasks.
 
     Attributes:
         tasks: Name of the set.
         correct: Tasks passed.
-        total: Tasks asked.
+        total: Tasks in all.
         accuracy: Share passed, with Wilson's 95% interval.
         failures: Task id to what was wrong.
     """
@@ -73,6 +73,13 @@ class Result:
     total: int
     accuracy: Interval
     failures: dict[str, str]
+
+    @property
+    def share(self) -> str:
+        """Tasks passed of all, with the interval."""
+        low, high = self.accuracy.low, self.accuracy.high
+        interval = "" if low is None or high is None else f" ({low:.0%}–{high:.0%})"
+        return f"{self.correct} of {self.total}, {self.accuracy.value:.0%}{interval}"
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, for JSON."""
@@ -96,12 +103,14 @@ def load_tasks(name: str) -> tuple[str, list[Task]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"no tasks {name!r}: give {', '.join(PACKAGED)} or a readable .jsonl file") from error
+        raise ConfigError(
+            f"no tasks {name!r}: give {', '.join(PACKAGED)} or a readable .jsonl file", code="tasks-unknown"
+        ) from error
     tasks = [_task(line, f"{path.name} line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not tasks:
-        raise ConfigError(f"{path.name} holds no tasks")
+        raise ConfigError(f"{path.name} holds no tasks", code="tasks-unreadable")
     if len({task.id for task in tasks}) < len(tasks):
-        raise ConfigError(f"{path.name} has two tasks of one id; give each its own")
+        raise ConfigError(f"{path.name} has two tasks of one id; give each its own", code="tasks-unreadable")
     return path.stem, tasks
 
 
@@ -113,8 +122,10 @@ def _task(line: str, where: str) -> Task:
         if fields["kind"] == "math":
             return Task(str(fields["id"]), "math", str(fields["prompt"]), answer=float(fields["answer"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{where} is no task ({error!r}); it needs id, kind, prompt, and tests or answer") from error
-    raise ConfigError(f"{where}: kind must be code or math, found {fields['kind']!r}")
+        raise ConfigError(
+            f"{where} is no task ({error!r}); it needs id, kind, prompt, and tests or answer", code="tasks-unreadable"
+        ) from error
+    raise ConfigError(f"{where}: kind must be code or math, found {fields['kind']!r}", code="tasks-unreadable")
 
 
 def grade(task: Task, answer: str) -> str:
@@ -124,12 +135,12 @@ def grade(task: Task, answer: str) -> str:
         # The last block that defines something: models like to show how their function is called in another one.
         program = next((block for block in reversed(blocks) if "def " in block), blocks[0] if blocks else answer)
         return sandbox.run(program, task.tests).reason
-    said = answer.rpartition("Answer:")[2]
-    numbers = NUMBER.findall(said) if "Answer:" in answer else NUMBER.findall(answer)[-1:]
+    _, marker, after = answer.rpartition("Answer:")
+    numbers = NUMBER.findall(after) if marker else NUMBER.findall(answer)[-1:]
     if not numbers:
         return "no number in the answer"
-    found = float(numbers[0].replace(",", ""))
-    return "" if math.isclose(found, task.answer, rel_tol=1e-6) else f"{found:g} where {task.answer:g} is right"
+    number = float(numbers[0].replace(",", ""))
+    return "" if math.isclose(number, task.answer, rel_tol=1e-6) else f"{number:g} where {task.answer:g} is right"
 
 
 def wilson(correct: int, total: int) -> Interval:
@@ -143,27 +154,27 @@ def wilson(correct: int, total: int) -> Interval:
 def run_tasks(
     model: str | Path, sets: Sequence[str], progress: console.Progress, *, load: Callable[[Path], Any] | None = None
 ) -> list[Result]:
-    """Ask a model directory sets of tasks on CPU.
+    """Give a model directory sets of tasks, on CPU.
 
     Args:
-        model: The model directory; not loaded if all its answers are known.
+        model: The model directory; not loaded if all its answers are stored.
         sets: Names or files, see `load_tasks`.
         progress: Where to draw progress.
         load: Makes the pipeline; the default one if None.
 
     Raises:
-        ConfigError: A set is no set.
+        ConfigError: A set cannot be read.
         OVAFMError: The model cannot be loaded.
     """
-    folder = locate(model)
+    folder = ModelDirectory.open(model).path
     loaded = [load_tasks(name) for name in sets]
     with progress.step(f"identifying {folder.name}", unit="B") as advance:
         fingerprint = identity(folder, advance)
     results = []
     with closing(_Lazy(folder, load)) as pipeline:
         for name, tasks in loaded:
-            kept = Journal("answers", _answers_key(fingerprint, tasks))
-            results.append(ask(name, tasks, pipeline, progress, kept))
+            journal = Journal("answers", _answers_key(fingerprint, tasks))
+            results.append(ask(name, tasks, pipeline, progress, journal))
     return results
 
 
@@ -177,7 +188,7 @@ def _answers_key(fingerprint: Mapping[str, str], tasks: Sequence[Task]) -> str:
 
 
 class _Lazy:
-    """A pipeline that is loaded when it is first asked."""
+    """A pipeline that is loaded for its first prompt."""
 
     def __init__(self, folder: Path, load: Callable[[Path], Any] | None) -> None:
         self._folder, self._load = folder, load
@@ -196,27 +207,27 @@ class _Lazy:
 
 
 def ask(
-    name: str, tasks: Sequence[Task], answerer: Answerer, progress: console.Progress, kept: Journal | None = None
+    name: str, tasks: Sequence[Task], answerer: Answerer, progress: console.Progress, journal: Journal | None = None
 ) -> Result:
-    """Ask one set of tasks.
+    """Give one set of tasks to a model.
 
     Args:
         name: Name of the set.
         tasks: Its tasks.
-        answerer: Who answers.
+        answerer: The model.
         progress: Where to draw progress.
-        kept: Answers that are known; new ones are added. None keeps nothing.
+        journal: Answers that are known already; new ones are added.
     """
-    wrong = {}
+    failures = {}
     with progress.step(f"{name} tasks", total=len(tasks)) as advance:
         for task in tasks:
-            answer = kept.entries.get(task.id) if kept else None
+            answer = journal.entries.get(task.id) if journal else None
             if answer is None:
                 answer = answerer(task.prompt)
-                if kept:
-                    kept.add(task.id, answer)
+                if journal:
+                    journal.add(task.id, answer)
             if failure := grade(task, answer):
-                wrong[task.id] = failure
+                failures[task.id] = failure
             advance(1)
-    correct = len(tasks) - len(wrong)
-    return Result(name, correct, len(tasks), wilson(correct, len(tasks)), wrong)
+    correct = len(tasks) - len(failures)
+    return Result(name, correct, len(tasks), wilson(correct, len(tasks)), failures)

@@ -1,7 +1,7 @@
 """Evaluation text: where it comes from, and how it is cut into blocks of tokens.
 
-A block is scored by itself, from an empty cache. Blocks are what confidence intervals resample, because tokens
-of one passage are not independent of each other.
+A block is scored by itself, from an empty cache. Confidence intervals resample blocks, because the tokens of one
+passage are not independent of each other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_TEXT", "Blocks", "Encoder", "Text", "cut", "load_text"]
 
-# Written for this project, so that no model has seen it; disjoint from every calibration text (tests/test_evaluate.py).
+# Written for this project, so that no model has seen it; it shares no passage with any calibration text.
 DEFAULT_TEXT = Path(__file__).parent.parent / "quantization" / "data" / "evaluation.txt"
 BLOCK_TOKENS = 512
 # Fewer tokens than this say nothing about a model.
@@ -29,17 +29,21 @@ MINIMUM_TOKENS = 32
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text to evaluate on.
+    """A text to evaluate on, and how much of it is used in which pieces.
 
     Attributes:
         name: File name, for records.
         content: The text.
         sha256: Of its UTF-8 bytes.
+        tokens: Most tokens to use; None for all.
+        block_tokens: Tokens of a block, start tokens included; each block is scored from an empty cache.
     """
 
     name: str
     content: str
     sha256: str
+    tokens: int | None = None
+    block_tokens: int = BLOCK_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +76,32 @@ class Blocks:
         return max(1, self.start) - 1
 
 
-def load_text(path: str | Path | None = None) -> Text:
+def load_text(path: str | Path | None = None, *, tokens: int | None = None, block_tokens: int = BLOCK_TOKENS) -> Text:
     """Read a text file; the packaged default if None.
 
     Raises:
-        ConfigError: The file is not there, not UTF-8, or empty.
+        ConfigError: The file is missing, not UTF-8, or empty, or blocks are too short to say anything.
     """
+    if block_tokens < MINIMUM_TOKENS:
+        raise ConfigError(f"a block needs at least {MINIMUM_TOKENS} tokens, found {block_tokens}", code="block-short")
     file = DEFAULT_TEXT if path is None else Path(path)
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise ConfigError(f"cannot read evaluation text {file} ({error.strerror}); give a UTF-8 text file") from error
+        raise ConfigError(
+            f"cannot read evaluation text {file} ({error.strerror}); give a UTF-8 text file", code="text-unreadable"
+        ) from error
     try:
         content = data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"evaluation text {file.name} is not UTF-8 (byte {error.start}); convert it") from error
+        raise ConfigError(
+            f"evaluation text {file.name} is not UTF-8 (byte {error.start}); convert it", code="text-encoding"
+        ) from error
     if not content.strip():
-        raise ConfigError(f"evaluation text {file.name} is empty; give a text of a few thousand words")
-    return Text(file.name, content, hashlib.sha256(content.encode()).hexdigest())
+        raise ConfigError(
+            f"evaluation text {file.name} is empty; give a text of a few thousand words", code="text-empty"
+        )
+    return Text(file.name, content, hashlib.sha256(content.encode()).hexdigest(), tokens, block_tokens)
 
 
 class Encoder:
@@ -99,7 +111,7 @@ class Encoder:
         model: Model directory, or checkpoint folder (read with transformers).
 
     Attributes:
-        start: Tokens that it puts before any text.
+        start: Tokens that it puts before every text.
 
     Raises:
         SourceError: It cannot be read.
@@ -108,7 +120,7 @@ class Encoder:
     def __init__(self, model: Path) -> None:
         try:
             self._ids = _openvino(model) if (model / "openvino_tokenizer.xml").exists() else _transformers(model)
-            # Asked with one letter, because some tokenizers cannot take an empty text.
+            # One letter, because some tokenizers fail on an empty text.
             plain, special = self._ids("a", False), self._ids("a", True)
         except (RuntimeError, ValueError, OSError) as error:
             raise SourceError(f"the tokenizer of {model} cannot be read: {error}") from error
@@ -133,27 +145,26 @@ def _transformers(model: Path) -> Callable[[str, bool], list[int]]:
     return lambda text, special: list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 
-def cut(text: Text, ids: list[int], start: list[int], tokens: int | None, block_tokens: int) -> Blocks:
-    """Cut token ids into blocks.
+def cut(text: Text, ids: list[int], start: list[int]) -> Blocks:
+    """Cut the token ids of a text into blocks.
 
     Args:
-        text: The text they come from.
+        text: The text.
         ids: Its token ids.
         start: Tokens that begin every block.
-        tokens: Most tokens to use; all if None.
-        block_tokens: Length of a block, start tokens included.
 
     Raises:
-        ConfigError: There are fewer tokens than say anything, or the length of a block is no length.
+        ConfigError: There are too few tokens to say anything.
     """
     import numpy as np
 
-    if block_tokens < MINIMUM_TOKENS:
-        raise ConfigError(f"a block needs at least {MINIMUM_TOKENS} tokens, found {block_tokens}")
-    used = ids if tokens is None else ids[:tokens]
+    used = ids if text.tokens is None else ids[: text.tokens]
     if len(used) < MINIMUM_TOKENS:
-        raise ConfigError(f"evaluation text {text.name} gives {len(used)} tokens; at least {MINIMUM_TOKENS} are needed")
-    room = block_tokens - len(start)
+        raise ConfigError(
+            f"evaluation text {text.name} gives {len(used)} tokens; at least {MINIMUM_TOKENS} are needed",
+            code="text-short",
+        )
+    room = text.block_tokens - len(start)
     pieces = [used[first : first + room] for first in range(0, len(used), room)]
     if len(pieces) > 1 and len(pieces[-1]) < MINIMUM_TOKENS:
         pieces.pop()
@@ -162,4 +173,4 @@ def cut(text: Text, ids: list[int], start: list[int], tokens: int | None, block_
     for block in blocks:
         digest.update(len(block).to_bytes(4, "little") + block.tobytes())
     bytes_per_token = len(text.content.encode()) / len(ids)
-    return Blocks(text.name, digest.hexdigest(), blocks, len(start), block_tokens, bytes_per_token)
+    return Blocks(text.name, digest.hexdigest(), blocks, len(start), text.block_tokens, bytes_per_token)

@@ -43,15 +43,21 @@ def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]], align:
 
 
 class Progress:
-    """Progress bars with rate and time left, on a terminal; one line a finished step elsewhere.
+    """Progress bars with the time left, on a terminal; nothing elsewhere.
 
     Example:
         with Progress() as progress, progress.step("hashing", total=size, unit="B") as advance:
             advance(4096)
     """
 
+    def __init__(self) -> None:
+        self._depth = 0
+
     def __enter__(self) -> Progress:
-        """Start drawing."""
+        """Start drawing; where it is drawing already, for a caller, do nothing."""
+        self._depth += 1
+        if self._depth > 1:
+            return self
         from rich import progress as bars
         from rich.console import Console
 
@@ -70,8 +76,10 @@ class Progress:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Stop drawing."""
-        self._bars.stop()
+        """Stop drawing, except for a caller that still draws."""
+        self._depth -= 1
+        if not self._depth:
+            self._bars.stop()
 
     @contextmanager
     def step(self, description: str, total: float | None = None, unit: str = "") -> Iterator[Callable[..., None]]:

@@ -1,16 +1,20 @@
-"""Records of single runs → one summary for each combination."""
+"""What repeated runs say: each figure with its range, and one summary for each combination of a sweep.
+
+The median is reported with the least and the most: a mean hides the one run that another program disturbed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..runtime.metrics import Spread, spread
 from .plan import Combination
 from .records import Record, group
 
-__all__ = ["FIGURES", "Summary", "number", "summarize"]
+__all__ = ["FIGURES", "Spread", "Summary", "number", "spread", "summarize"]
 
 # Figures of single runs that are summarized, by their names in a record.
 FIGURES = (
@@ -26,6 +30,52 @@ FIGURES = (
     "device_memory_bytes",
     "energy_per_token_j",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """One figure of several runs.
+
+    Attributes:
+        median: Its median.
+        least: The smallest.
+        most: The largest.
+        runs: Number of runs.
+    """
+
+    median: float
+    least: float
+    most: float
+    runs: int
+
+    @property
+    def noise(self) -> float:
+        """Range of the runs as a share of their median; 0 for a median of 0."""
+        return (self.most - self.least) / abs(self.median) if self.median else 0.0
+
+    def overlaps(self, other: Spread) -> bool:
+        """Whether two ranges share a value, so that their medians may differ by chance."""
+        return self.least <= other.most and other.least <= self.most
+
+    def text(self, scale: float = 1) -> str:
+        """Median with the least and the most, in units of `scale`."""
+        median, least, most = (number(each / scale) for each in (self.median, self.least, self.most))
+        return median if self.runs == 1 or least == most else f"{median} ({least}–{most})"
+
+
+def spread(values: Sequence[float | None]) -> Spread | None:
+    """Median, least and most of the runs that measured a figure; None if none did."""
+    measured = [value for value in values if value is not None]
+    return Spread(statistics.median(measured), min(measured), max(measured), len(measured)) if measured else None
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent down to 0.00001."""
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-5:
+        return f"{value:.0e}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +129,6 @@ class Summary:
         rate = self.figures.get("decode_tokens_per_s")
         return rate.median / self.ceiling if rate and self.ceiling else None
 
-    @property
-    def tpot_ms(self) -> Spread | None:
-        """Mean time between tokens."""
-        return self.figures.get("tpot_ms")
-
     def get(self, name: str) -> Any:
         """What the records say of the combination as a whole; None where they do not."""
         return self.head.get(name)
@@ -93,15 +138,8 @@ def summarize(records: Iterable[Record]) -> list[Summary]:
     """One summary for each combination, in the order of its first record."""
     summaries = []
     for combination, rows in group(records).items():
-        good = [row for row in rows if row["status"] == "ok"]
+        measured = [row for row in rows if row["status"] == "ok"]
         reason = next((str(row["reason"]) for row in rows if row["status"] != "ok"), None)
-        figures = {name: found for name in FIGURES if (found := spread([row.get(name) for row in good]))}
-        summaries.append(Summary(combination, reason, (good or rows)[0], len(good), figures))
+        figures = {name: each for name in FIGURES if (each := spread([row.get(name) for row in measured]))}
+        summaries.append(Summary(combination, reason, (measured or rows)[0], len(measured), figures))
     return summaries
-
-
-def number(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -1,0 +1,60 @@
+"""Speed and energy of a model directory, as `bench` measures them: what the card shows beside quality."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..bench.plan import Settings
+from ..bench.statistics import summarize
+from ..bench.sweep import bench
+from ..system import console
+
+__all__ = ["SETTINGS", "Speed", "measure_speed"]
+
+# Enough for a median and an energy counter that counts in millijoules; `ov-afm bench` is for more.
+SETTINGS = Settings(devices=("CPU",), prompt_tokens=(128,), new_tokens=64, runs=3)
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What bench measured of a model on CPU, one request of 128 tokens, 64 new ones, median of the runs.
+
+    Attributes:
+        decode_tokens_per_s: Decode speed; None, as below, where a run was too short to say.
+        ttft_ms: Time to first token.
+        peak_rss_bytes: Most resident memory.
+        energy_per_token_j: Energy of a decoded token, idle power subtracted; None without a counter.
+        energy_source: The counter, or why there is none.
+    """
+
+    decode_tokens_per_s: float | None
+    ttft_ms: float | None
+    peak_rss_bytes: float | None
+    energy_per_token_j: float | None
+    energy_source: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, for JSON."""
+        return asdict(self)
+
+
+def measure_speed(model: str | Path, progress: console.Progress, settings: Settings = SETTINGS) -> Speed:
+    """Run bench on one model directory.
+
+    Raises:
+        OVAFMError: It cannot run.
+    """
+    summary = summarize(bench(model, settings=settings, progress=progress).records)[0]
+
+    def median(name: str) -> float | None:
+        return summary.figures[name].median if name in summary.figures else None
+
+    return Speed(
+        median("decode_tokens_per_s"),
+        median("ttft_ms"),
+        median("peak_rss_bytes"),
+        median("energy_per_token_j"),
+        str(summary.get("energy_source")),
+    )
