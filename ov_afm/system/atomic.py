@@ -2,9 +2,9 @@
 
 A file is written under a hidden name beside its own and renamed when it is complete (`replacing`, `write_text`); a
 rename within one folder is atomic. A directory (`staging`) is made in a hidden sibling, `.NAME.PID.partial`, and
-renamed likewise. A lock that the operating system drops with the process keeps a second writer out, so what a killed run left
-behind is recognised and cleared. The hidden name is each process's own, so that a child that outlives a killed run by a
-moment writes nowhere else.
+renamed likewise. A lock that the operating system drops with the process keeps a second writer out, so what a killed
+run left behind is recognised and cleared. The hidden name is each process's own, so that a child that outlives a
+killed run by a moment writes nowhere else.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ..errors import ConfigError, OVAFMError
 
@@ -29,6 +31,8 @@ __all__ = ["disk_full_as_error", "replacing", "staging", "write_bytes", "write_j
 NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 # Less free than this when a native writer fails is a full disk.
 FULL_BYTES = 1_000_000
+# Long enough to look again where the last holder was just deleting the lock's file.
+LOCK_TIMEOUT_S = 0.2
 
 
 @contextmanager
@@ -76,12 +80,19 @@ def staging(output: Path, *, replace: bool = False) -> Iterator[Path]:
     output = output.resolve()
     _check_target(output, replace)
     new_parents = [folder for folder in output.parents if not folder.exists()]
+    lock = FileLock(output.with_name(f".{output.name}.lock"), timeout=LOCK_TIMEOUT_S)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock(output.with_name(f".{output.name}.lock"))
+        lock.acquire()
+    except Timeout as error:
+        raise OVAFMError(
+            f"another process is writing {output}; wait for it, or choose another output directory", code="output-busy"
+        ) from error
     except OSError as error:
         reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise ConfigError(f"cannot write to {output.parent} ({reason}); choose another output directory") from error
+        raise ConfigError(
+            f"cannot write to {output.parent} ({reason}); choose another output directory", code="output-unwritable"
+        ) from error
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     old = output.with_name(f".{output.name}.old")
     try:
@@ -92,7 +103,9 @@ def staging(output: Path, *, replace: bool = False) -> Iterator[Path]:
         _put_in_place(partial, output, old)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        _unlock(lock)
+        if sys.platform != "win32":  # where the release deletes it
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
         # What holds the output, or anything else by now, stays.
         with contextlib.suppress(OSError):
             for folder in new_parents:
@@ -122,54 +135,19 @@ def _put_in_place(partial: Path, output: Path, old: Path) -> None:
 
 def _check_target(output: Path, replace: bool) -> None:
     if output.exists() and not output.is_dir():
-        raise ConfigError(f"{output} is a file; choose another output directory")
+        raise ConfigError(f"{output} is a file; choose another output directory", code="output-is-file")
     if not output.exists() or not any(output.iterdir()):
         return
     if not replace:
-        raise ConfigError(f"{output} is not empty; choose another output directory, or replace it with --force")
+        raise ConfigError(
+            f"{output} is not empty; choose another output directory, or replace it with --force",
+            code="output-not-empty",
+        )
     if output == Path.home().resolve() or output in (Path.cwd(), *Path.cwd().parents):
         raise ConfigError(
-            f"{output} holds your home or the current folder and will not be replaced; choose another directory"
+            f"{output} holds your home or the current folder and will not be replaced; choose another directory",
+            code="output-protected",
         )
-
-
-def _lock(path: Path) -> IO[bytes]:
-    while True:
-        handle = path.open("a+b")
-        try:
-            _lock_file(handle)
-        except OSError as error:
-            handle.close()
-            name = path.name[1 : -len(".lock")]
-            raise OVAFMError(
-                f"another process is writing {path.with_name(name)}; wait for it, or choose another output directory"
-            ) from error
-        # The last holder may have removed the file between our open and our lock.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
-                return handle
-        handle.close()
-
-
-def _unlock(handle: IO[bytes]) -> None:
-    if sys.platform != "win32":
-        Path(handle.name).unlink(missing_ok=True)
-    handle.close()
-    if sys.platform == "win32":
-        with contextlib.suppress(OSError):
-            Path(handle.name).unlink()
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock_file(handle: IO[bytes]) -> None:
-        msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
-else:
-    import fcntl
-
-    def _lock_file(handle: IO[bytes]) -> None:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager
@@ -191,5 +169,6 @@ def disk_full_as_error(folder: Path) -> Iterator[None]:
         hidden = (p.parent for p in (folder, *folder.parents) if p.name.endswith(".partial") or p.name[:7] == "ov_afm-")
         place = next(hidden, folder)
         raise OVAFMError(
-            f"the disk that holds {place} is full ({free / 1e6:.0f} MB free); free some space or use another folder"
+            f"the disk that holds {place} is full ({free / 1e6:.0f} MB free); free some space or use another folder",
+            code="disk-full",
         ) from error

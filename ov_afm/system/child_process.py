@@ -1,16 +1,16 @@
 """Run a function in a child process that can die without taking the program along.
 
 Drivers crash while they are probed, converters run out of memory, native code ignores Ctrl-C. Whatever can do that
-runs here. Two forms share one protocol, pickled messages on the child's standard input and output:
+runs here. Two forms share one protocol, pickled messages with a length in front:
 
 - `run_in_child(function, ...)` calls a function once and returns its result.
 - `WorkerProcess(function, ...)` starts a function that answers messages until it is closed, such as a loaded model.
 
-Whatever the child or its libraries print goes to a log. The child ends with its parent, because it watches the pipe
-that the parent holds open.
+Whatever the child or its libraries print goes to a log. The child ends with its parent, because it reads from a pipe
+that the parent holds open, and it takes with it what it started itself.
 
-    report = run_in_child(self_test.answers, model_dir, device="GPU")
-    report = ChildProcess(log=path, timeout_s=60).run(devices.enumerate_devices)
+    answers = run_in_child(self_test.answers, model_dir, "GPU", {}, prompts)
+    found = ChildProcess(log=path, timeout_s=60).run(devices.enumerate_devices, ["GPU"])
 """
 
 from __future__ import annotations
@@ -40,9 +40,17 @@ P = ParamSpec("P")
 T = TypeVar("T")
 # torch would fork a pool of compiler processes when it is imported; nothing here compiles with it.
 CHILD_ENV = {"PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-MAIN = "from ov_afm.system import child_process; child_process._main()"
+# The pipe leaves descriptors 0 and 1 before anything is imported: what Python or native code prints goes to the log.
+# The parent's module path replaces the child's own, which begins with the current folder and any `queue.py` in it.
+MAIN = (
+    "import os, sys; sys.path[:] = sys.argv[1:]; del sys.argv[1:]; pipe = os.dup(0), os.dup(1); os.dup2(2, 1); "
+    "os.dup2(os.open(os.devnull, os.O_RDONLY), 0); from ov_afm.system import child_process; "
+)
 LENGTH = struct.Struct(">Q")
 LOG_TAIL_BYTES = 4000
+# A body without bytes ends the messages to a worker.
+CLOSE = b""
+BLOCK_BYTES = 1 << 16
 CLOSE_S = 2.0
 
 
@@ -57,7 +65,7 @@ class ChildDied(errors.OVAFMError):
     default_code = "child-died"
 
     def __init__(self, message: str, returncode: int | None = None, log_tail: str = "") -> None:
-        """Keep what is known of the death."""
+        """Keep how the child ended."""
         super().__init__(message)
         self.returncode = returncode
         self.log_tail = log_tail
@@ -90,16 +98,6 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
-    """What the parent asks of a new child."""
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    worker: bool
-
-
-@dataclass(frozen=True, slots=True)
 class _Event:
     """Something that the child tells while it works."""
 
@@ -122,8 +120,10 @@ class _Failure:
     traceback: str = ""
 
 
-class Channel:
-    """Both directions of a pipe to the other process; messages are pickled objects with a length in front.
+class _Pipe:
+    """Both directions of a pipe between two processes, for bodies of any size.
+
+    Unbuffered: a buffered stream has a lock, which a process forked while another thread reads would wait for.
 
     Args:
         incoming: Stream to read from.
@@ -131,76 +131,142 @@ class Channel:
     """
 
     def __init__(self, incoming: IO[bytes], outgoing: IO[bytes]) -> None:
-        self._incoming, self._outgoing = incoming, outgoing
+        self.incoming, self.outgoing = incoming, outgoing
         # Messages come from several threads; each must stay whole.
         self._lock = threading.Lock()
 
-    @property
-    def descriptor(self) -> int:
-        """The file descriptor that is read from."""
-        return self._incoming.fileno()
-
-    def send(self, message: object) -> None:
-        """Write a message.
+    def write(self, body: bytes) -> None:
+        """Write a body.
 
         Raises:
             OSError: The other process has gone.
         """
-        body = pickle.dumps(message)
+        rest = memoryview(LENGTH.pack(len(body)) + body)
         with self._lock:
-            self._outgoing.write(LENGTH.pack(len(body)) + body)
-            self._outgoing.flush()
+            while rest:
+                rest = rest[self.outgoing.write(rest) :]
+
+    def read(self) -> bytes | None:
+        """The next body; None once the other process has closed the pipe, or died in the middle of a body."""
+        header = self._exactly(LENGTH.size)
+        return None if header is None else self._exactly(*LENGTH.unpack(header))
+
+    def _exactly(self, size: int) -> bytes | None:
+        parts = []
+        while size:
+            part = self.incoming.read(min(size, BLOCK_BYTES))
+            if not part:
+                return None
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+
+class Channel:
+    """The parent, as the function of a `WorkerProcess` meets it: iterate over its messages, and send it others."""
+
+    def __init__(self, pipe: _Pipe) -> None:
+        self._pipe = pipe
+        self._inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def send(self, message: object) -> None:
+        """Send a message, which must be picklable; from any thread.
+
+        Raises:
+            OSError: The parent has gone.
+        """
+        self._pipe.write(pickle.dumps(message))
 
     def __iter__(self) -> Iterator[Any]:
-        """Messages until the other process closes the pipe, or dies in the middle of one."""
-        while len(header := self._incoming.read(LENGTH.size)) == LENGTH.size:
-            (size,) = LENGTH.unpack(header)
-            if len(body := self._incoming.read(size)) < size:
-                return
+        """Messages of the parent until it closes the worker."""
+        while body := self._inbox.get():
             yield pickle.loads(body)
+        self._inbox.put(CLOSE)
+
+    def _listen(self) -> None:
+        while (body := self._pipe.read()) is not None:
+            self._inbox.put(body)
+            if body == CLOSE:
+                return
+        # The parent died, whatever this process is doing.
+        os._exit(1)
 
 
 _channel: Channel | None = None
 
 
 def emit(event: object) -> None:
-    """Send an event to the parent's `on_event`; does nothing outside a child."""
+    """Send an event to the parent's `on_event`; does nothing outside a child of `ChildProcess`."""
     if _channel is not None:
         _channel.send(_Event(event))
 
 
-def _spawn(call: _Call, output: IO[bytes], env: Mapping[str, str]) -> tuple[subprocess.Popen[bytes], Channel]:
-    """Start a child and hand it its call."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", MAIN],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=output,
-        env={**os.environ, **CHILD_ENV, **env},
-        # A Ctrl-C of the terminal is the parent's to handle.
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    channel = Channel(process.stdout, process.stdin)
-    with contextlib.suppress(BrokenPipeError):
-        channel.send(call)
-    return process, channel
+class _Child:
+    """A child process and the parent's end of its pipe.
 
+    Args:
+        entry: Function of this module that runs in the child.
+        output: Where what it prints goes; the parent's standard error if None.
+        env: Environment variables to add or change.
+    """
 
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    """Wait for a child, then end what it started and left behind, which would hold its pipe open."""
-    process.wait()
-    if sys.platform != "win32":
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+    def __init__(self, entry: Callable[[int, int], None], output: IO[bytes] | None, env: Mapping[str, str]) -> None:
+        process = self._process = subprocess.Popen(
+            [sys.executable, "-c", f"{MAIN}child_process.{entry.__name__}(*pipe)", *map(str, sys.path)],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            env={**os.environ, **CHILD_ENV, **env},
+            # A Ctrl-C of the terminal is the parent's to handle.
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self.pid = process.pid
+        self.pipe = _Pipe(process.stdout, process.stdin)
+        self._lock = threading.Lock()
+        self._reaper = threading.Thread(target=self._reap, daemon=True)
+        self._reaper.start()
+
+    def messages(self) -> Iterator[Any]:
+        """What the child sends, until its end."""
+        while (body := self.pipe.read()) is not None:
+            yield pickle.loads(body)
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Wait for the end; returns the exit status, None if it takes longer."""
+        self._reaper.join(timeout_s)
+        return None if self._reaper.is_alive() else self._process.returncode
+
+    def kill(self) -> None:
+        """End it and what it started at once."""
+        with self._lock:
+            if self._process.returncode is None:
+                self._process.kill()
+
+    def _reap(self) -> None:
+        """Wait for the child, then end what it started and left behind, which may hold its pipe open."""
+        if sys.platform == "linux":
+            # The process stays a zombie until its group is ended, so that nobody else gets the group's number.
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            with self._lock, contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 def describe_exit(returncode: int) -> str:
     """How a process ended, for people."""
     if returncode >= 0:
-        return f"ended with status {returncode}"
-    name = signal.Signals(-returncode).name
+        # Windows has the kind of a crash there: 0xC0000005 is an access violation.
+        return f"ended with status {returncode if returncode < 1 << 16 else hex(returncode)}"
+    try:
+        name = signal.Signals(-returncode).name
+    except ValueError:
+        name = f"signal {-returncode}"
     return f"was ended by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
 
 
@@ -233,61 +299,61 @@ class ChildProcess:
             OVAFMError: Whatever the function raised from ov_afm's tree.
             RuntimeError: Any other exception of the function, with its traceback as text.
         """
+        call = pickle.dumps((function, args, kwargs))
         with self.log.open("ab") if self.log else tempfile.TemporaryFile() as output:
-            answer, process, late = self._converse(_Call(function, args, kwargs, worker=False), output)
+            begin = output.tell()
+            child = _Child(_answer, output, self.env)
+            late = threading.Event()
+
+            def end() -> None:
+                late.set()
+                child.kill()
+
+            timer = threading.Timer(self.timeout_s or 0, end)
+            timer.daemon = True
+            if self.timeout_s:
+                timer.start()
+            answer: _Result | _Failure | None = None
+            try:
+                answer = self._converse(child, call)
+            finally:
+                timer.cancel()
+                if answer is None or child.wait(CLOSE_S) is None:
+                    child.kill()
+                status = child.wait()
+                for stream in (child.pipe.incoming, child.pipe.outgoing):
+                    stream.close()
             if answer is None:
-                raise self._death(function, process.returncode, _tail(output, self.log), late=late)
+                raise self._death(function, None if late.is_set() else status, self._tail(output, begin))
         if isinstance(answer, _Failure):
             raise answer.error or RuntimeError(f"{answer.message}\n\n{answer.traceback}")
         result: T = answer.value
         return result
 
-    def _converse(
-        self, call: _Call, output: IO[bytes]
-    ) -> tuple[_Result | _Failure | None, subprocess.Popen[bytes], bool]:
-        """Run the child to its end; returns its answer, the process, and whether it ran out of time."""
-        process, channel = _spawn(call, output, self.env)
-        late = threading.Event()
+    def _converse(self, child: _Child, call: bytes) -> _Result | _Failure | None:
+        """Hand the child its call and take its events; returns its answer, None if it died without one."""
+        with contextlib.suppress(OSError):
+            child.pipe.write(call)
+        for message in child.messages():
+            if isinstance(message, _Result | _Failure):
+                return message
+            if self.on_event:
+                self.on_event(message.value)
+        return None
 
-        def end() -> None:
-            late.set()
-            process.kill()
+    def _tail(self, output: IO[bytes], begin: int) -> str:
+        """The last lines that the child printed."""
+        with self.log.open("rb") if self.log else contextlib.nullcontext(output) as stream:
+            stream.seek(max(begin, stream.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+            return stream.read().decode("utf-8", "replace").strip()
 
-        timer = threading.Timer(self.timeout_s, end) if self.timeout_s else None
-        if timer:
-            timer.daemon = True
-            timer.start()
-        reaper = threading.Thread(target=_reap, args=(process,), daemon=True)
-        reaper.start()
-        answer: _Result | _Failure | None = None
-        try:
-            for message in channel:
-                if isinstance(message, _Event):
-                    if self.on_event:
-                        self.on_event(message.value)
-                else:
-                    answer = message
-                    break
-        finally:
-            if timer:
-                timer.cancel()
-            if answer is None:
-                process.kill()
-            reaper.join()
-            for pipe in (process.stdin, process.stdout):
-                if pipe:
-                    with contextlib.suppress(BrokenPipeError):
-                        pipe.close()
-        return answer, process, late.is_set()
-
-    def _death(self, function: Callable[..., Any], returncode: int, tail: str, *, late: bool) -> errors.OVAFMError:
+    def _death(self, function: Callable[..., Any], returncode: int | None, tail: str) -> errors.OVAFMError:
         step = function.__name__.strip("_").replace("_", " ")
-        if late:
-            death = ChildDied(f"{step}: no answer within {self.timeout_s:g} s", None, tail)
+        if returncode is None:
+            reason = f"no answer within {self.timeout_s:g} s"
         else:
-            how = describe_exit(returncode)
-            unanswered = " and no answer" if returncode >= 0 else ""
-            death = ChildDied(f"{step}: the process {how}{unanswered}", returncode, tail)
+            reason = f"the process {describe_exit(returncode)}{' and no answer' if returncode >= 0 else ''}"
+        death = ChildDied(f"{step}: {reason}", returncode, tail)
         if self.died is None:
             return death
         error = self.died(f"{death}; its messages are in {self.log}" if self.log else str(death))
@@ -300,13 +366,6 @@ def run_in_child(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
     return ChildProcess().run(function, *args, **kwargs)
 
 
-def _tail(output: IO[bytes], log: Path | None) -> str:
-    if log:
-        return log.read_bytes()[-LOG_TAIL_BYTES:].decode("utf-8", "replace").strip()
-    output.seek(0)
-    return output.read()[-LOG_TAIL_BYTES:].decode("utf-8", "replace").strip()
-
-
 class WorkerProcess:
     """A child process that answers messages until it is closed.
 
@@ -316,7 +375,7 @@ class WorkerProcess:
     Args:
         function: What runs in the child.
         *args: Its further arguments.
-        on_message: Takes each message of the child.
+        on_message: Takes each message of the child. An exception in it ends the child.
         on_exit: Takes the exit status, once, when the process has ended and its last message was taken.
         log: File to which all that the child prints is appended; the parent's standard error if None.
         **kwargs: Keyword arguments of the function.
@@ -326,95 +385,113 @@ class WorkerProcess:
         self,
         function: Callable[Concatenate[Channel, ...], None],
         *args: Any,
-        on_message: Callable[[Any], None],
-        on_exit: Callable[[int], None],
+        on_message: Callable[[Any], object],
+        on_exit: Callable[[int], object],
         log: Path | None = None,
         **kwargs: Any,
     ) -> None:
-        call = _Call(function, args, kwargs, worker=True)
-        with log.open("ab") if log else contextlib.nullcontext(sys.stderr.buffer) as output:
-            self._process, self._channel = _spawn(call, output, {})
-        self._on_message, self._on_exit = on_message, on_exit
         # A child that does not read must not stop the thread that sends.
-        self._outgoing: queue.SimpleQueue[object | None] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        threading.Thread(target=self._write, daemon=True).start()
-        threading.Thread(target=_reap, args=(self._process,), daemon=True).start()
+        self._outgoing: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._outgoing.put(pickle.dumps((function, args, kwargs)))
+        with log.open("ab") if log else contextlib.nullcontext() as output:
+            self._child = _Child(_work, output, {})
+        self._on_message, self._on_exit = on_message, on_exit
+        for target in (self._read, self._write):
+            threading.Thread(target=target, daemon=True).start()
 
     @property
     def pid(self) -> int:
         """Process id."""
-        return self._process.pid
+        return self._child.pid
 
     def send(self, message: object) -> None:
-        """Hand a message to the child; returns at once, and loses it if the child has gone."""
-        self._outgoing.put(message)
+        """Hand a picklable message to the child; returns at once, and loses it if the child has gone."""
+        self._outgoing.put(pickle.dumps(message))
 
     def close(self, timeout_s: float = CLOSE_S) -> None:
-        """Close the pipe, which ends the child; kill it if it does not end in time."""
-        self._outgoing.put(None)
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
+        """End the child's messages, after which its function returns; kill it if it does not end in time."""
+        self._outgoing.put(CLOSE)
+        if self._child.wait(timeout_s) is None:
             self.kill()
 
     def kill(self) -> None:
         """End the process at once."""
-        self._process.kill()
-        self._process.wait()
+        self._child.kill()
+        self._child.wait()
 
     def _write(self) -> None:
         with contextlib.suppress(OSError, ValueError):
-            while (message := self._outgoing.get()) is not None:
-                self._channel.send(message)
-        with contextlib.suppress(OSError):
-            assert self._process.stdin is not None
-            self._process.stdin.close()
+            body = None
+            while body != CLOSE:
+                body = self._outgoing.get()
+                self._child.pipe.write(body)
+        self._child.pipe.outgoing.close()
 
     def _read(self) -> None:
-        for message in self._channel:
-            self._on_message(message)
-        status = self._process.wait()
-        self._outgoing.put(None)
-        self._on_exit(status)
+        try:
+            for message in self._child.messages():
+                self._on_message(message)
+        except BaseException:
+            self._child.kill()
+            raise
+        finally:
+            status = self._child.wait()
+            self._child.pipe.incoming.close()
+            self._outgoing.put(CLOSE)
+            assert status is not None
+            self._on_exit(status)
 
 
 # -- In the child process
 
 
-def _watch_parent(descriptor: int) -> None:
-    # The parent never writes again: the read returns when the parent is gone. Not through `sys.stdin`, whose
-    # lock would be held for good: a process forked from here (telemetry does) closes it and would wait forever.
-    os.read(descriptor, 1)
-    os._exit(1)
-
-
-def _main() -> None:
-    """Take the call from standard input, make it, and answer."""
-    global _channel
+def _connect(incoming: int, outgoing: int) -> Channel:
     silence()
-    # The pipes stay ours: native code that writes to descriptor 1 writes to the log, and a process forked from
-    # here closes a `sys.stdin` that no thread is reading.
-    _channel = Channel(os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb"))
-    os.dup2(2, 1)
-    with Path(os.devnull).open("rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-    status, worker = 0, False
+    return Channel(_Pipe(os.fdopen(incoming, "rb", buffering=0), os.fdopen(outgoing, "wb", buffering=0)))
+
+
+def _answer(incoming: int, outgoing: int) -> None:
+    """Take one call, make it, and answer."""
+    global _channel
+    status = 1
     try:
-        call = next(iter(_channel))
-        worker = call.worker
-        if worker:
-            call.function(_channel, *call.args, **call.kwargs)
-        else:
-            threading.Thread(target=_watch_parent, args=(_channel.descriptor,), daemon=True).start()
-            _channel.send(_Result(call.function(*call.args, **call.kwargs)))
-    except Exception as error:
+        channel = _channel = _connect(incoming, outgoing)
+        try:
+            function, args, kwargs = next(iter(channel))
+            channel.send(_Result(function(*args, **kwargs)))
+            status = 0
+        except BaseException as error:
+            traceback.print_exc()
+            channel.send(_Failure(_portable(error), f"{type(error).__name__}: {error}", traceback.format_exc()))
+    finally:
+        _leave(status)
+
+
+def _portable(error: BaseException) -> errors.OVAFMError | None:
+    """An error of ov_afm's, if the parent can read it."""
+    with contextlib.suppress(Exception):
+        if isinstance(error, errors.OVAFMError):
+            pickle.loads(pickle.dumps(error))
+            return error
+    return None
+
+
+def _work(incoming: int, outgoing: int) -> None:
+    """Run a worker's function until it returns."""
+    status = 1
+    try:
+        channel = _connect(incoming, outgoing)
+        function, args, kwargs = next(iter(channel))
+        function(channel, *args, **kwargs)
+        status = 0
+    except BaseException:
         traceback.print_exc()
-        status = 1
-        if not worker:
-            known = error if isinstance(error, errors.OVAFMError) else None
-            _channel.send(_Failure(known, f"{type(error).__name__}: {error}", traceback.format_exc()))
-    # Native libraries may hang or crash while they are unloaded; the answer is already out.
-    sys.stderr.flush()
+    finally:
+        _leave(status)
+
+
+def _leave(status: int) -> None:
+    """End the process; native libraries may hang or crash while they are unloaded, and the answer is already out."""
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
     os._exit(status)

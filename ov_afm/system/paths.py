@@ -1,18 +1,19 @@
-"""Where ov_afm keeps what it can fetch or make again, and how a folder there becomes whole at once."""
+"""Where ov_afm keeps its files, and cache entries that are whole or absent."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["cache_dir", "cached"]
+import platformdirs
+
+__all__ = ["cache_dir", "cached", "data_dir"]
 
 STALE_S = 24 * 3600
 
@@ -25,15 +26,19 @@ def cache_dir() -> Path:
         or `~/.cache/ov_afm` elsewhere.
     """
     chosen = os.environ.get("OV_AFM_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData" / "Local") / "ov_afm"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "ov_afm"
-    xdg = os.environ.get("XDG_CACHE_HOME")
-    return (Path(xdg) if xdg else Path.home() / ".cache") / "ov_afm"
+    default = platformdirs.user_cache_path("ov_afm", appauthor=False, opinion=False)
+    return Path(chosen).expanduser() if chosen else default
+
+
+def data_dir() -> Path:
+    r"""The folder for what the user would miss, not created: `$OV_AFM_DATA`, else the platform's.
+
+    Returns:
+        `%LOCALAPPDATA%\ov_afm` on Windows, `~/Library/Application Support/ov_afm` on macOS, and
+        `$XDG_DATA_HOME/ov_afm` or `~/.local/share/ov_afm` elsewhere.
+    """
+    chosen = os.environ.get("OV_AFM_DATA")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_data_path("ov_afm", appauthor=False)
 
 
 @contextmanager

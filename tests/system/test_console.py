@@ -1,0 +1,60 @@
+"""Tables, sizes and bars on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from ov_afm.system import console
+from ov_afm.system.child_process import Progress, Step
+
+
+def test_markdown_table_aligns_its_columns() -> None:
+    table = console.markdown_table(["model", "size", "KL"], [["a", "1", "0.1"], ["b", "2", "0.2"]], "lr")
+    assert table.splitlines() == [
+        "| model | size | KL |",
+        "| --- | ---: | ---: |",
+        "| a | 1 | 0.1 |",
+        "| b | 2 | 0.2 |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2.5e6, "2.5 MB"), (9.04e9, "9.04 GB")]
+)
+def test_sizes_are_decimal(count: float, text: str) -> None:
+    assert console.human_bytes(count) == text
+
+
+class Recorder:
+    """Stands in for `console.Progress`: what it would draw."""
+
+    def __init__(self) -> None:
+        self.drawn: list[Any] = []
+
+    @contextmanager
+    def step(self, name: str, unit: str = "") -> Iterator[Callable[..., None]]:
+        self.drawn.append(("begin", name, unit))
+        yield lambda *, to, total: self.drawn.append((to, total))
+        self.drawn.append(("end", name))
+
+
+def test_step_bars_follow_the_steps_of_a_child() -> None:
+    recorder = Recorder()
+    with console.StepBars(recorder, {"a": "first", "b": "second"}, ("b",)) as show:  # type: ignore[arg-type]
+        for event in (Progress(1, 2), Step("a"), Progress(1, 4), Progress(1, 0), Step("b"), Progress(2, 3), "other"):
+            show(event)
+    expected = [("begin", "first", ""), (1, 4), ("end", "first"), ("begin", "second", "B"), (2, 3), ("end", "second")]
+    assert recorder.drawn == expected
+
+
+def test_nothing_is_drawn_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    with console.LoadDisplay() as on_phase:
+        on_phase("loading", 3.0)
+        on_phase("compiling", None)
+    with console.Progress() as progress, progress.step("hashing", total=2) as advance:
+        advance(2)
+    assert capfd.readouterr() == ("", "")
