@@ -37,6 +37,7 @@ class Recorder:
 
     @contextmanager
     def step(self, name: str, unit: str = "") -> Iterator[Callable[..., None]]:
+        """As `console.Progress.step`."""
         self.drawn.append(("begin", name, unit))
         yield lambda *, to, total: self.drawn.append((to, total))
         self.drawn.append(("end", name))
