@@ -277,24 +277,56 @@ LLAMA3 = {
 }
 
 
-def test_llama3_rope_comes_back_from_its_factors(tmp_path: Path) -> None:
+def llama3_factors(factor: float, head_dim: int = 16) -> Any:
+    """What the converter of llama.cpp writes as `rope_freqs.weight` (`generate_extra_tensors`, conversion/llama.py)."""
+    factors = []
+    for index in range(0, head_dim, 2):
+        wavelength = 2 * np.pi * 500000.0 ** (index / head_dim)
+        smooth = (8192 / wavelength - 1.0) / (4.0 - 1.0)
+        factors.append(1 / ((1 - smooth) / factor + smooth) if 0 <= smooth <= 1 else 1 if smooth > 1 else factor)
+    return np.array(factors, np.float32)
+
+
+# A factor with many digits, and one that float32 does not hold exactly.
+@pytest.mark.parametrize("factor", [8.0, 32.0, 1.3, 12.3456])
+# Roundings of float32 that a CPU may make more or fewer of while a file is written.
+@pytest.mark.parametrize("roundings", [-4, -1, 0, 1, 4])
+def test_llama3_rope_comes_back_from_its_factors(tmp_path: Path, factor: float, roundings: int) -> None:
+    checkpoint = llama(tmp_path / "llama", **{**LLAMA3, "factor": factor}, rope_theta=500000.0)
+    factors = llama3_factors(factor)
+    noisy = factors + roundings * np.spacing(factors)
+    path = write_gguf(checkpoint, tmp_path / "llama.gguf", change=lambda w: w.add_tensor("rope_freqs.weight", noisy))
+    rope = sources.resolve(path).config["rope_parameters"]
+    assert rope == {**LLAMA3, "factor": factor, "rope_theta": 500000.0}
+
+
+def test_llama3_gguf_gives_the_logits_of_its_source(tmp_path: Path) -> None:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
     from transformers.models.llama.modeling_llama import LlamaConfig
 
     checkpoint = llama(tmp_path / "llama", **LLAMA3, rope_theta=500000.0)
     config = LlamaConfig.from_pretrained(checkpoint)
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    # Factors from the frequencies that transformers computes, with the roundings of this CPU.
     plain = 500000.0 ** -(np.arange(0, 16, 2, dtype=np.float32) / 16)
     factors = (plain / scaled.numpy()).astype(np.float32)
+    assert factors == pytest.approx(llama3_factors(32.0), rel=1e-5)
     path = write_gguf(checkpoint, tmp_path / "llama.gguf", change=lambda w: w.add_tensor("rope_freqs.weight", factors))
     source = sources.resolve(path)
-    assert {**source.config["rope_parameters"], "rope_theta": 0} == {**LLAMA3, "rope_theta": 0}
+    assert source.config["rope_parameters"] == {**LLAMA3, "rope_theta": 500000.0}
     assert logits(source.path, PROMPT).equal(logits(checkpoint, PROMPT))
-    other = write_gguf(
-        checkpoint, tmp_path / "odd.gguf", change=lambda w: w.add_tensor("rope_freqs.weight", factors + 0.5)
-    )
-    with pytest.raises(SourceError, match="the rope frequencies of odd.gguf are not those of Llama 3"):
-        sources.resolve(other)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda factors: factors + 0.5, lambda factors: factors[:-1]], ids=["value", "shape"]
+)
+def test_other_rope_factors_are_refused(tmp_path: Path, change: Callable[[Any], Any]) -> None:
+    checkpoint = llama(tmp_path / "llama", **LLAMA3, rope_theta=500000.0)
+    factors = change(llama3_factors(32.0))
+    odd = write_gguf(checkpoint, tmp_path / "odd.gguf", change=lambda w: w.add_tensor("rope_freqs.weight", factors))
+    with pytest.raises(SourceError, match="the rope frequencies of odd.gguf are not those of Llama 3") as caught:
+        sources.resolve(odd)
+    assert caught.value.code == "gguf-rope-unsupported"
 
 
 def truncated(path: Path) -> None:
