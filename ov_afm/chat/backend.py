@@ -1,4 +1,4 @@
-"""What a chat talks to: a model in this process, in a child process, or behind a URL; all answer alike."""
+"""What a chat talks to: a model in this process, in a child process, or behind a URL; all have one interface."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ..pipeline import Message, Pipeline
 from ..runtime.metrics import RequestMetrics
 from ..runtime.sampling import DEFAULT_MAX_NEW_TOKENS, Params
 
-__all__ = ["Backend", "Info", "Local", "Step", "figures_of", "fit"]
+__all__ = ["Backend", "Info", "Local", "Step", "figures_of", "fit", "prompt_limit"]
 
-# Of the context, kept free for the answer; at most what an answer may have.
+# Room for the answer: its longest length, but at most this part of the context.
 ANSWER_SHARE = 4
 
 
@@ -38,12 +38,12 @@ class Info:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A piece of an answer, or news of it.
+    """A piece of an answer, or a report on its progress.
 
     Attributes:
         text: New text.
         tokens: Tokens so far.
-        place: The request waits behind this many others; None while it runs.
+        ahead: Requests that are answered before this one; None once it runs.
         dropped: Oldest messages that were left out because the context is full.
         finish_reason: Why the answer is over; None in all steps but the last.
         metrics: What the request measured; only in the last step.
@@ -51,7 +51,7 @@ class Step:
 
     text: str = ""
     tokens: int = 0
-    place: int | None = None
+    ahead: int | None = None
     dropped: int = 0
     finish_reason: str | None = None
     metrics: RequestMetrics | None = None
@@ -74,13 +74,13 @@ class Backend(Protocol):
         """
 
     def close(self) -> None:
-        """Give everything back."""
+        """Free the model, or close the connection."""
 
 
 def fit(
     messages: Sequence[Message], count: Callable[[Sequence[Message]], int], limit: int
 ) -> tuple[list[Message], int]:
-    """Leave out the oldest turns until a conversation fits; the system prompt and the last question stay.
+    """Leave out the oldest turns until a conversation fits; the system prompt and the last question always stay.
 
     Args:
         messages: The conversation.
@@ -100,6 +100,12 @@ def fit(
             break
         turns, dropped = turns[following:], dropped + following
     return [*head, *turns], dropped
+
+
+def prompt_limit(context_length: int, params: Params) -> int:
+    """Most tokens of a prompt that leave room for its answer."""
+    longest = DEFAULT_MAX_NEW_TOKENS if params.max_new_tokens is None else params.max_new_tokens
+    return context_length - min(longest, context_length // ANSWER_SHARE)
 
 
 class Local:
@@ -123,17 +129,11 @@ class Local:
     def answer(self, messages: Sequence[Message], params: Params, cancel: threading.Event) -> Iterator[Step]:
         """See `Backend`."""
         pipeline = self.pipeline
-        wanted = DEFAULT_MAX_NEW_TOKENS if params.max_new_tokens is None else params.max_new_tokens
-        room = min(wanted, pipeline.context_length // ANSWER_SHARE)
-        limit = min(pipeline.max_prompt_tokens, pipeline.context_length - room)
+        limit = min(pipeline.max_prompt_tokens, prompt_limit(pipeline.context_length, params))
         kept, dropped = fit(messages, pipeline.count_tokens, limit)
         for delta in pipeline.stream(kept, params, cancel=cancel):
             yield Step(
-                delta.text,
-                delta.tokens,
-                dropped=dropped,
-                finish_reason=delta.finish_reason,
-                metrics=delta.metrics,
+                delta.text, delta.tokens, dropped=dropped, finish_reason=delta.finish_reason, metrics=delta.metrics
             )
 
     def close(self) -> None:
@@ -142,7 +142,7 @@ class Local:
 
 
 def figures_of(step: Step, info: Info) -> Mapping[str, Any]:
-    """What is kept of a finished answer, as JSON values."""
+    """What is kept of the last step of an answer, as JSON values."""
     assert step.metrics is not None
     return {
         **asdict(step.metrics),

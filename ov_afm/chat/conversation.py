@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from ..errors import ConfigError
 from ..pipeline import Message
-from .strings import TEXTS, figures_line
+from .strings import STRINGS, figures_line
 
 __all__ = ["Conversation", "Turn", "from_json", "title_of", "to_json", "to_markdown"]
 
 SCHEMA = 1
 TITLE_LENGTH = 48
-Role = Literal["user", "assistant"]
-# What an answer's figures may be, by kind.
+Role = Literal["system", "user", "assistant"]
+# Types of an answer's figures; a file may claim anything.
 FIGURES: dict[type | tuple[type, ...], tuple[str, ...]] = {
     (int, float): ("ttft_ms", "tpot_ms", "total_ms", "tokens_per_s"),
     int: ("prompt_tokens", "new_tokens", "dropped", "context_length"),
@@ -55,26 +55,26 @@ class Conversation:
 
     @property
     def name(self) -> str:
-        """The title, or what stands for it."""
+        """The title, or one made of the first question."""
         return self.title or title_of(self.turns[0].content if self.turns else "")
 
     def messages(self) -> list[Message]:
-        """What the model is given."""
-        head: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
-        return [*head, *({"role": turn.role, "content": turn.content} for turn in self.turns)]
+        """The conversation as the model takes it."""
+        system = [Turn("system", self.system)] if self.system else []
+        return [{"role": turn.role, "content": turn.content} for turn in (*system, *self.turns)]
 
     def question(self, text: str) -> None:
-        """Add a question; one that was left without an answer is replaced."""
+        """Add a question, in place of a last one that got no answer."""
         self.drop_question()
         self.turns.append(Turn("user", text))
 
     def drop_question(self) -> None:
-        """Take a last question without an answer away."""
+        """Remove the last question if it has no answer."""
         if self.turns and self.turns[-1].role == "user":
             self.turns.pop()
 
     def retry(self) -> bool:
-        """Take the last answer away, so that its question can be answered again; False if there is none."""
+        """Remove the last answer, so that its question can be answered again; False if there is no question."""
         if self.turns and self.turns[-1].role == "assistant":
             self.turns.pop()
         return bool(self.turns)
@@ -84,7 +84,7 @@ def title_of(question: str) -> str:
     """A title from the first question."""
     line = " ".join(question.split())
     if not line:
-        return TEXTS.untitled
+        return STRINGS.untitled
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1].rstrip() + "…"
 
 
@@ -104,7 +104,7 @@ def to_markdown(conversation: Conversation) -> str:
     if conversation.system:
         parts.append("\n".join(f"> {line}" for line in conversation.system.splitlines()))
     for turn in conversation.turns:
-        parts += [f"## {TEXTS.you if turn.role == 'user' else TEXTS.model}", turn.content.strip()]
+        parts += [f"## {STRINGS.you if turn.role == 'user' else STRINGS.model}", turn.content.strip()]
         if turn.figures:
             parts.append(f"*{figures_line(turn.figures)}*")
     return "\n\n".join(parts) + "\n"
@@ -114,54 +114,56 @@ def from_json(text: str) -> Conversation:
     """Read an exported conversation, or a list of messages as OpenAI's API takes them.
 
     Raises:
-        ConfigError: It is neither; says what was found where.
+        ConfigError: It is neither; the message names the place.
     """
     try:
         fields = json.loads(text)
     except ValueError as error:
-        raise ConfigError(
-            f"this is no conversation: not JSON ({error}); export one with /save FILE.json or the chat's export"
-        ) from error
+        raise _refused(f"not JSON ({error}); export one with /save FILE.json or the chat's export") from error
     if isinstance(fields, list):
         fields = {"messages": fields}
     if not isinstance(fields, dict) or not isinstance(fields.get("messages"), list):
-        raise ConfigError(f"this is no conversation: messages must be a list, found {type(fields).__name__}")
+        raise _refused(f"messages must be a list, found {type(fields).__name__}")
     schema = fields.get("ov_afm_chat", SCHEMA)
     if not isinstance(schema, int) or schema > SCHEMA:
-        raise ConfigError(f"this conversation has layout {schema}, this ov_afm reads up to {SCHEMA}; upgrade it")
-    found = Conversation(_text(fields, "title"), _text(fields, "system"))
+        raise ConfigError(
+            f"this conversation has layout {schema}, this ov_afm reads up to {SCHEMA}; upgrade it",
+            code="conversation-too-new",
+        )
+    for name in ("title", "system"):
+        if not isinstance(fields.get(name, ""), str):
+            raise _refused(f"{name} must be text, found {fields[name]!r}")
+    conversation = Conversation(fields.get("title", ""), fields.get("system", ""))
     for number, message in enumerate(fields["messages"], 1):
-        _take(found, message, number)
-    return found
+        _add(conversation, message, number)
+    return conversation
 
 
-def _text(fields: Mapping[str, Any], name: str) -> str:
-    value = fields.get(name, "")
-    if not isinstance(value, str):
-        raise ConfigError(f"this is no conversation: {name} must be text, found {value!r}")
-    return value
+def _refused(reason: str) -> ConfigError:
+    return ConfigError(f"this is not a conversation: {reason}", code="conversation-invalid")
 
 
-def _take(found: Conversation, message: Any, number: int) -> None:
+def _add(conversation: Conversation, message: Any, number: int) -> None:
     role = message.get("role") if isinstance(message, dict) else None
     content = message.get("content") if isinstance(message, dict) else None
     if role not in ("system", "user", "assistant") or not isinstance(content, str):
-        raise ConfigError(f"message {number} needs a role (system, user or assistant) and a text as content")
+        raise _refused(f"message {number} needs a role (system, user or assistant) and a text as content")
     if role == "system" and number == 1:
-        found.system = content
+        conversation.system = content
         return
-    expected = "user" if len(found.turns) % 2 == 0 else "assistant"
+    expected = "user" if len(conversation.turns) % 2 == 0 else "assistant"
     if role != expected:
-        raise ConfigError(
-            f"message {number} must be of role {expected}, found {role}: questions and answers take turns"
-        )
-    found.turns.append(Turn(cast("Role", role), content, _figures(message.get("figures"))))
+        raise _refused(f"message {number} must be of role {expected}, found {role}: questions and answers take turns")
+    conversation.turns.append(Turn(role, content, _figures(message.get("figures"))))
 
 
-def _figures(value: Any) -> Mapping[str, Any] | None:
-    """Of what a file claims to have measured, what can be shown."""
-    if not isinstance(value, dict):
+def _figures(claimed: Any) -> Mapping[str, Any] | None:
+    """Those figures of a file that can be shown."""
+    if not isinstance(claimed, dict):
         return None
-    names = {name: kind for kind, names in FIGURES.items() for name in names}
-    kept = {name: each for name, each in value.items() if isinstance(each, names.get(name, ()))}
-    return {name: each for name, each in kept.items() if not isinstance(each, bool)} or None
+    types = {name: type_ for type_, names in FIGURES.items() for name in names}
+    return {
+        name: value
+        for name, value in claimed.items()
+        if isinstance(value, types.get(name, ())) and not isinstance(value, bool)
+    } or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,22 +10,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, SourceError
-from ..model_dir import manifest
+from ..errors import ConfigError, OVAFMError
+from ..model_dir.manifest import MODEL_XML
+from ..model_dir.model_directory import ModelDirectory
 from ..runtime import devices
-from ..runtime.loading import locate, recipe_of
-from ..runtime.rules import violations
+from ..runtime.rules import kind_of, violations
 from ..system import console
 from .backend import Backend, Info
 from .engine import Choice, Engine
 from .remote import Remote
-from .strings import TEXTS
+from .strings import STRINGS
 
-__all__ = ["DeviceRow", "Host", "Model", "find_models", "recommended"]
+__all__ = ["DeviceRow", "Model", "ModelManager", "find_models", "recommended_sampling"]
 
-MODEL_FILE = "openvino_model.xml"
-# What the sliders show where the model says nothing; a model that does not ask for sampling is run greedily.
-PLAIN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+# What the sliders show where the model says nothing.
+NEUTRAL_SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +32,14 @@ class Model:
     """A model directory on offer.
 
     Attributes:
-        path: The directory.
+        path: Its absolute path, by which it is chosen.
         label: Name, recipe and size for people.
-        contents: Its manifest; None where it has none.
+        directory: The directory.
     """
 
-    path: Path
+    path: str
     label: str
-    contents: manifest.Manifest | None
+    directory: ModelDirectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,53 +61,57 @@ def find_models(paths: Iterable[str]) -> list[Model]:
     """The model directories among some paths and directly in them; broken ones in a folder of them are left out.
 
     Raises:
-        SourceError: A path is no whole model directory and holds none.
+        SourceError: A path is not a whole model directory and holds none.
     """
-    found: dict[Path, Model] = {}
-    for each in paths:
-        path = locate(each)
-        inside = [] if (path / MODEL_FILE).exists() else _inside(path)
-        # A folder without any model says what is wrong with it.
-        for model in inside or [_describe(path.resolve())]:
-            found.setdefault(model.path, model)
-    return list(found.values())
+    models: dict[str, Model] = {}
+    for path in paths:
+        inside = [] if Path(path, MODEL_XML).exists() else _models_in(Path(path))
+        # A folder without any model is opened for its error, which has the reason.
+        for model in inside or [_open(path)]:
+            models.setdefault(model.path, model)
+    return list(models.values())
 
 
-def _inside(folder: Path) -> list[Model]:
+def _models_in(folder: Path) -> list[Model]:
     models = []
-    for file in sorted(folder.glob(f"*/{MODEL_FILE}")):
+    for file in sorted(folder.glob(f"*/{MODEL_XML}")):
         try:
-            models.append(_describe(file.parent.resolve()))
-        except SourceError as error:
+            models.append(_open(file.parent))
+        except OVAFMError as error:
             console.note(f"note: left out: {error}")
     return models
 
 
-def _describe(folder: Path) -> Model:
-    contents = manifest.verify(folder)
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    recipe = contents.recipe.get("name") if contents else None
-    return Model(folder, f"{folder.name} · {recipe or 'unknown recipe'} · {console.human_bytes(size)}", contents)
+def _open(path: str | Path) -> Model:
+    directory = ModelDirectory.open(path)
+    size = sum(file.stat().st_size for file in directory.path.rglob("*") if file.is_file())
+    recipe = directory.recipe_name.replace("unknown", "unknown recipe")
+    label = f"{directory.name} · {recipe} · {console.human_bytes(size)}"
+    return Model(str(directory.path.resolve()), label, directory)
 
 
-def recommended(folder: Path | None) -> dict[str, float]:
-    """The sampling values that a model's makers recommend."""
-    import json
+def recommended_sampling(folder: Path | None) -> dict[str, float]:
+    """The sampling values that the makers of a model recommend; temperature 0 where they do not ask for sampling.
 
+    Args:
+        folder: The model directory; None where there is none.
+    """
     path = folder / "generation_config.json" if folder else None
     if path is None or not path.exists():
-        return dict(PLAIN)
+        return dict(NEUTRAL_SAMPLING)
     try:
         fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        return dict(PLAIN)
-    values = {name: fields.get(name, plain) for name, plain in PLAIN.items()}
-    numbers = {name: value if isinstance(value, (int, float)) else PLAIN[name] for name, value in values.items()}
-    return numbers if fields.get("do_sample") is True else {**numbers, "temperature": 0.0}
+        return dict(NEUTRAL_SAMPLING)
+    recommended = {
+        name: fields[name] if isinstance(fields.get(name), (int, float)) else neutral
+        for name, neutral in NEUTRAL_SAMPLING.items()
+    }
+    return recommended if fields.get("do_sample") is True else {**recommended, "temperature": 0.0}
 
 
-class Host:
-    """The engine of the page, for all of its users.
+class ModelManager:
+    """The one engine of the page, for all of its users, and what it may load.
 
     Args:
         models: Models on offer; empty for a server.
@@ -126,13 +130,13 @@ class Host:
         self.models = list(models)
         self.remote = remote
         self._options = dict(options or {})
-        self._lookup = bool(self._options.pop("prompt_lookup", False))
+        self._prompt_lookup = bool(self._options.pop("prompt_lookup", False))
         self._lock = threading.Lock()
         self._reserved = ""
         self.first_device = device
         self.engine: Engine | None = None
         if remote is None:
-            self.start(self.choice(str(self.models[0].path), device))
+            self.start(self.choice(self.models[0].path, device))
             threading.Thread(target=lambda: self._inventory, daemon=True).start()
 
     @cached_property
@@ -147,10 +151,10 @@ class Host:
             ConfigError: Nothing does, because a comparison or a measurement has the machine.
         """
         if self._reserved:
-            raise ConfigError(f"the machine is busy with {self._reserved}; ask again when it is done")
-        found: Backend | None = self.remote or self.engine
-        assert found is not None
-        return found
+            raise ConfigError(f"the machine is busy with {self._reserved}; ask again when it is done", code="busy")
+        backend: Backend | None = self.remote or self.engine
+        assert backend is not None
+        return backend
 
     @property
     def info(self) -> Info:
@@ -158,32 +162,37 @@ class Host:
         return (self.remote or self.engine).info  # type: ignore[union-attr]
 
     @property
-    def model(self) -> Model | None:
-        """The model that is loaded."""
-        if self.engine is None:
-            return None
-        return next(each for each in self.models if str(each.path) == self.engine.choice.model_dir)
+    def loaded(self) -> Model | None:
+        """The model that is loaded; None with a server."""
+        return self._model(self.engine.choice.model_dir) if self.engine else None
+
+    def _model(self, model_dir: str) -> Model | None:
+        return next((each for each in self.models if each.path == model_dir), None)
+
+    @property
+    def choices(self) -> list[tuple[str, str]]:
+        """Label and path of each model on offer."""
+        return [(each.label, each.path) for each in self.models]
 
     def choice(self, model_dir: str, device: str, *, prompt_lookup: bool | None = None) -> Choice:
         """A choice among what is on offer.
 
         Raises:
-            ConfigError: The model is none of those on offer.
+            ConfigError: The model is not on offer.
             DeviceError: The device cannot run its recipe.
         """
-        model = next((each for each in self.models if str(each.path) == model_dir), None)
+        model = self._model(model_dir)
         if model is None:
-            raise ConfigError(f"no model {Path(model_dir).name!r} on offer here")
-        devices.choose(device, recipe_of(model.contents))
-        return Choice(model_dir, device, self._lookup if prompt_lookup is None else prompt_lookup, self._options)
+            raise ConfigError(f"no model {Path(model_dir).name!r} on offer here", code="model-unknown")
+        devices.choose(device, model.directory.recipe)
+        return Choice(model_dir, device, self._prompt_lookup if prompt_lookup is None else prompt_lookup, self._options)
 
-    def start(self, choice: Choice) -> Engine:
+    def start(self, choice: Choice) -> None:
         """Unload what is loaded and begin to load something else."""
         with self._lock:
             if self.engine:
                 self.engine.close()
             self.engine = Engine(choice)
-            return self.engine
 
     def restart(self) -> None:
         """Load the same once more."""
@@ -198,7 +207,7 @@ class Host:
         """
         with self._lock:
             if self._reserved:
-                raise ConfigError(f"the machine is busy with {self._reserved}; try again when it is done")
+                raise ConfigError(f"the machine is busy with {self._reserved}; try again when it is done", code="busy")
             self._reserved = purpose
             if self.engine:
                 self.engine.close()
@@ -216,30 +225,30 @@ class Host:
 
     def device_rows(self, model_dir: str) -> list[DeviceRow]:
         """The devices of this machine for a model, the emulated NPU included."""
-        model = next((each for each in self.models if str(each.path) == model_dir), None)
-        recipe = recipe_of(model.contents) if model else None
+        model = self._model(model_dir)
+        recipe = model.directory.recipe if model else None
         rows = []
-        for found in self._inventory.devices:
-            broken = violations(recipe, found.name) if recipe else []
-            reasons = [TEXTS.refused.format(found=rule.found(recipe), needs=rule.needs) for rule in broken if recipe]
-            rows.append(DeviceRow(found.name, f"{found.name} – {found.full_name}", "; ".join(reasons)))
+        for device in self._inventory.devices:
+            broken = violations(recipe, device.name) if recipe else []
+            reasons = [STRINGS.refused.format(found=rule.found(recipe), needs=rule.needs) for rule in broken if recipe]
+            rows.append(DeviceRow(device.name, f"{device.name} – {device.full_name}", "; ".join(reasons)))
         rows += [
-            DeviceRow(kind, kind, TEXTS.not_asked.format(fault=fault)) for kind, fault in self._inventory.faults.items()
+            DeviceRow(kind, kind, STRINGS.no_answer.format(fault=fault))
+            for kind, fault in self._inventory.faults.items()
         ]
-        here = {devices.kind_of(row.name) for row in rows}
-        rows += [DeviceRow(kind, kind, TEXTS.not_here) for kind in devices.KINDS if kind not in here]
-        return [*rows, DeviceRow(devices.EMULATED_NPU, TEXTS.emulated)]
+        present = {kind_of(row.name) for row in rows}
+        rows += [DeviceRow(kind, kind, STRINGS.not_here) for kind in devices.KINDS if kind not in present]
+        return [*rows, DeviceRow(devices.EMULATED_NPU, STRINGS.emulated)]
 
+    @property
     def problem(self) -> str:
         """Why the engine is dead; empty while it is not."""
         return self.engine.problem if self.engine and self.engine.state == "dead" else ""
 
+    @property
     def loading(self) -> tuple[str, float, float | None] | None:
         """The step of loading, its seconds so far and those of last time; None while nothing is loaded."""
-        engine = self.engine
-        if engine is None or engine.state != "loading":
-            return None
-        return engine.progress
+        return self.engine.progress if self.engine and self.engine.state == "loading" else None
 
     def close(self) -> None:
         """End the engine."""

@@ -1,4 +1,4 @@
-"""Answering the conversations of the page: whose turn it is, what is kept, and who may stop it."""
+"""Answering the conversations of the page: one answer at a time for each, what is kept, and who may stop it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from ..errors import ConfigError, OVAFMError
 from ..runtime.sampling import Params
-from .backend import Step, figures_of
+from .backend import figures_of
 from .conversation import Conversation, Turn
-from .models import Host
+from .models import ModelManager
 from .store import Store
 
-__all__ = ["Talk", "View"]
+__all__ = ["Session", "View"]
 
 # Pieces of text are shown this far apart: a browser redraws the answer each time.
 REDRAW_S = 0.08
@@ -27,29 +27,29 @@ class View:
 
     Attributes:
         conversation: The conversation, the growing answer included.
-        place: The question waits behind this many others; None while it is answered.
+        ahead: Questions that are answered before this one; None once it is answered.
         problem: Why there is no answer.
-        working: An answer is under way.
+        working: The answer is not complete yet.
     """
 
     conversation: Conversation
-    place: int | None = None
+    ahead: int | None = None
     problem: str = ""
     working: bool = False
 
 
-class Talk:
-    """Conversations of all users of the page.
+class Session:
+    """The conversations of all users of the page.
 
     Args:
-        host: What answers.
+        models: What answers.
         store: Where conversations are kept.
     """
 
-    def __init__(self, host: Host, store: Store) -> None:
-        self.host, self.store = host, store
+    def __init__(self, models: ModelManager, store: Store) -> None:
+        self.models, self.store = models, store
         self._lock = threading.Lock()
-        # Conversation under way → the tab that asked, and how to stop it.
+        # Conversation that is being answered → the tab that asked, and what stops the answer.
         self._running: dict[int, tuple[str, threading.Event]] = {}
 
     def stop(self, tab: str) -> None:
@@ -72,7 +72,7 @@ class Talk:
             tab: The browser tab that asks.
             number: The conversation.
             params: Sampling.
-            change: Adds the question, or takes an answer away.
+            change: Adds the question, or removes an answer.
 
         Raises:
             ConfigError: The conversation is gone, or is being answered.
@@ -81,13 +81,14 @@ class Talk:
         with self._lock:
             if number in self._running:
                 raise ConfigError(
-                    "this conversation is being answered, perhaps in another tab; wait for it or begin a new one"
+                    "this conversation is being answered, perhaps in another tab; wait for it or begin a new one",
+                    code="conversation-busy",
                 )
             self._running[number] = (tab, cancel)
         try:
             conversation = self.store.get(owner, number)
             if conversation is None:
-                raise ConfigError("this conversation was deleted; begin a new one")
+                raise ConfigError("this conversation was deleted; begin a new one", code="conversation-deleted")
             change(conversation)
             self.store.save(owner, number, conversation)
             yield View(conversation, working=True)
@@ -102,16 +103,18 @@ class Talk:
         answer = Turn("assistant", "")
         shown = 0.0
         try:
-            backend = self.host.backend
+            backend = self.models.backend
             steps = backend.answer(messages, params, cancel)
             with contextlib.closing(steps):  # type: ignore[type-var]
                 for step in steps:
-                    self._take(step, conversation, answer)
+                    if (step.text or step.finish_reason) and conversation.turns[-1] is not answer:
+                        conversation.turns.append(answer)
+                    answer.content += step.text
                     if step.finish_reason is not None:
                         answer.figures = figures_of(step, backend.info)
-                    elif step.place is not None or time.monotonic() - shown >= REDRAW_S:
+                    elif step.ahead is not None or time.monotonic() - shown >= REDRAW_S:
                         shown = time.monotonic()
-                        yield View(conversation, place=step.place, working=True)
+                        yield View(conversation, ahead=step.ahead, working=True)
             yield View(conversation)
         except OVAFMError as error:
             yield View(conversation, problem=str(error))
@@ -120,9 +123,3 @@ class Talk:
                 # Without figures it was broken off: the tab was closed, or the engine died.
                 answer.figures = answer.figures or {"finish_reason": "cancelled"}
                 self.store.save(owner, number, conversation)
-
-    @staticmethod
-    def _take(step: Step, conversation: Conversation, answer: Turn) -> None:
-        if (step.text or step.finish_reason) and conversation.turns[-1] is not answer:
-            conversation.turns.append(answer)
-        answer.content += step.text

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sqlite3
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import OVAFMError
+from ..system import paths
 from .conversation import Conversation, Turn
 
 __all__ = ["Entry", "Store", "data_dir"]
@@ -32,26 +31,12 @@ CREATE TABLE IF NOT EXISTS turn (
 
 
 def data_dir() -> Path:
-    r"""The folder of what a user would miss, made if it is not there: `$OV_AFM_DATA`, else the platform's.
-
-    Returns:
-        `%LOCALAPPDATA%\ov_afm` on Windows, `~/Library/Application Support/ov_afm` on macOS, and
-        `$XDG_DATA_HOME/ov_afm` or `~/.local/share/ov_afm` elsewhere. Only this user may read it.
+    """`paths.data_dir`, made if it does not exist; only this user may read it.
 
     Raises:
         OVAFMError: It cannot be made.
     """
-    chosen = os.environ.get("OV_AFM_DATA")
-    if chosen:
-        folder = Path(chosen).expanduser()
-    elif sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        folder = (Path(local) if local else Path.home() / "AppData" / "Local") / "ov_afm"
-    elif sys.platform == "darwin":
-        folder = Path.home() / "Library" / "Application Support" / "ov_afm"
-    else:
-        xdg = os.environ.get("XDG_DATA_HOME")
-        folder = (Path(xdg) if xdg else Path.home() / ".local" / "share") / "ov_afm"
+    folder = paths.data_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -91,12 +76,12 @@ class Store:
             with contextlib.suppress(OSError):
                 path.touch(mode=0o600)
         try:
-            self._base = sqlite3.connect(path, check_same_thread=False, timeout=10)
-            self._base.execute("PRAGMA foreign_keys = ON")
-            layout = self._base.execute("PRAGMA user_version").fetchone()[0]
+            self._connection = sqlite3.connect(path, check_same_thread=False, timeout=10)
+            self._connection.execute("PRAGMA foreign_keys = ON")
+            layout = self._connection.execute("PRAGMA user_version").fetchone()[0]
             if layout <= LAYOUT:
-                self._base.executescript(TABLES)
-                self._base.execute(f"PRAGMA user_version = {LAYOUT}")
+                self._connection.executescript(TABLES)
+                self._connection.execute(f"PRAGMA user_version = {LAYOUT}")
         except sqlite3.Error as error:
             raise OVAFMError(
                 f"the conversations in {path} cannot be read: {error}; move that file away, or set OV_AFM_DATA"
@@ -106,14 +91,14 @@ class Store:
 
     def close(self) -> None:
         """Close the file."""
-        self._base.close()
+        self._connection.close()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
             try:
-                with self._base:
-                    yield self._base
+                with self._connection:
+                    yield self._connection
             except sqlite3.Error as error:
                 raise OVAFMError(
                     f"{self._path} cannot be used: {error}; make room there, or name another folder with OV_AFM_DATA"
@@ -121,29 +106,29 @@ class Store:
 
     def add(self, owner: str, conversation: Conversation) -> int:
         """Keep a new conversation; returns its number."""
-        with self._writing() as base:
-            row = base.execute(
+        with self._writing() as connection:
+            row = connection.execute(
                 "INSERT INTO conversation (owner, title, system, changed) VALUES (?, ?, ?, ?)",
                 (owner, conversation.title, conversation.system, time.time()),
             )
             assert row.lastrowid is not None
-            self._write_turns(base, row.lastrowid, conversation)
+            self._write_turns(connection, row.lastrowid, conversation)
             return row.lastrowid
 
     def save(self, owner: str, number: int, conversation: Conversation) -> None:
         """Replace what is kept of a conversation; nothing where it was deleted meanwhile."""
-        with self._writing() as base:
-            changed = base.execute(
+        with self._writing() as connection:
+            changed = connection.execute(
                 "UPDATE conversation SET title = ?, system = ?, changed = ? WHERE id = ? AND owner = ?",
                 (conversation.title, conversation.system, time.time(), number, owner),
             )
             if changed.rowcount:
-                base.execute("DELETE FROM turn WHERE conversation = ?", (number,))
-                self._write_turns(base, number, conversation)
+                connection.execute("DELETE FROM turn WHERE conversation = ?", (number,))
+                self._write_turns(connection, number, conversation)
 
     @staticmethod
-    def _write_turns(base: sqlite3.Connection, number: int, conversation: Conversation) -> None:
-        base.executemany(
+    def _write_turns(connection: sqlite3.Connection, number: int, conversation: Conversation) -> None:
+        connection.executemany(
             "INSERT INTO turn VALUES (?, ?, ?, ?, ?)",
             [
                 (number, place, turn.role, turn.content, json.dumps(turn.figures) if turn.figures else None)
@@ -153,18 +138,18 @@ class Store:
 
     def delete(self, owner: str, number: int) -> None:
         """Forget a conversation."""
-        with self._writing() as base:
-            base.execute("DELETE FROM conversation WHERE id = ? AND owner = ?", (number, owner))
+        with self._writing() as connection:
+            connection.execute("DELETE FROM conversation WHERE id = ? AND owner = ?", (number, owner))
 
     def get(self, owner: str, number: int) -> Conversation | None:
         """A conversation; None if this owner has none of that number."""
-        with self._writing() as base:
-            row = base.execute(
+        with self._writing() as connection:
+            row = connection.execute(
                 "SELECT title, system FROM conversation WHERE id = ? AND owner = ?", (number, owner)
             ).fetchone()
             if row is None:
                 return None
-            turns = base.execute(
+            turns = connection.execute(
                 "SELECT role, content, figures FROM turn WHERE conversation = ? ORDER BY place", (number,)
             )
             return Conversation(
@@ -179,8 +164,8 @@ class Store:
             "SELECT id, title, (SELECT content FROM turn WHERE conversation = id AND place = 0), changed "
             "FROM conversation WHERE owner = ? ORDER BY changed DESC, id DESC"
         )
-        with self._writing() as base:
-            rows = base.execute(query, (owner,)).fetchall()
+        with self._writing() as connection:
+            rows = connection.execute(query, (owner,)).fetchall()
         return [
             Entry(number, Conversation(title, turns=[Turn("user", first or "")]).name, changed)
             for number, title, first, changed in rows

@@ -1,4 +1,4 @@
-"""Every text that the chat shows to people, so that it can be read, checked and translated in one place."""
+"""Every text that the chat shows, in one place where it can be checked and translated."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["TEXTS", "Texts", "context_line", "figures_line"]
+__all__ = ["STRINGS", "Strings", "context_line", "figures_line"]
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
+class Strings:
     """Texts of the terminal chat and of the browser chat."""
 
     untitled: str = "New conversation"
@@ -19,13 +19,13 @@ class Texts:
     stopped: str = "stopped"
     dropped: str = "{count} oldest messages left out: the context is full"
     terminal_help: str = (
-        "/help            these lines\n"
-        "/system [TEXT]   show the system prompt, or set it; /system - takes it away\n"
+        "/help            show these commands\n"
+        "/system [TEXT]   show the system prompt, or set it; /system - removes it\n"
         "/device [NAME]   show devices, or load the model on another; the conversation stays\n"
         "/save FILE       write the conversation: .md for people, anything else as JSON\n"
-        "/load FILE       go on with a saved conversation (JSON)\n"
+        "/load FILE       continue a saved conversation (JSON)\n"
         "/regen           answer the last question again\n"
-        "/new             forget the conversation\n"
+        "/new             begin a new conversation\n"
         "/stats           figures of the last answer, and how full the context is\n"
         "/exit            leave; so does Ctrl-D\n\n"
         "Enter sends, Alt-Enter begins a new line. Ctrl-C stops an answer and keeps the chat."
@@ -56,7 +56,7 @@ class Texts:
     delete: str = "Delete"
     rename: str = "Name of this conversation"
     system: str = "System prompt"
-    system_hint: str = "Said to the model before everything else"
+    system_hint: str = "What the model reads before the conversation"
     setup: str = "Model and device"
     model_dir: str = "Model"
     device: str = "Device"
@@ -79,18 +79,18 @@ class Texts:
     loading_last: str = "{step}, {elapsed:.0f} s of about {last:.0f} s"
     dead: str = "The engine is down: {problem}"
     busy: str = "The machine is busy with {purpose}"
-    waiting: str = "{place} before you"
+    waiting: str = "{ahead} ahead of you"
     thinking: str = "…"
-    emulated: str = "NPU-EMULATED – the NPU's path on the CPU, to try its limits"
+    emulated: str = "NPU-EMULATED – the NPU's software path on the CPU, to try its limits"
     refused: str = "cannot run {found}, needs {needs}"
-    not_asked: str = "could not be asked: {fault}"
+    no_answer: str = "the driver did not answer: {fault}"
     not_here: str = "not in this machine"
     refused_devices: str = "Devices that cannot run this model"
     conversation_number: str = "Conversation number"
     exported_text: str = "Exported text"
     exported_file: str = "Exported file"
     compare_intro: str = (
-        "The same question to two choices, one after the other. Each is loaded alone in a fresh process, warmed up and "
+        "Asks two choices the same question, one after the other. Each is loaded alone in a new process, warmed up and "
         "asked once with these sampling values, so that neither profits from the other. The chat waits meanwhile."
     )
     choice: str = "Choice {name}"
@@ -112,7 +112,7 @@ class Texts:
     report_start: str = "Measure now"
     report_runs: str = "Runs of each"
     report_progress: str = "{done} of {total} runs measured, {elapsed:.0f} s"
-    report_cancelled: str = "Cancelled; the next measurement goes on from here."
+    report_cancelled: str = "Cancelled; the next measurement continues from here."
     measurement: str = "a measurement"
     address: str = "chat on {url} (Ctrl-C ends it)"
     shared: str = "shared at {url}"
@@ -126,30 +126,30 @@ class Texts:
     )
 
 
-TEXTS = Texts()
+STRINGS = Strings()
 
 
 def figures_line(figures: Mapping[str, Any]) -> str:
-    """One line on what an answer cost; figures that are not there are left out."""
+    """One line on what an answer cost; missing figures are left out."""
     parts = []
     if figures.get("ttft_ms") is not None:
-        parts.append(TEXTS.first_token.format(seconds=figures["ttft_ms"] / 1000))
+        parts.append(STRINGS.first_token.format(seconds=figures["ttft_ms"] / 1000))
     if figures.get("tokens_per_s"):
-        parts.append(TEXTS.speed.format(tokens_per_s=figures["tokens_per_s"]))
+        parts.append(STRINGS.speed.format(tokens_per_s=figures["tokens_per_s"]))
     if figures.get("new_tokens") is not None:
-        parts.append(TEXTS.tokens.format(count=figures["new_tokens"]))
+        parts.append(STRINGS.tokens.format(count=figures["new_tokens"]))
     parts += [str(figures[name]) for name in ("device", "precision") if figures.get(name)]
     if figures.get("finish_reason") == "cancelled":
-        parts.append(TEXTS.stopped)
+        parts.append(STRINGS.stopped)
     elif figures.get("finish_reason") == "length":
-        parts.append(TEXTS.cut_off)
+        parts.append(STRINGS.cut_off)
     if figures.get("dropped"):
-        parts.append(TEXTS.dropped.format(count=figures["dropped"]))
+        parts.append(STRINGS.dropped.format(count=figures["dropped"]))
     return " · ".join(parts)
 
 
 def context_line(used: int, total: int | None) -> str:
     """How full the context is."""
     if not total:
-        return TEXTS.context.format(used=used)
-    return TEXTS.context_of.format(used=used, total=total, share=used / total)
+        return STRINGS.context.format(used=used)
+    return STRINGS.context_of.format(used=used, total=total, share=used / total)

@@ -22,8 +22,8 @@ from ..system.interrupt import leave_at_once
 from .backend import Backend, Step, figures_of
 from .conversation import Conversation, Turn, from_json, to_json, to_markdown
 from .store import data_dir
-from .strings import TEXTS, context_line, figures_line
-from .terminal_markdown import Answer, inert
+from .strings import STRINGS, context_line, figures_line
+from .terminal_markdown import MarkdownStream, printable
 
 __all__ = ["Terminal", "answer_pipe", "read_question"]
 
@@ -32,7 +32,7 @@ class Terminal:
     """A chat in a terminal window.
 
     Args:
-        open_backend: Loads what answers on a device; None is the device of the command line.
+        open_backend: Loads the model on a device; None is the device of the command line.
         params: Sampling.
         system: System prompt.
     """
@@ -44,7 +44,7 @@ class Terminal:
         self._conversation = Conversation(system=system)
         self._screen = Console(highlight=False)
         self._device: str | None = None
-        self._leave = False
+        self._left = False
         with leave_at_once():
             self._backend = open_backend(None)
 
@@ -52,21 +52,21 @@ class Terminal:
         """Talk until the user leaves."""
         session = _prompt_session()
         info = self._backend.info
-        self._say(TEXTS.terminal_hello.format(model=info.model, device=info.device))
+        self._say(STRINGS.terminal_hello.format(model=info.model, device=info.device))
         try:
-            while not self._leave:
+            while not self._left:
                 try:
                     line = session.prompt("› ")
                 except KeyboardInterrupt:
-                    self._say(TEXTS.terminal_leave)
+                    self._say(STRINGS.terminal_leave)
                     continue
                 except EOFError:
                     break
-                self._take(line)
+                self._handle(line)
         finally:
             self._backend.close()
 
-    def _take(self, line: str) -> None:
+    def _handle(self, line: str) -> None:
         text = line.strip()
         if not text:
             return
@@ -87,37 +87,37 @@ class Terminal:
         command(self, rest.strip())
 
     def _answer(self) -> None:
-        """Answer the conversation's last question; what came is kept when it is stopped."""
+        """Answer the conversation's last question; a stopped answer is kept as far as it came."""
         last = Step()
         try:
-            with _interrupt_sets() as cancel, Answer(self._screen) as shown:
+            with _interrupt_cancels() as cancel, MarkdownStream(self._screen) as stream:
                 for last in self._backend.answer(self._conversation.messages(), self._params, cancel):
-                    shown.add(last.text)
+                    stream.add(last.text)
         except OVAFMError:
             self._conversation.drop_question()
             raise
         figures = figures_of(last, self._backend.info)
-        self._conversation.turns.append(Turn("assistant", shown.text, figures))
+        self._conversation.turns.append(Turn("assistant", stream.text, figures))
         self._screen.print(f"[dim]{_escape(figures_line(figures))}[/]")
 
     def _say(self, text: str) -> None:
         self._screen.print(_escape(text), style="dim")
 
     def _help(self, rest: str) -> None:
-        self._screen.print(_escape(TEXTS.terminal_help))
+        self._screen.print(_escape(STRINGS.terminal_help))
 
     def _system(self, rest: str) -> None:
         if rest:
             self._conversation.system = "" if rest == "-" else rest
-        self._say(TEXTS.terminal_system.format(text=self._conversation.system or TEXTS.terminal_no_system))
+        self._say(STRINGS.terminal_system.format(text=self._conversation.system or STRINGS.terminal_no_system))
 
-    def _switch(self, rest: str) -> None:
+    def _switch_device(self, rest: str) -> None:
         info = self._backend.info
         if not rest:
-            self._say(TEXTS.terminal_running.format(device=info.device) + (f": {info.note}" if info.note else ""))
-            for found in devices.available():
-                self._say(f"  {found.name}: {found.full_name}")
-            self._say(f"  {TEXTS.emulated}")
+            self._say(STRINGS.terminal_running.format(device=info.device) + (f": {info.note}" if info.note else ""))
+            for device in devices.available():
+                self._say(f"  {device.name}: {device.full_name}")
+            self._say(f"  {STRINGS.emulated}")
             return
         self._backend.close()
         try:
@@ -128,19 +128,19 @@ class Terminal:
             self._screen.print(f"[red]{_escape(str(error))}[/]")
             with leave_at_once():
                 self._backend = self._open(self._device)
-        self._say(TEXTS.terminal_running.format(device=self._backend.info.device))
+        self._say(STRINGS.terminal_running.format(device=self._backend.info.device))
 
     def _save(self, rest: str) -> None:
-        path = _file(rest, "/save")
+        path = _path(rest, "/save")
         text = (to_markdown if path.suffix.lower() == ".md" else to_json)(self._conversation)
         try:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
-        self._say(TEXTS.terminal_saved.format(count=len(self._conversation.turns), path=path))
+        self._say(STRINGS.terminal_saved.format(count=len(self._conversation.turns), path=path))
 
     def _load(self, rest: str) -> None:
-        path = _file(rest, "/load")
+        path = _path(rest, "/load")
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -148,37 +148,37 @@ class Terminal:
                 f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}"
             ) from error
         self._conversation = from_json(text)
-        self._say(TEXTS.terminal_loaded.format(count=len(self._conversation.turns), path=path))
+        self._say(STRINGS.terminal_loaded.format(count=len(self._conversation.turns), path=path))
 
-    def _again(self, rest: str) -> None:
+    def _regenerate(self, rest: str) -> None:
         if not self._conversation.retry():
             raise ConfigError("there is no question to answer again")
         self._answer()
 
     def _new(self, rest: str) -> None:
         self._conversation = Conversation(system=self._conversation.system)
-        self._say(TEXTS.terminal_new)
+        self._say(STRINGS.terminal_new)
 
     def _stats(self, rest: str) -> None:
         figures = next((turn.figures for turn in reversed(self._conversation.turns) if turn.figures), None)
         if figures is None:
-            self._say(TEXTS.terminal_no_figures)
+            self._say(STRINGS.terminal_no_figures)
             return
         self._say(figures_line(figures))
         used = figures.get("prompt_tokens", 0) + figures.get("new_tokens", 0)
         self._say(context_line(used, self._backend.info.context_length))
 
     def _exit(self, rest: str) -> None:
-        self._leave = True
+        self._left = True
 
 
 COMMANDS: dict[str, Callable[[Terminal, str], None]] = {
     "/help": Terminal._help,
     "/system": Terminal._system,
-    "/device": Terminal._switch,
+    "/device": Terminal._switch_device,
     "/save": Terminal._save,
     "/load": Terminal._load,
-    "/regen": Terminal._again,
+    "/regen": Terminal._regenerate,
     "/new": Terminal._new,
     "/stats": Terminal._stats,
     "/exit": Terminal._exit,
@@ -189,24 +189,24 @@ COMMANDS: dict[str, Callable[[Terminal, str], None]] = {
 def _escape(text: str) -> str:
     from rich.markup import escape
 
-    return escape(inert(text))
+    return escape(printable(text))
 
 
-def _file(rest: str, command: str) -> Path:
+def _path(rest: str, command: str) -> Path:
     if not rest:
-        raise ConfigError(f"{command} needs a file name, e.g. {command} talk.json")
+        raise ConfigError(f"{command} needs a file name, e.g. {command} chat.json")
     return Path(rest).expanduser()
 
 
 @contextmanager
-def _interrupt_sets() -> Iterator[threading.Event]:
+def _interrupt_cancels() -> Iterator[threading.Event]:
     """While the block runs, Ctrl-C sets the event instead of raising."""
-    event = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda *_: event.set())
+    cancel = threading.Event()
+    previous = signal.signal(signal.SIGINT, lambda *_: cancel.set())
     try:
-        yield event
+        yield cancel
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, previous)
 
 
 def _prompt_session() -> Any:
@@ -271,5 +271,5 @@ def answer_pipe(question: str, backend: Backend, params: Params, system: str = "
     for step in backend.answer(conversation.messages(), params, threading.Event()):
         print(step.text, end="", flush=True)
         if step.dropped and step.finish_reason:
-            console.note(f"note: {TEXTS.dropped.format(count=step.dropped)}")
+            console.note(f"note: {STRINGS.dropped.format(count=step.dropped)}")
     print(flush=True)

@@ -1,8 +1,8 @@
-"""Shows an answer on a terminal while it comes: Markdown as soon as a block of it is complete.
+"""Shows an answer on a terminal while it is generated, as Markdown.
 
-Blocks that are complete are printed for good; the last one is drawn again with each piece of text,
-and of that only as much as the window holds, because a terminal cannot take back what has scrolled
-away. Control characters are made visible: a model must not drive the terminal.
+Complete blocks are printed once and for all. The last, incomplete block is redrawn with each piece of text; only as
+many of its lines as the window holds, because a terminal cannot redraw what has scrolled away. Control characters are
+made visible, so that a model cannot control the terminal.
 """
 
 from __future__ import annotations
@@ -10,27 +10,29 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from .strings import STRINGS
+
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-__all__ = ["Answer", "inert"]
+__all__ = ["FENCE", "MarkdownStream", "complete_until", "printable"]
 
 FENCE = re.compile(r"\s{0,3}(`{3,}|~{3,})")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 REDRAWS_PER_S = 12
 
 
-def inert(text: str) -> str:
+def printable(text: str) -> str:
     """Text without control characters but newline and tab; each becomes a visible mark."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def complete_until(text: str) -> int:
     """Where the last open Markdown block of a text begins: after the last blank line outside a code fence."""
-    end = place = 0
+    end = position = 0
     fence = ""
     for line in text.splitlines(keepends=True):
-        place += len(line)
+        position += len(line)
         mark = FENCE.match(line)
         if fence:
             if mark and mark[1].startswith(fence) and not line[mark.end() :].strip():
@@ -39,18 +41,18 @@ def complete_until(text: str) -> int:
             fence = mark[1]
         # An indented line may belong to the list above it; only what follows can tell.
         elif not line.strip() and line.endswith("\n"):
-            end = place
+            end = position
     return end
 
 
-class Answer:
-    """An answer on its way to the terminal.
+class MarkdownStream:
+    """Draws a growing Markdown text.
 
     Args:
         console: Where to draw.
 
     Attributes:
-        text: What came so far.
+        text: The text so far.
     """
 
     def __init__(self, console: Console) -> None:
@@ -59,7 +61,7 @@ class Answer:
         self._printed = 0
         self._live: Any = None
 
-    def __enter__(self) -> Answer:
+    def __enter__(self) -> MarkdownStream:
         """Start drawing."""
         from rich.live import Live
 
@@ -68,10 +70,8 @@ class Answer:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Print the rest for good."""
+        """Print the rest."""
         from rich.text import Text
-
-        from .strings import TEXTS
 
         self._live.transient = True
         self._live.stop()
@@ -79,11 +79,11 @@ class Answer:
         if rest.strip():
             self._console.print(self._markdown(rest))
         elif not self.text.strip():
-            self._console.print(Text(TEXTS.terminal_empty, style="dim"))
+            self._console.print(Text(STRINGS.terminal_empty, style="dim"))
 
     def add(self, text: str) -> None:
         """Show more text."""
-        self.text += inert(text)
+        self.text += printable(text)
         end = self._printed + complete_until(self.text[self._printed :])
         block = self.text[self._printed : end]
         if block.strip():

@@ -1,108 +1,197 @@
-"""The engine's process: loads one model, answers one conversation after the other.
+"""The engine's process: loads one model, answers one conversation after the other, and says what happens.
 
-Native code may die here without the browser's page: the page's process holds no model. Requests come
-as JSON lines on standard input, what happens goes back as JSON lines on standard output. The process
-ends when the other end of the pipe closes.
+Native code may end this process without ending the page's, which holds no model.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import queue
-import sys
 import threading
-from dataclasses import asdict
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import OVAFMError
-from ..pipeline import Pipeline, Use
+from ..pipeline import Message, Pipeline
 from ..runtime.sampling import Params
-from ..system.telemetry import silence
-from .backend import Local
+from ..system.child_process import Channel
+from .backend import Info, Local, Step
 
-__all__ = ["main"]
+__all__ = ["Answered", "Ask", "Cancel", "Choice", "Failed", "Phase", "Ready", "Unusable", "run"]
 
-Message = dict[str, Any]
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What to load.
+
+    Attributes:
+        model_dir: The model directory.
+        device: The device.
+        prompt_lookup: Draft tokens from the prompt.
+        options: Other arguments of `Pipeline`.
+    """
+
+    model_dir: str
+    device: str = "CPU"
+    prompt_lookup: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+# -- To the worker
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Answer a conversation.
+
+    Attributes:
+        number: What the steps of this answer are known by.
+        messages: The conversation.
+        params: Sampling.
+    """
+
+    number: int
+    messages: Sequence[Message]
+    params: Params
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End an answer.
+
+    Attributes:
+        number: That of its `Ask`.
+    """
+
+    number: int
+
+
+# -- From the worker
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A step of loading begins.
+
+    Attributes:
+        name: The step.
+        last_s: Seconds that it took last time; None where that is not known.
+    """
+
+    name: str
+    last_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The model is loaded.
+
+    Attributes:
+        info: What answers.
+    """
+
+    info: Info
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """The model cannot be loaded; the process ends.
+
+    Attributes:
+        reason: Why.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A step of an answer.
+
+    Attributes:
+        number: That of its `Ask`.
+        step: The step.
+    """
+
+    number: int
+    step: Step
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A conversation cannot be answered.
+
+    Attributes:
+        number: That of its `Ask`.
+        error: Why.
+    """
+
+    number: int
+    error: OVAFMError
+
+
+def run(channel: Channel, choice: Choice) -> None:
+    """Load a model, then answer what comes through the channel until the page's process closes it."""
+    worker = Worker(channel)
+    threading.Thread(target=worker.read, daemon=True).start()
+    try:
+        worker.run(choice)
+    except OSError:
+        # The page's process has gone.
+        return
 
 
 class Worker:
     """Answers requests in the order in which they come.
 
     Args:
-        channel: Where to write what happens.
+        channel: Where requests come from and what happens is sent to.
     """
 
-    def __init__(self, channel: IO[str]) -> None:
-        self._channel, self._lock = channel, threading.Lock()
-        self._requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._requests: queue.SimpleQueue[Ask] = queue.SimpleQueue()
         self._cancels: dict[int, threading.Event] = {}
 
-    def send(self, **message: Any) -> None:
-        """Write a line; with nobody to read it, end."""
-        try:
-            with self._lock:
-                self._channel.write(json.dumps(message) + "\n")
-                self._channel.flush()
-        except OSError:
-            os._exit(0)
-
-    def read(self, stream: IO[bytes]) -> None:
-        """Take requests and cancellations until the pipe closes."""
-        for line in stream:
-            message = json.loads(line)
-            if "cancel" in message:
-                self._cancels.setdefault(message["cancel"], threading.Event()).set()
-            else:
-                self._cancels.setdefault(message["id"], threading.Event())
+    def read(self) -> None:
+        """Take requests and cancellations until the channel closes, then end the process."""
+        for message in self._channel:
+            if isinstance(message, Ask):
+                self._cancels[message.number] = threading.Event()
                 self._requests.put(message)
-        # Native libraries may hang while they are unloaded.
+            elif cancel := self._cancels.get(message.number):
+                cancel.set()
+        # Loading or answering may go on in native code, which nothing else can end.
         os._exit(0)
 
-    def run(self, options: Message) -> None:
-        """Load the model and answer for ever."""
-        use = Use(**options.pop("use", {}))
+    def run(self, choice: Choice) -> None:
+        """Load the model and answer until the process ends.
 
-        def tell(phase: str, last_s: float | None) -> None:
-            self.send(phase=phase, last_s=last_s)
-
+        Raises:
+            OSError: Nobody reads the channel.
+        """
         try:
-            backend = Local(Pipeline(**options, use=use, on_phase=tell, fallback=False))
+            pipeline = Pipeline(
+                choice.model_dir,
+                choice.device,
+                prompt_lookup=choice.prompt_lookup,
+                on_phase=lambda name, last_s: self._channel.send(Phase(name, last_s)),
+                fallback=False,
+                **choice.options,
+            )
         except OVAFMError as error:
-            self.send(unusable=str(error))
+            self._channel.send(Unusable(str(error)))
             return
-        self.send(ready=asdict(backend.info))
+        backend = Local(pipeline)
+        self._channel.send(Ready(backend.info))
         while True:
-            request = self._requests.get()
-            self._answer(backend, request)
-            del self._cancels[request["id"]]
+            self._answer(backend, self._requests.get())
 
-    def _answer(self, backend: Local, request: Message) -> None:
-        number, cancel = request["id"], self._cancels[request["id"]]
+    def _answer(self, backend: Local, request: Ask) -> None:
         try:
-            params = Params(**{**request["params"], "stop": tuple(request["params"].get("stop", ()))})
-            for step in backend.answer(request["messages"], params, cancel):
-                self.send(id=number, **asdict(step))
+            for step in backend.answer(request.messages, request.params, self._cancels[request.number]):
+                self._channel.send(Answered(request.number, step))
         except OVAFMError as error:
-            self.send(id=number, error=str(error))
-
-
-def main() -> None:
-    """Serve the pipe until it closes."""
-    silence()
-    # The pipes stay ours: what native code writes to descriptor 1 goes to the log.
-    requests, channel = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    with Path(os.devnull).open("rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-    worker = Worker(channel)
-    options = json.loads(requests.readline())
-    threading.Thread(target=worker.read, args=(requests,), daemon=True).start()
-    worker.run(options)
-    sys.stderr.flush()
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    main()
+            self._channel.send(Failed(request.number, error))
+        del self._cancels[request.number]

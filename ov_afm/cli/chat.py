@@ -4,8 +4,8 @@
     ov-afm chat --ui models/afm-int4
     ov-afm chat --url http://127.0.0.1:8000/v1
 
-The terminal chat is a filter where input is no terminal: `echo question | ov-afm chat DIR` prints the
-answer and nothing else.
+With a question on standard input instead of a terminal, it prints the answer and nothing else:
+`echo question | ov-afm chat DIR`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..chat.backend import Backend, Local
 from ..errors import ConfigError
+from ..runtime.sampling import Params
 from ..system.interrupt import leave_at_once
 from ..system.resources import require
 from .command import command
@@ -82,36 +83,63 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     _check(arguments, parser)
     params = sampling(arguments)
-    given = vars(arguments)
+    if arguments.ui:
+        _in_browser(arguments, params, pipeline_options(arguments, parser))
+        return 0
 
     def open_backend(device: str | None) -> Backend:
-        if "url" in given:
+        if "url" in arguments:
             if device is not None:
                 raise ConfigError("the server chooses the device; /device works with a model directory only")
             return _remote(arguments)
-        chosen = argparse.Namespace(**{**given, "device": given["device"] if device is None else device})
+        chosen = argparse.Namespace(**{**vars(arguments), "device": device or arguments.device})
         return Local(load(arguments.models[0], chosen, parser))
 
-    if arguments.ui:
-        from ..chat.web.app import serve
-
-        return serve(
-            arguments, params, pipeline_options(arguments, parser), _remote(arguments) if "url" in given else None
-        )
-    from ..chat.terminal import Terminal, answer_pipe, read_question
-
-    if not sys.stdin.isatty():
-        with leave_at_once():
-            question = read_question()
-            backend = open_backend(None)
-            try:
-                answer_pipe(question, backend, params, arguments.system)
-            finally:
-                backend.close()
-        return 0
-    require("chat", "prompt_toolkit")
-    Terminal(open_backend, params, arguments.system).run()
+    if sys.stdin.isatty():
+        _in_terminal(open_backend, params, arguments.system)
+    else:
+        _in_pipe(open_backend, params, arguments.system)
     return 0
+
+
+def _in_browser(arguments: argparse.Namespace, params: Params, options: Mapping[str, Any]) -> None:
+    from ..chat.web.app import LOCAL_HOST, Address, serve
+
+    given = vars(arguments)
+    serve(
+        arguments.models,
+        params,
+        Address(
+            given.get("host", LOCAL_HOST),
+            arguments.port,
+            given.get("auth"),
+            share=arguments.share,
+            open_browser=not arguments.no_browser,
+        ),
+        device=arguments.device,
+        system=arguments.system,
+        options=options,
+        remote=_remote(arguments) if "url" in given else None,
+    )
+
+
+def _in_terminal(open_backend: Callable[[str | None], Backend], params: Params, system: str) -> None:
+    from ..chat.terminal import Terminal
+
+    require("chat", "prompt_toolkit")
+    Terminal(open_backend, params, system).run()
+
+
+def _in_pipe(open_backend: Callable[[str | None], Backend], params: Params, system: str) -> None:
+    from ..chat.terminal import answer_pipe, read_question
+
+    with leave_at_once():
+        question = read_question()
+        backend = open_backend(None)
+        try:
+            answer_pipe(question, backend, params, system)
+        finally:
+            backend.close()
 
 
 def _remote(arguments: argparse.Namespace) -> Remote:
@@ -120,9 +148,3 @@ def _remote(arguments: argparse.Namespace) -> Remote:
     given = vars(arguments)
     key = given.get("api_key", os.environ.get(KEY_VARIABLE))
     return Remote(arguments.url, given.get("model"), key)
-
-
-if __name__ == "__main__":
-    from .chat import main as run
-
-    sys.exit(run())

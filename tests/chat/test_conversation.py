@@ -80,12 +80,18 @@ def test_invented_figures_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("{", "this is no conversation: not JSON"),
-        ("3", "this is no conversation: messages must be a list, found int"),
-        ('{"messages": [], "title": 3}', "this is no conversation: title must be text, found 3"),
+        ("{", "this is not a conversation: not JSON"),
+        ("3", "this is not a conversation: messages must be a list, found int"),
+        ('{"messages": [], "title": 3}', "this is not a conversation: title must be text, found 3"),
         ('{"messages": [], "ov_afm_chat": 9}', "this conversation has layout 9, this ov_afm reads up to 1; upgrade it"),
-        ('[{"role": "user"}]', "message 1 needs a role (system, user or assistant) and a text as content"),
-        ('[{"role": "assistant", "content": "x"}]', "message 1 must be of role user, found assistant"),
+        (
+            '[{"role": "user"}]',
+            "this is not a conversation: message 1 needs a role (system, user or assistant) and a text as content",
+        ),
+        (
+            '[{"role": "assistant", "content": "x"}]',
+            "this is not a conversation: message 1 must be of role user, found assistant",
+        ),
     ],
     ids=["not-json", "number", "title", "newer", "no-content", "order"],
 )
@@ -146,8 +152,8 @@ def test_many_threads_and_chats_write_at_once(tmp_path: Path) -> None:
 def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
     store = Store(tmp_path / "chat.sqlite")
     number = store.add("ann", EXAMPLE)
-    (pages,) = store._base.execute("PRAGMA page_count").fetchone()
-    store._base.execute(f"PRAGMA max_page_count = {pages}")
+    (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
+    store._connection.execute(f"PRAGMA max_page_count = {pages}")
     longer = Conversation("Tides", turns=[*EXAMPLE.turns, Turn("user", "more " * 10_000)])
     with pytest.raises(OVAFMError) as refused:
         store.save("ann", number, longer)

@@ -14,13 +14,15 @@ import httpx
 import pytest
 from support.chatting import Chat, chat, server_that_says
 
-from ov_afm.chat.models import Host, find_models, recommended
+from ov_afm.chat.conversation import Conversation, Turn
+from ov_afm.chat.models import DeviceRow, ModelManager, find_models, recommended_sampling
 from ov_afm.chat.remote import Remote
-from ov_afm.chat.web.handlers import Actions
-from ov_afm.chat.web.html import refused_devices
-from ov_afm.chat.web.security import plain, written
+from ov_afm.chat.session import View
+from ov_afm.chat.web.handlers import Handlers
+from ov_afm.chat.web.html import figures_table, gauge, note, progress, refused_devices, report_frame, status
+from ov_afm.chat.web.security import neutralize, original
 from ov_afm.cli.chat import main
-from ov_afm.errors import OVAFMError
+from ov_afm.errors import SourceError
 from ov_afm.runtime import devices
 from ov_afm.runtime.sampling import Params
 
@@ -122,17 +124,17 @@ def test_a_name_and_password_are_asked_for(tmp_path: Path) -> None:
     ids=["tag", "less-than", "other-tags", "image", "code-span", "code-block", "open-block", "quote"],
 )
 def test_html_becomes_text_and_code_stays(text: str, shown: str) -> None:
-    assert plain(text) == shown
-    assert written(plain(text)) == text
+    assert neutralize(text) == shown
+    assert original(neutralize(text)) == text
 
 
 def test_models_are_found_in_a_folder(tiny_model: Path, tmp_path: Path) -> None:
-    assert [each.path for each in find_models([str(tiny_model.parent)])] == [tiny_model.resolve()]
-    (found,) = find_models([str(tiny_model), str(tiny_model)])
-    assert re.fullmatch(r"tiny-int8 · int8 · [\d.]+ [kM]B", found.label)
-    with pytest.raises(OVAFMError, match="is not a whole model directory"):
+    assert [each.path for each in find_models([str(tiny_model.parent)])] == [str(tiny_model.resolve())]
+    (model,) = find_models([str(tiny_model), str(tiny_model)])
+    assert re.fullmatch(r"tiny-int8 · int8 · [\d.]+ [kM]B", model.label)
+    with pytest.raises(SourceError, match="is not a whole model directory"):
         find_models([str(tmp_path)])
-    with pytest.raises(OVAFMError, match="no such model directory"):
+    with pytest.raises(SourceError, match="no such model directory"):
         find_models([str(tmp_path / "absent")])
 
 
@@ -142,47 +144,69 @@ def test_a_broken_model_in_a_folder_is_left_out(
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "openvino_model.xml").touch()
     shutil.copytree(tiny_model, tmp_path / "whole")
-    assert [each.path.name for each in find_models([str(tmp_path)])] == ["whole"]
+    assert [each.directory.name for each in find_models([str(tmp_path)])] == ["whole"]
     shown = capsys.readouterr().err
     assert shown.startswith(f"note: left out: {tmp_path / 'broken'} is not a whole model directory: ")
     assert shown.count("\n") == 1
 
 
-def test_devices_that_cannot_run_the_model_have_the_reason(tiny_model: Path) -> None:
+def test_devices_that_cannot_run_the_model_have_the_reason(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     npu = devices.DeviceInfo("NPU", "Intel AI Boost", None, None, ())
-    with server_that_says("Hello.") as url:
-        host = Host(find_models([str(tiny_model)]), remote=Remote(url))
     # No such device exists here.
-    host.__dict__["_inventory"] = devices.Inventory((npu,), {"GPU": "the driver <died>"})
-    rows = host.device_rows(str(tiny_model.resolve()))
-    assert [(row.name, row.refused) for row in rows] == [
-        ("NPU", "cannot run weight format int8, needs int4 symmetric weights"),
-        ("GPU", "could not be asked: the driver <died>"),
-        ("CPU", "not in this machine"),
-        ("NPU-EMULATED", ""),
+    inventory = devices.Inventory((npu,), {"GPU": "the driver <died>"})
+    monkeypatch.setattr(devices, "inventory", lambda: inventory)
+    with server_that_says("Hello.") as url:
+        models = ModelManager(find_models([str(tiny_model)]), remote=Remote(url))
+    rows = models.device_rows(str(tiny_model.resolve()))
+    assert [(row.name, bool(row.refused)) for row in rows] == [
+        ("NPU", True),
+        ("GPU", True),
+        ("CPU", True),
+        ("NPU-EMULATED", False),
     ]
     shown = refused_devices(rows)
     assert "<li>NPU – Intel AI Boost: cannot run weight format int8, needs int4 symmetric weights</li>" in shown
     assert "the driver &lt;died&gt;" in shown
+    assert "<li>CPU: not in this machine</li>" in shown
+
+
+@pytest.mark.parametrize("evil", ["<script>x</script>", '" onload="x', "' onload='x", "&lt;b>"])
+def test_no_value_becomes_html(evil: str) -> None:
+    escaped = {"<": "&lt;", ">": "&gt;", '"': "&#34;", "'": "&#39;"}
+    view = View(Conversation(turns=[Turn("assistant", "x", {"prompt_tokens": 1, "new_tokens": 1})]))
+    models: Any = SimpleNamespace(reserved=evil)
+    pieces = [
+        status(models),
+        note(evil, "alert"),
+        progress(1, 2, evil),
+        refused_devices([DeviceRow("x", evil, evil)]),
+        figures_table([evil], [(evil, [evil])]),
+        report_frame(evil),
+    ]
+    expected = "".join(escaped.get(letter, letter) for letter in evil.replace("&", "&amp;"))
+    for piece in pieces:
+        assert expected in piece
+        assert evil not in piece
+    assert "2 tokens used" in gauge(view, None)
 
 
 def test_a_server_is_told_only_what_was_moved() -> None:
-    talk: Any = SimpleNamespace(host=SimpleNamespace(remote=True, model=None), store=None)
+    session: Any = SimpleNamespace(models=SimpleNamespace(remote=True, loaded=None), store=None)
     given = Params(top_p=0.5, seed=3)
-    actions = Actions(talk, given, "")
-    start = actions._recommended()
-    assert actions.params(*start) == given
-    assert actions.params(0.3, *start[1:]) == replace(given, temperature=0.3)
-    greedy = Actions(talk, Params(greedy=True), "")
-    assert greedy.params(*greedy._recommended()) == Params(greedy=True)
-    assert greedy.params(0.7, *greedy._recommended()[1:]) == Params(temperature=0.7)
+    handlers = Handlers(session, given, "")
+    start = handlers.slider_values()
+    assert handlers.params(*start) == given
+    assert handlers.params(0.3, *start[1:]) == replace(given, temperature=0.3)
+    greedy = Handlers(session, Params(greedy=True), "")
+    assert greedy.params(*greedy.slider_values()) == Params(greedy=True)
+    assert greedy.params(0.7, *greedy.slider_values()[1:]) == Params(temperature=0.7)
 
 
 def test_sampling_begins_with_what_the_model_recommends(tmp_path: Path) -> None:
-    assert recommended(tmp_path)["temperature"] == 1.0
+    assert recommended_sampling(tmp_path)["temperature"] == 1.0
     config = tmp_path / "generation_config.json"
     config.write_text('{"temperature": 0.5}')
-    assert recommended(tmp_path)["temperature"] == 0
+    assert recommended_sampling(tmp_path)["temperature"] == 0
     config.write_text('{"do_sample": true, "temperature": 0.5, "top_k": 0, "top_p": "x"}')
-    values = recommended(tmp_path)
+    values = recommended_sampling(tmp_path)
     assert (values["temperature"], values["top_k"], values["top_p"]) == (0.5, 0, 1.0)

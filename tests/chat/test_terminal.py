@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from support.chatting import server_that_says
 
-from ov_afm.chat.terminal_markdown import complete_until, inert
+from ov_afm.chat.terminal_markdown import complete_until, printable
 from ov_afm.cli.chat import main
 
 pexpect = pytest.importorskip("pexpect")
@@ -268,7 +268,7 @@ def test_history_is_kept_for_this_user_alone(window: Window, tiny_model: Path, o
 
 
 def test_text_of_a_model_cannot_drive_the_terminal() -> None:
-    assert inert("a\x1b]0;title\x07b\r\n\tc\x9bd") == "a�]0;title�b�\n\tc�d"
+    assert printable("a\x1b]0;title\x07b\r\n\tc\x9bd") == "a�]0;title�b�\n\tc�d"
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,8 @@ class Chat:
     def engine(self) -> psutil.Process:
         """The engine's process."""
         children = psutil.Process(self.process.pid).children()
-        (found,) = [each for each in children if "ov_afm.chat.worker" in each.cmdline()]
-        return found
+        (engine,) = [each for each in children if "ov_afm.chat.worker.run" in each.cmdline()]
+        return engine
 
     def close(self) -> None:
         """End it."""

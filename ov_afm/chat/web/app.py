@@ -2,41 +2,107 @@
 
 from __future__ import annotations
 
-import argparse
-import inspect
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ...errors import ConfigError
 from ...runtime.sampling import Params
 from ...system import console
 from ...system.resources import require
-from ..models import Host, find_models
+from ..models import ModelManager, find_models
 from ..remote import Remote
-from ..session import Talk
+from ..session import Session
 from ..store import Store, data_dir
-from ..strings import TEXTS
-from .security import Guard
+from ..strings import STRINGS
+from .gradio_patches import SILENCE_ABORTS, no_stubs, poll_less
+from .security import SecurityMiddleware
 
-__all__ = ["serve"]
+__all__ = ["LOCAL_HOST", "Address", "serve"]
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOCAL_HOST = "127.0.0.1"
+LOOPBACK = (LOCAL_HOST, "localhost", "::1")
 FILE_NAME = "chat.sqlite"
 LARGEST_BODY = "1mb"
-QUEUE_POLL_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the page is served, and for whom.
+
+    Attributes:
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        auth: `USER:PASSWORD` to ask for; needed where others can reach the page.
+        share: Make a public link through Gradio's relay.
+        open_browser: Open a browser window.
+    """
+
+    host: str = LOCAL_HOST
+    port: int = 7860
+    auth: str | None = None
+    share: bool = False
+    open_browser: bool = True
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach the page."""
+        return not self.share and self.host in LOOPBACK
+
+    def credentials(self) -> tuple[str, str] | None:
+        """Name and password.
+
+        Raises:
+            ConfigError: There are none although others can reach the page, or they have another form.
+        """
+        if self.auth is None:
+            if not self.local:
+                raise ConfigError(
+                    "--share and --host open the chat to others; give --auth USER:PASSWORD too", code="auth-missing"
+                )
+            return None
+        user, _, password = self.auth.partition(":")
+        if not (user and password):
+            raise ConfigError("--auth takes USER:PASSWORD", code="auth-invalid")
+        return user, password
+
+    def free_port(self) -> int:
+        """The port, or a free one for 0.
+
+        Raises:
+            ConfigError: It is taken; Gradio would try the next hundred.
+        """
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        try:
+            with socket.create_server((self.host, self.port), family=family) as listener:
+                return int(listener.getsockname()[1])
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(
+                f"cannot listen on {self.host} port {self.port}: {reason}; choose another --port", code="port-taken"
+            ) from error
 
 
 def serve(
-    arguments: argparse.Namespace, params: Params, options: Mapping[str, Any], remote: Remote | None = None
-) -> int:
-    """Serve the page until Ctrl-C; returns the exit status.
+    model_paths: Sequence[str],
+    params: Params,
+    address: Address,
+    *,
+    device: str = "CPU",
+    system: str = "",
+    options: Mapping[str, Any] | None = None,
+    remote: Remote | None = None,
+) -> None:
+    """Serve the page until Ctrl-C.
 
     Args:
-        arguments: The command line of `ov-afm chat --ui`.
+        model_paths: Model directories, or folders of them; empty with `remote`.
         params: Sampling.
+        address: Where to serve the page.
+        device: The first device.
+        system: System prompt of a new conversation.
         options: How models are loaded: arguments of `Pipeline`.
         remote: A server to talk to instead of a model.
 
@@ -44,75 +110,35 @@ def serve(
         OVAFMError: The page cannot be served so.
     """
     require("chat", "gradio")
-    host = vars(arguments).get("host", "127.0.0.1")
-    auth = _auth(arguments, open_=arguments.share or host not in LOOPBACK)
-    port = _free_port(host, arguments.port)
-    models = [] if remote else find_models(arguments.models)
+    credentials, port = address.credentials(), address.free_port()
+    found = [] if remote else find_models(model_paths)
     store = Store(data_dir() / FILE_NAME)
-    runner = Host(models, arguments.device, options, remote)
+    models = ModelManager(found, device, options, remote)
     try:
-        _launch(Talk(runner, store), params, arguments, host, port, auth)
+        _launch(Session(models, store), params, system, address, port, credentials)
     finally:
-        runner.close()
+        models.close()
         store.close()
-    return 0
-
-
-def _auth(arguments: argparse.Namespace, *, open_: bool) -> tuple[str, str] | None:
-    given = vars(arguments).get("auth")
-    if given is None:
-        if open_:
-            raise ConfigError("--share and --host open the chat to others; give --auth USER:PASSWORD too")
-        return None
-    user, colon, password = given.partition(":")
-    if not (user and colon and password):
-        raise ConfigError("--auth takes USER:PASSWORD")
-    return user, password
-
-
-def _free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0; refused here because Gradio would try the next hundred."""
-    try:
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-            return int(listener.getsockname()[1])
-    except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}; choose another --port"
-        ) from error
-
-
-@contextmanager
-def _no_stubs() -> Iterator[None]:
-    """Keep Gradio from writing type stubs into its own folder, which is half the time that importing it takes.
-
-    It leaves out classes that lie in no file.
-    """
-    getfile = inspect.getfile
-
-    def nowhere(found: Any) -> str:
-        if isinstance(found, type) and found.__module__.startswith("gradio."):
-            raise OSError
-        return getfile(found)
-
-    inspect.getfile = nowhere  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        inspect.getfile = getfile
 
 
 def _launch(
-    talk: Talk, params: Params, arguments: argparse.Namespace, host: str, port: int, auth: tuple[str, str] | None
+    session: Session,
+    params: Params,
+    system: str,
+    address: Address,
+    port: int,
+    credentials: tuple[str, str] | None,
 ) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    with _no_stubs():
+    with no_stubs():
         import gradio as gr
     from starlette.middleware import Middleware
 
     from . import html, page
 
-    blocks = page.build(talk, params, arguments.system)
-    # Sans-serif of the system: Gradio's themes fetch their fonts from elsewhere.
+    blocks = page.build(session, params, system)
+    poll_less(blocks)
+    # Sans-serif of the system: Gradio's themes fetch their fonts from other sites.
     font = ("system-ui", "Segoe UI", "DejaVu Sans", "sans-serif")
     mono = ("ui-monospace", "Consolas", "DejaVu Sans Mono", "monospace")
     # Gradio's own light colours have less contrast than people need (WCAG: 4.5).
@@ -123,32 +149,31 @@ def _launch(
         button_cancel_background_fill="#b91c1c",
         button_cancel_background_fill_hover="#991b1b",
     )
-    # Gradio's queue looks for work every millisecond, which costs 9% of a core for nothing (docs/LOG.md).
-    blocks._queue.sleep_when_free = QUEUE_POLL_S
-    closed = not arguments.share and host in LOOPBACK
+    middleware = Middleware(SecurityMiddleware, loopback=address.local)
     blocks.launch(
-        server_name=host,
+        server_name=address.host,
         server_port=port,
-        share=arguments.share,
-        auth=auth,
-        inbrowser=not arguments.no_browser,
+        share=address.share,
+        auth=credentials,
+        inbrowser=address.open_browser,
         quiet=True,
         prevent_thread_lock=True,
         ssr_mode=False,
         max_file_size=LARGEST_BODY,
         footer_links=[],
-        app_kwargs={"middleware": [Middleware(Guard, loopback=closed)], "docs_url": None, "redoc_url": None},
+        app_kwargs={"middleware": [middleware], "docs_url": None, "redoc_url": None},
         theme=theme,
         css=html.CSS,
+        js=SILENCE_ABORTS,
         show_error=True,
         pwa=False,
         mcp_server=False,
         enable_monitoring=False,
     )
-    shown = f"[{host}]" if ":" in host else host
-    console.note(TEXTS.address.format(url=f"http://{shown}:{port}"))
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    console.note(STRINGS.address.format(url=f"http://{host}:{port}"))
     if blocks.share_url:
-        console.note(TEXTS.shared.format(url=blocks.share_url))
+        console.note(STRINGS.shared.format(url=blocks.share_url))
     try:
         blocks.block_thread()
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gradio as gr
@@ -13,134 +13,141 @@ from ...errors import DeviceError, OVAFMError
 from ...runtime.sampling import Params
 from ..backend import figures_of
 from ..engine import Choice, Engine
-from ..models import Host
-from ..strings import TEXTS, figures_line
+from ..models import ModelManager
+from ..strings import STRINGS, figures_line
 from . import html
-from .security import escape, plain
+from .security import neutralize
 
 __all__ = ["compare_tab"]
 
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+NAMES = ("A", "B")
 LOADING_S = 0.5
-# The figures of the table's rows, in the order of `TEXTS.compare_rows`.
-FORMS: tuple[Callable[[dict[str, Any]], str], ...] = (
-    lambda each: f"{each['model']}, {each['precision']}",
-    lambda each: f"{each['device']}{TEXTS.compare_lookup if each['prompt_lookup'] else ''}",
-    lambda each: TEXTS.no_figure if each["ttft_ms"] is None else f"{each['ttft_ms'] / 1000:.2f} s",
-    lambda each: f"{each['tokens_per_s']:.1f}" if each["tokens_per_s"] else TEXTS.no_figure,
-    lambda each: str(each["new_tokens"]),
-    lambda each: f"{each['total_ms'] / 1000:.1f} s",
-    lambda each: f"{each['load_s']:.1f} s",
+# The cells of the table's rows, in the order of `STRINGS.compare_rows`.
+CELLS: tuple[Callable[[Mapping[str, Any]], str], ...] = (
+    lambda figures: f"{figures['model']}, {figures['precision']}",
+    lambda figures: f"{figures['device']}{STRINGS.compare_lookup if figures['prompt_lookup'] else ''}",
+    lambda figures: STRINGS.no_figure if figures["ttft_ms"] is None else f"{figures['ttft_ms'] / 1000:.2f} s",
+    lambda figures: f"{figures['tokens_per_s']:.1f}" if figures["tokens_per_s"] else STRINGS.no_figure,
+    lambda figures: str(figures["new_tokens"]),
+    lambda figures: f"{figures['total_ms'] / 1000:.1f} s",
+    lambda figures: f"{figures['load_s']:.1f} s",
 )
 
 
 def compare_tab(
-    host: Host, offer: Callable[[str, str], Any], params: Callable[..., Params], sliders: list[Any]
+    models: ModelManager,
+    offer_devices: Callable[[str, str], Any],
+    params: Callable[..., Params],
+    sliders: list[Any],
 ) -> list[tuple[Any, Any, Any]]:
     """Make the tab.
 
     Args:
-        host: What is on offer.
-        offer: The devices for a model, given the one chosen now, and those that are refused.
+        models: What is on offer.
+        offer_devices: The devices for a model, given the one chosen now, and those that are refused.
         params: Sampling of the chat's sliders.
         sliders: Those sliders.
 
     Returns:
         Of each choice the components for model, device and refused devices, to be filled when a page is opened.
     """
-    models = [(each.label, str(each.path)) for each in host.models]
-    gr.Markdown(TEXTS.compare_intro, elem_classes="note")
-    question = gr.Textbox(label=TEXTS.question, lines=2, elem_id="compare-question")
+    first = models.first_device
+    gr.Markdown(STRINGS.compare_intro, elem_classes="note")
+    question = gr.Textbox(label=STRINGS.question, lines=2, elem_id="compare-question")
     chosen, answers, offers = [], [], []
-    first = host.first_device
     with gr.Row():
-        for name in ("A", "B"):
+        for name in NAMES:
             with gr.Column(min_width=280), gr.Group():
-                title = TEXTS.choice.format(name=name)
-                model = gr.Dropdown(models, value=models[0][1], label=f"{title}: {TEXTS.model_dir}")
-                device = gr.Dropdown([first], value=first, label=f"{title}: {TEXTS.device}")
+                title = STRINGS.choice.format(name=name)
+                model = gr.Dropdown(models.choices, value=models.models[0].path, label=f"{title}: {STRINGS.model_dir}")
+                device = gr.Dropdown([first], value=first, label=f"{title}: {STRINGS.device}")
                 refused = gr.HTML()
-                lookup = gr.Checkbox(name == "B", label=f"{title}: {TEXTS.lookup}")
-                model.input(offer, [model, device], [device, refused], **QUIET)
+                lookup = gr.Checkbox(name == "B", label=f"{title}: {STRINGS.lookup}")
+                model.input(offer_devices, [model, device], [device, refused], **EVENT)
                 chosen += [model, device, lookup]
                 offers.append((model, device, refused))
     with gr.Row():
-        go = gr.Button(TEXTS.compare, variant="primary", elem_id="compare-start")
-        stop = gr.Button(TEXTS.cancel, elem_id="compare-cancel")
+        start = gr.Button(STRINGS.compare, variant="primary", elem_id="compare-start")
+        stop = gr.Button(STRINGS.cancel, elem_id="compare-cancel")
     table = gr.HTML(elem_id="compare-figures")
     with gr.Row():
-        for name in ("A", "B"):
+        for name in NAMES:
             with gr.Column(min_width=280):
                 answers.append(gr.Markdown(elem_id=f"compare-{name}", sanitize_html=True))
     cancel = threading.Event()
 
     def run(text: str, *fields: Any) -> Iterator[list[Any]]:
         try:
-            choices = [host.choice(*fields[at : at + 2], prompt_lookup=fields[at + 2]) for at in (0, 3)]
+            choices = [models.choice(*fields[at : at + 2], prompt_lookup=fields[at + 2]) for at in (0, 3)]
             if not text.strip():
                 return
-            host.reserve(TEXTS.comparison)
+            models.reserve(STRINGS.comparison)
         except OVAFMError as error:
             raise gr.Error(str(error), title="", print_exception=False) from error
         cancel.clear()
         try:
             yield from compare(text.strip(), choices, params(*fields[6:]), cancel)
         finally:
-            host.release()
+            models.release()
 
-    go.click(run, [question, *chosen, *sliders], [table, *answers], **QUIET)
-    stop.click(cancel.set, None, None, queue=False, **QUIET)
+    start.click(run, [question, *chosen, *sliders], [table, *answers], **EVENT)
+    stop.click(cancel.set, None, None, queue=False, **EVENT)
     return offers
 
 
 def compare(question: str, choices: list[Choice], params: Params, cancel: threading.Event) -> Iterator[list[Any]]:
     """Ask both choices; yields the table and the two answers, as they come."""
-    shown: list[Any] = ["", "", ""]
-    found: list[dict[str, Any]] = []
-    for index, choice in enumerate(choices, 1):
+    answers = ["", ""]
+    columns: list[Mapping[str, Any] | None] = []
+    for index, choice in enumerate(choices):
         if cancel.is_set():
             break
         engine = Engine(choice)
         try:
-            while engine.state == "loading" and not cancel.is_set():
-                shown[0] = _table(found, f"{engine.info.model}: {html.loading(*engine.progress)}")
-                yield shown
-                with contextlib.suppress(DeviceError):
-                    engine.wait(LOADING_S)
-            if cancel.is_set():
-                break
-            engine.wait()
-            load_s = engine.loaded_s
-            shown[0] = _table(found, TEXTS.compare_on.format(model=engine.info.model, device=engine.info.device))
-            steps = engine.answer([{"role": "user", "content": question}], params, cancel)
-            text = ""
-            with contextlib.closing(steps):  # type: ignore[type-var]
-                for step in steps:
-                    text += step.text
-                    shown[index] = plain(text)
-                    if step.finish_reason is not None:
-                        figures = dict(figures_of(step, engine.info))
-                        found.append({**figures, "prompt_lookup": choice.prompt_lookup, "load_s": load_s})
-                        shown[index] += f"\n\n*{plain(figures_line(figures))}*"
-                    yield shown
+            for status, answers[index], figures in _ask(engine, question, params, cancel):
+                if figures:
+                    columns.append(figures)
+                yield [_table(columns, status), *answers]
         except OVAFMError as error:
-            shown[index] = f"**{plain(' '.join(str(error).split()))}**"
-            found.append({})
+            answers[index] = f"**{neutralize(' '.join(str(error).split()))}**"
+            columns.append(None)
         finally:
             engine.close()
-    shown[0] = _table(found, "")
-    yield shown
+    yield [_table(columns, ""), *answers]
 
 
-def _table(found: list[dict[str, Any]], under_way: str) -> str:
-    state = f'<p class="note" role="status">{escape(under_way)}…</p>' if under_way else ""
-    if not any(found):
-        return state
-    head = "".join(f'<th scope="col">{name}</th>' for name in "AB"[: len(found)])
-    rows = "".join(
-        f'<tr><th scope="row">{escape(label)}</th>'
-        + "".join(f"<td>{escape(form(each)) if each else TEXTS.no_figure}</td>" for each in found)
-        + "</tr>"
-        for label, form in zip(TEXTS.compare_rows, FORMS, strict=True)
-    )
-    return f'{state}<table class="figures"><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>'
+def _ask(
+    engine: Engine, question: str, params: Params, cancel: threading.Event
+) -> Iterator[tuple[str, str, Mapping[str, Any] | None]]:
+    """Load a model and ask it; yields what it is doing, its answer so far, and at the end its figures."""
+    while engine.state == "loading" and not cancel.is_set():
+        yield f"{engine.info.model}: {html.loading(*engine.progress)}", "", None
+        with contextlib.suppress(DeviceError):
+            engine.wait(LOADING_S)
+    if cancel.is_set():
+        return
+    engine.wait()
+    load_s = engine.loaded_s
+    status = STRINGS.compare_on.format(model=engine.info.model, device=engine.info.device)
+    text = ""
+    with contextlib.closing(engine.answer([{"role": "user", "content": question}], params, cancel)) as steps:  # type: ignore[type-var]
+        for step in steps:
+            text += step.text
+            if step.finish_reason is None:
+                yield status, neutralize(text), None
+            else:
+                figures = figures_of(step, engine.info)
+                shown = f"{neutralize(text)}\n\n*{neutralize(figures_line(figures))}*"
+                yield status, shown, {**figures, "prompt_lookup": engine.choice.prompt_lookup, "load_s": load_s}
+
+
+def _table(columns: list[Mapping[str, Any] | None], status: str) -> str:
+    note = html.note(f"{status}…", "status") if status else ""
+    if not any(columns):
+        return note
+    rows = [
+        (label, [cell(figures) if figures else STRINGS.no_figure for figures in columns])
+        for label, cell in zip(STRINGS.compare_rows, CELLS, strict=True)
+    ]
+    return note + html.figures_table(NAMES[: len(columns)], rows)

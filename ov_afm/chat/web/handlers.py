@@ -1,4 +1,4 @@
-"""What the page's controls do. Gradio fills `request` and `event` in, by their annotations."""
+"""What the page's controls do. Gradio passes `request` and `event`, which it knows by their annotations."""
 
 from __future__ import annotations
 
@@ -12,29 +12,34 @@ import gradio as gr
 from ...errors import OVAFMError
 from ...runtime.sampling import Params
 from ..conversation import Conversation, from_json, title_of
-from ..models import recommended
-from ..session import Talk, View
+from ..models import recommended_sampling
+from ..session import Session, View
 from . import html
-from .security import written
+from .security import original
 
-__all__ = ["Actions"]
+__all__ = ["Handlers"]
 
 SLIDERS = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
-WHOLE = ("top_k", "max_new_tokens")
-
-
-def owner_of(request: gr.Request) -> str:
-    """Whose conversations a request sees: those of the name that signed in, if any."""
-    return str(request.username or "")
+WHOLE_NUMBERS = ("top_k", "max_new_tokens")
+LONGEST_ANSWER = 1024
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Show an error of ours to the user; any other is a bug."""
+def _errors_shown() -> Iterator[None]:
+    """Show an error of ov_afm to the user; any other is a bug."""
     try:
         yield
     except OVAFMError as error:
         raise gr.Error(str(error), title="", print_exception=False) from error
+
+
+def _owner(request: gr.Request) -> str:
+    """Whose conversations a request sees: those of the name that signed in, if any."""
+    return str(request.username or "")
+
+
+def _tab(request: gr.Request) -> str:
+    return str(request.session_hash)
 
 
 def _text(value: Any) -> str:
@@ -44,58 +49,119 @@ def _text(value: Any) -> str:
     return str(value.get("text", "")) if isinstance(value, dict) else str(value)
 
 
-class Actions:
+class Handlers:
     """The handlers of the chat tab.
 
     Args:
-        talk: The conversations.
+        session: The conversations.
         params: Sampling of the command line.
         system: System prompt of a new conversation.
-
-    Attributes:
-        everything: The components that show a conversation.
     """
 
-    everything: list[Any]
+    def __init__(self, session: Session, params: Params, system: str) -> None:
+        self.session, self.models, self.store = session, session.models, session.store
+        self._given, self._system = params, system
 
-    def __init__(self, talk: Talk, params: Params, system: str) -> None:
-        self.talk, self.host, self._given, self._system = talk, talk.host, params, system
+    # -- Sampling
 
-    def _recommended(self) -> list[float]:
-        """The sliders' values: the command line's where given, else the model's."""
-        model = self.host.model
-        values = recommended(model.path if model else None)
-        longest = 1024 if self._given.max_new_tokens is None else self._given.max_new_tokens
-        names = SLIDERS[:-1]
-        chosen = [getattr(self._given, name) for name in names]
+    def slider_values(self) -> list[float]:
+        """The sliders' values, in the order of `SLIDERS`: the command line's where given, else the model's."""
+        model = self.models.loaded
+        recommended = recommended_sampling(model.directory.path if model else None)
+        values = {**recommended, "max_new_tokens": LONGEST_ANSWER}
+        given = {name: getattr(self._given, name) for name in SLIDERS}
         if self._given.greedy:
-            chosen[0] = 0
-        values_given = [values[name] if each is None else each for name, each in zip(names, chosen, strict=True)]
-        return [*values_given, longest]
+            given["temperature"] = 0
+        return [values[name] if given[name] is None else given[name] for name in SLIDERS]
 
     def params(self, *sliders: float) -> Params:
         """Sampling as the sliders say, in the order of `SLIDERS`.
 
         What nobody moved is left to a server, which knows its model's values.
         """
-        remote = self.host.remote is not None
+        remote = self.models.remote is not None
         moved: dict[str, Any] = {
-            name: int(value) if name in WHOLE else float(value)
-            for name, value, start in zip(SLIDERS, sliders, self._recommended(), strict=True)
+            name: int(value) if name in WHOLE_NUMBERS else float(value)
+            for name, value, start in zip(SLIDERS, sliders, self.slider_values(), strict=True)
             if value != start or not remote
         }
         return replace(self._given, greedy=self._given.greedy and "temperature" not in moved, **moved)
 
-    @_told()
-    def open_(self, number: str, request: gr.Request) -> list[Any]:
-        """Show a conversation, or an empty one where there is none of that number."""
-        owner = owner_of(request)
-        found = self.talk.store.get(owner, int(number)) if str(number).isdigit() else None
-        return self._all(owner, str(number) if found else "", found or Conversation(system=self._system))
+    # -- Model and device
 
-    def _all(self, owner: str, number: str, conversation: Conversation) -> list[Any]:
-        view = View(conversation, working=bool(number) and self.talk.busy(int(number)))
-        parts = [
+    @_errors_shown()
+    def offer_devices(self, model_dir: str, device: str) -> list[Any]:
+        """The devices for a model.
+
+        Args:
+            model_dir: The model.
+            device: What is chosen now. It is not set again if the model can run there, because the user may have
+                chosen another in the meantime.
+        """
+        rows = self.models.device_rows(model_dir)
+        usable = [(row.label, row.name) for row in rows if not row.refused]
+        if device in [name for _, name in usable]:
+            devices = gr.update(choices=usable)
+        else:
+            devices = gr.update(choices=usable, value=usable[0][1])
+        return [devices, html.refused_devices(rows)]
+
+    def offer_devices_of_loaded(self) -> list[Any]:
+        """The devices for the model that is loaded, and the one that it is on."""
+        assert self.models.engine is not None
+        choice = self.models.engine.choice
+        devices, refused = self.offer_devices(choice.model_dir, choice.device)
+        return [{**devices, "value": devices.get("value", choice.device)}, refused]
+
+    @_errors_shown()
+    def load(self, model_dir: str, device: str) -> None:
+        """Load another model, or on another device."""
+        self.models.start(self.models.choice(model_dir, device))
+
+    # -- Choosing and keeping conversations; these return values for `Page.conversation`
+
+    def open_(self, number: str, request: gr.Request) -> Any:
+        """Show a conversation, or an empty one where there is none of that number."""
+        owner = _owner(request)
+        with _errors_shown():
+            conversation = self.store.get(owner, int(number)) if str(number).isdigit() else None
+        if conversation is None:
+            return self.new(request)
+        return self._show(owner, str(number), conversation)
+
+    def choose(self, chosen: str, number: str, request: gr.Request) -> Any:
+        """Show the conversation that was chosen in the list.
+
+        Gradio's list reports a choice also when it only loses the focus. Showing the same conversation once more could
+        then undo what the user did next.
+        """
+        return gr.skip() if chosen == number else self.open_(chosen, request)
+
+    @_errors_shown()
+    def new(self, request: gr.Request) -> Any:
+        """Show a new conversation; it is kept from its first question on."""
+        return self._show(_owner(request), "", Conversation(system=self._system))
+
+    def delete(self, number: str, request: gr.Request) -> Any:
+        """Delete the conversation and show a new one."""
+        self.session.stop(_tab(request))
+        if number:
+            with _errors_shown():
+                self.store.delete(_owner(request), int(number))
+        return self.new(request)
+
+    @_errors_shown()
+    def import_(self, text: str, request: gr.Request) -> Any:
+        """Keep an imported conversation and show it."""
+        if not text:
+            return gr.skip()
+        conversation = from_json(text)
+        owner = _owner(request)
+        return self._show(owner, str(self.store.add(owner, conversation)), conversation)
+
+    def _show(self, owner: str, number: str, conversation: Conversation) -> list[Any]:
+        view = View(conversation, working=bool(number) and self.session.busy(int(number)))
+        shown = [
             number,
             self._entries(owner, number),
             conversation.title,
@@ -103,62 +169,46 @@ class Actions:
             html.bubbles(view),
             self._gauge(view),
         ]
-        if self.host.remote is None:
-            assert self.host.engine is not None
-            choice = self.host.engine.choice
-            parts.append(choice.model_dir)
-        return parts
+        if self.models.engine is not None:
+            shown.append(self.models.engine.choice.model_dir)
+        return shown
 
-    def _gauge(self, view: View) -> str:
-        return html.gauge(view, self.host.info.context_length)
+    @_errors_shown()
+    def rename(self, number: str, name: str, request: gr.Request) -> Any:
+        """Give the conversation a name; returns the list."""
+        owner = _owner(request)
+        conversation = self.store.get(owner, int(number)) if number else None
+        if conversation is None or self.session.busy(int(number)):
+            return gr.skip()
+        conversation.title = name.strip()
+        self.store.save(owner, int(number), conversation)
+        return self._entries(owner, number)
 
-    def _entries(self, owner: str, number: str) -> Any:
-        entries = [(entry.name, str(entry.id)) for entry in self.talk.store.entries(owner)]
-        return gr.update(choices=entries, value=number or None)
+    def exporter(self, write: Callable[[Conversation], str], suffix: str) -> Callable[..., list[str]]:
+        """A handler that returns the conversation as text, and a name for its file."""
 
-    @_told()
-    def offer(self, model_dir: str, device: str) -> list[Any]:
-        """The devices for a model.
+        @_errors_shown()
+        def export(number: str, request: gr.Request) -> list[str]:
+            conversation = self._get(number, request)
+            name = "".join(each if each.isalnum() else "-" for each in conversation.name).strip("-")
+            return [write(conversation), f"{name or 'conversation'}.{suffix}"]
 
-        Args:
-            model_dir: The model.
-            device: What is chosen now. It is left alone if the model can run there: meanwhile the user may have
-                chosen another.
-        """
-        rows = self.host.device_rows(model_dir)
-        usable = [(row.label, row.name) for row in rows if not row.refused]
-        keep = device in [name for _, name in usable]
-        devices = gr.update(choices=usable) if keep else gr.update(choices=usable, value=usable[0][1])
-        return [devices, html.refused_devices(rows)]
+        return export
 
-    def offer_loaded(self) -> list[Any]:
-        """The devices for the model that is loaded, and the one that it is on."""
-        assert self.host.engine is not None
-        choice = self.host.engine.choice
-        devices, refused = self.offer(choice.model_dir, choice.device)
-        return [{**devices, "value": devices.get("value", choice.device)}, refused]
+    # -- Questions and answers; these return values for `Page.exchange`
 
-    @_told()
-    def switch(self, model_dir: str, device: str) -> None:
-        """Load another model, or on another device."""
-        self.host.start(self.host.choice(model_dir, device))
-
-    def ask(
-        self, request: gr.Request, question: str, number: str, system: str, *sampling: float
-    ) -> Iterator[list[Any]]:
+    def ask(self, request: gr.Request, question: str, number: str, system: str, *sampling: float) -> Iterator[Any]:
         """Answer a question."""
-        if not question.strip():
-            yield [gr.skip()] * 5
+        question = question.strip()
+        if not question:
+            yield gr.skip()
             return
-        owner = owner_of(request)
         if not number:
-            with _told():
-                number = str(self.talk.store.add(owner, Conversation(title_of(question), system)))
-
-        def change(conversation: Conversation) -> None:
-            conversation.question(question.strip())
-
-        yield from self._answer(request, number, system, sampling, change, question="")
+            with _errors_shown():
+                number = str(self.store.add(_owner(request), Conversation(title_of(question), system)))
+        yield from self._answer(
+            request, number, system, sampling, lambda conversation: conversation.question(question), box=""
+        )
 
     def retry(self, request: gr.Request, number: str, system: str, *sampling: float) -> Iterator[list[Any]]:
         """Answer the last question again."""
@@ -172,7 +222,7 @@ class Actions:
 
         def change(conversation: Conversation) -> None:
             conversation.turns = conversation.turns[: int(index)]
-            conversation.question(written(_text(event.value)).strip())
+            conversation.question(original(_text(event.value)).strip())
 
         yield from self._answer(request, number, system, sampling, change)
 
@@ -183,96 +233,60 @@ class Actions:
         system: str,
         sampling: tuple[float, ...],
         change: Callable[[Conversation], Any],
-        question: str | None = None,
+        box: Any = None,
     ) -> Iterator[list[Any]]:
-        skip = gr.skip()
-        owner, tab = owner_of(request), str(request.session_hash)
-        box: Any = skip if question is None else question
-        entries: Any = None
+        """Change and answer a conversation; `box` is what the question's box shall hold, None to leave it alone."""
+        owner, skip = _owner(request), gr.skip()
 
-        def prepared(conversation: Conversation) -> None:
+        def prepare(conversation: Conversation) -> None:
             conversation.system = system.strip()
             change(conversation)
 
-        with _told():
-            for view in self.talk.answer(owner, tab, int(number), self.params(*sampling), prepared):
-                first = entries is None
-                entries = self._entries(owner, number) if first else skip
-                meter = skip if view.working else self._gauge(view)
-                yield [box if first else skip, number if first else skip, entries, html.bubbles(view), meter]
+        with _errors_shown():
+            views = self.session.answer(owner, _tab(request), int(number), self.params(*sampling), prepare)
+            for index, view in enumerate(views):
+                gauge = skip if view.working else self._gauge(view)
+                if index:
+                    yield [skip, skip, skip, html.bubbles(view), gauge]
+                else:
+                    question = skip if box is None else box
+                    yield [question, number, self._entries(owner, number), html.bubbles(view), gauge]
 
-    def halt(self, request: gr.Request) -> None:
+    def stop(self, request: gr.Request) -> None:
         """Stop this tab's answer."""
-        self.talk.stop(str(request.session_hash))
+        self.session.stop(_tab(request))
 
-    @_told()
+    @_errors_shown()
     def undo(self, number: str, request: gr.Request) -> list[Any]:
-        """Take the last question and its answer away; the question goes back to where it was typed."""
+        """Remove the last question and its answer; the question goes back to where it was typed."""
+        self.session.stop(_tab(request))
         conversation = self._get(number, request)
         conversation.retry()
         question = conversation.turns[-1].content if conversation.turns else ""
         conversation.drop_question()
-        return self._keep(number, conversation, request, question)
+        return self._save(number, conversation, request, question)
 
-    @_told()
+    @_errors_shown()
     def clear(self, number: str, request: gr.Request) -> list[Any]:
-        """Take all turns away."""
+        """Remove all questions and answers."""
+        self.session.stop(_tab(request))
         conversation = self._get(number, request)
         conversation.turns = []
-        return self._keep(number, conversation, request, "")
+        return self._save(number, conversation, request, "")
 
     def _get(self, number: str, request: gr.Request) -> Conversation:
-        self.talk.stop(str(request.session_hash))
-        return (self.talk.store.get(owner_of(request), int(number)) if number else None) or Conversation()
+        return (self.store.get(_owner(request), int(number)) if number else None) or Conversation()
 
-    def _keep(self, number: str, conversation: Conversation, request: gr.Request, question: str) -> list[Any]:
-        owner = owner_of(request)
+    def _save(self, number: str, conversation: Conversation, request: gr.Request, question: str) -> list[Any]:
+        owner = _owner(request)
         if number:
-            self.talk.store.save(owner, int(number), conversation)
+            self.store.save(owner, int(number), conversation)
         view = View(conversation)
         return [question, number, self._entries(owner, number), html.bubbles(view), self._gauge(view)]
 
-    @_told()
-    def begin(self, request: gr.Request) -> list[Any]:
-        """A new conversation; it is kept from its first question on."""
-        return self._all(owner_of(request), "", Conversation(system=self._system))
+    def _gauge(self, view: View) -> str:
+        return html.gauge(view, self.models.info.context_length)
 
-    @_told()
-    def remove(self, number: str, request: gr.Request) -> list[Any]:
-        """Delete the conversation."""
-        self.talk.stop(str(request.session_hash))
-        if number:
-            self.talk.store.delete(owner_of(request), int(number))
-        return self.begin(request)
-
-    @_told()
-    def rename(self, number: str, name: str, request: gr.Request) -> Any:
-        """Give the conversation a name."""
-        owner = owner_of(request)
-        conversation = self.talk.store.get(owner, int(number)) if number else None
-        if conversation is None or self.talk.busy(int(number)):
-            return gr.skip()
-        conversation.title = name.strip()
-        self.talk.store.save(owner, int(number), conversation)
-        return self._entries(owner, number)
-
-    def _exporter(self, write: Callable[[Conversation], str], suffix: str) -> Callable[..., list[str]]:
-        @_told()
-        def export(number: str, request: gr.Request) -> list[str]:
-            conversation = self._get_for_reading(number, request)
-            name = "".join(each if each.isalnum() else "-" for each in conversation.name).strip("-")
-            return [write(conversation), f"{name or 'conversation'}.{suffix}"]
-
-        return export
-
-    def _get_for_reading(self, number: str, request: gr.Request) -> Conversation:
-        return (self.talk.store.get(owner_of(request), int(number)) if number else None) or Conversation()
-
-    @_told()
-    def take_in(self, text: str, request: gr.Request) -> list[Any]:
-        """Keep an imported conversation and show it."""
-        owner = owner_of(request)
-        if not text:
-            return [gr.skip()] * len(self.everything)
-        conversation = from_json(text)
-        return self._all(owner, str(self.talk.store.add(owner, conversation)), conversation)
+    def _entries(self, owner: str, number: str) -> Any:
+        entries = [(entry.name, str(entry.id)) for entry in self.store.entries(owner)]
+        return gr.update(choices=entries, value=number or None)

@@ -1,16 +1,31 @@
-"""The page's pieces of HTML and its style; every text of a model or a user that goes in is escaped here."""
+"""The page's pieces of HTML and its style. Jinja escapes every value that goes in; chat messages are Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from ..models import DeviceRow, Host
-from ..session import View
-from ..strings import TEXTS, context_line, figures_line
-from .security import escape, plain
+from jinja2 import Environment, StrictUndefined
 
-__all__ = ["CSS", "DOWNLOAD", "PICK", "bubbles", "gauge", "loading", "refused_devices", "status"]
+from ..models import DeviceRow, ModelManager
+from ..session import View
+from ..strings import STRINGS, context_line, figures_line
+from .security import neutralize
+
+__all__ = [
+    "CSS",
+    "DOWNLOAD",
+    "PICK",
+    "bubbles",
+    "figures_table",
+    "gauge",
+    "loading",
+    "note",
+    "progress",
+    "refused_devices",
+    "report_frame",
+    "status",
+]
 
 CSS = """
 .gradio-container > main { max-width: 76rem; margin: 0 auto; padding: 1rem !important; }
@@ -80,25 +95,51 @@ PICK = """() => new Promise(resolve => {
 })"""
 
 
+ENVIRONMENT = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+STATE = ENVIRONMENT.from_string('<div class="state {{ kind }}" role="status">{{ line }}</div>')
+NOTE = ENVIRONMENT.from_string('<p class="note"{% if role %} role="{{ role }}"{% endif %}>{{ text }}</p>')
+BAR = ENVIRONMENT.from_string(
+    '<div class="gauge"{% if role %} role="{{ role }}"{% endif %}>'
+    '<div class="bar"><div style="width:{{ "%.1f" % share }}%"></div></div>{{ line }}</div>'
+)
+REFUSED = ENVIRONMENT.from_string("""
+<ul class="absent" aria-label="{{ label }}">
+{% for row in rows %}
+<li>{{ row.label }}: {{ row.refused }}</li>
+{% endfor %}
+</ul>
+""")
+FIGURES = ENVIRONMENT.from_string("""
+<table class="figures"><thead><tr><td></td>
+{% for name in names %}
+<th scope="col">{{ name }}</th>
+{% endfor %}
+</tr></thead><tbody>
+{% for label, cells in rows %}
+<tr><th scope="row">{{ label }}</th>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table>
+""")
+# The report is a page of its own, without scripts; the sandbox makes sure of it.
+FRAME = ENVIRONMENT.from_string('<iframe class="report" sandbox title="{{ title }}" srcdoc="{{ page }}"></iframe>')
+
+
 def bubbles(view: View) -> list[dict[str, Any]]:
-    """A conversation as Gradio's chat shows it: text of people and models made inert, figures below."""
-    shown: list[dict[str, Any]] = []
+    """A conversation as Gradio's chat shows it: HTML of people and models as plain text, figures below."""
+    messages: list[dict[str, Any]] = []
     for turn in view.conversation.turns:
-        content = [plain(turn.content)]
+        content = [neutralize(turn.content)]
         if turn.figures and turn.role == "assistant":
-            # A server's address is no link here.
-            content.append(f"*{plain(figures_line(turn.figures)).replace('://', ':&#47;/')}*")
-        shown.append({"role": turn.role, "content": content})
+            # Else a server's address would become a link.
+            content.append(f"*{neutralize(figures_line(turn.figures)).replace('://', ':&#47;/')}*")
+        messages.append({"role": turn.role, "content": content})
     if view.problem:
-        shown.append({"role": "assistant", "content": [f"**{_one_line(view.problem)}**"]})
-    elif view.working and (not shown or shown[-1]["role"] == "user"):
-        waiting = TEXTS.thinking if view.place is None else TEXTS.waiting.format(place=view.place)
-        shown.append({"role": "assistant", "content": [waiting]})
-    return shown
-
-
-def _one_line(text: str) -> str:
-    return plain(" ".join(text.split())).replace("*", "\\*")
+        problem = neutralize(" ".join(view.problem.split())).replace("*", "\\*")
+        messages.append({"role": "assistant", "content": [f"**{problem}**"]})
+    elif view.working and (not messages or messages[-1]["role"] == "user"):
+        waiting = STRINGS.thinking if view.ahead is None else STRINGS.waiting.format(ahead=view.ahead)
+        messages.append({"role": "assistant", "content": [waiting]})
+    return messages
 
 
 def gauge(view: View, context_length: int | None) -> str:
@@ -107,35 +148,54 @@ def gauge(view: View, context_length: int | None) -> str:
     used = int(figures.get("prompt_tokens") or 0) + int(figures.get("new_tokens") or 0)
     total = context_length or figures.get("context_length")
     share = min(100.0, 100 * used / total) if total else 0.0
-    line = escape(context_line(used, total))
-    return f'<div class="gauge"><div class="bar"><div style="width:{share:.1f}%"></div></div>{line}</div>'
+    return BAR.render(role="", share=share, line=context_line(used, total))
+
+
+def progress(done: int, total: int, line: str) -> str:
+    """How much of a long piece of work is done."""
+    return BAR.render(role="status", share=100 * done / total if total else 100, line=line)
+
+
+def note(text: str, role: str = "") -> str:
+    """A line of small text, read out by screen readers if it has the role `status` or `alert`."""
+    return NOTE.render(role=role, text=text)
 
 
 def loading(step: str, elapsed_s: float, last_s: float | None) -> str:
-    """How far a model is loaded."""
-    form = TEXTS.loading if last_s is None else TEXTS.loading_last
-    return form.format(step=step, elapsed=elapsed_s, last=last_s)
+    """How far a model is loaded, as text."""
+    template = STRINGS.loading if last_s is None else STRINGS.loading_last
+    return template.format(step=step, elapsed=elapsed_s, last=last_s)
 
 
-def status(host: Host) -> str:
+def status(models: ModelManager) -> str:
     """What the machine is doing."""
-    kind, line = _state(host)
-    return f'<div class="state {kind}" role="status">{escape(line)}</div>'
+    kind, line = _state(models)
+    return STATE.render(kind=kind, line=line)
 
 
-def _state(host: Host) -> tuple[str, str]:
-    if host.reserved:
-        return "busy", TEXTS.busy.format(purpose=host.reserved)
-    if problem := host.problem():
-        return "dead", TEXTS.dead.format(problem=problem)
-    if progress := host.loading():
-        return "loading", loading(*progress)
-    info = host.info
-    form = TEXTS.ready_remote if host.remote else TEXTS.ready
-    return "ready", form.format(model=info.model, device=info.device, precision=info.precision)
+def _state(models: ModelManager) -> tuple[str, str]:
+    if models.reserved:
+        return "busy", STRINGS.busy.format(purpose=models.reserved)
+    if models.problem:
+        return "dead", STRINGS.dead.format(problem=models.problem)
+    if models.loading:
+        return "loading", loading(*models.loading)
+    info = models.info
+    template = STRINGS.ready_remote if models.remote else STRINGS.ready
+    return "ready", template.format(model=info.model, device=info.device, precision=info.precision)
 
 
 def refused_devices(rows: Sequence[DeviceRow]) -> str:
     """The devices that cannot run a model, with the reasons."""
-    items = "".join(f"<li>{escape(row.label)}: {escape(row.refused)}</li>" for row in rows if row.refused)
-    return f'<ul class="absent" aria-label="{escape(TEXTS.refused_devices)}">{items}</ul>' if items else ""
+    refused = [row for row in rows if row.refused]
+    return REFUSED.render(label=STRINGS.refused_devices, rows=refused) if refused else ""
+
+
+def figures_table(names: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """A table with a column for each name; rows have a label and a cell for each."""
+    return FIGURES.render(names=names, rows=rows)
+
+
+def report_frame(page: str) -> str:
+    """A report inside the page."""
+    return FRAME.render(title=STRINGS.report_frame, page=page)

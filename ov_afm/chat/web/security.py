@@ -1,31 +1,30 @@
-"""What reaches the page and what it may load: text of a model stays text, files of the machine stay here."""
+"""What the page may show, load and give away: text of a model stays text, and no file can be read or uploaded."""
 
 from __future__ import annotations
 
-import html
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from ..terminal_markdown import FENCE
 
-__all__ = ["Guard", "escape", "plain", "written"]
+__all__ = ["SecurityMiddleware", "neutralize", "original"]
 
-# Nothing from elsewhere: no image, script, font, frame or connection. Gradio's page needs its inline parts.
+# Nothing from other sites: no image, script, font, frame or connection. Gradio's page needs its inline parts.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
     "frame-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
-HEADERS = {
-    "content-security-policy": POLICY,
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
-# Gradio's ways to the disk and to other machines. The page needs none of them.
+HEADERS = (
+    (b"content-security-policy", POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+# Gradio's routes to the disk and to other machines. The page needs none of them.
 CLOSED = re.compile(r"/(file[=/]|proxy=|upload|stream/|component_server|deep_link|mcp|dev/)")
 LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?")
-# What opens a tag; "a < b" does not.
+# A character that opens a tag; that of "a < b" does not.
 TAG = re.compile(r"<(?=[A-Za-z/!?])")
 CODE_SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
 
@@ -35,8 +34,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Any, Send], Awaitable[None]]
 
 
-def plain(text: str) -> str:
-    """Markdown of a stranger with HTML and images made visible as text; code is left as it is."""
+def neutralize(text: str) -> str:
+    """Markdown from outside with HTML and images made visible as text; code is left as it is."""
     parts: list[str] = []
     prose: list[str] = []
     fence = ""
@@ -55,34 +54,29 @@ def plain(text: str) -> str:
 
 
 def _escape(prose: str) -> str:
-    done, place = [], 0
+    done, position = [], 0
     for span in CODE_SPAN.finditer(prose):
-        done += [_inert(prose[place : span.start()]), span[0]]
-        place = span.end()
-    return "".join([*done, _inert(prose[place:])])
+        done += [_inert(prose[position : span.start()]), span[0]]
+        position = span.end()
+    return "".join([*done, _inert(prose[position:])])
 
 
 def _inert(text: str) -> str:
     return TAG.sub("&lt;", text).replace("![", "!\\[")
 
 
-def written(text: str) -> str:
-    """What `plain` made of a text, as it was written; for a question that is edited."""
+def original(text: str) -> str:
+    """The text that `neutralize` was given; for a question that is edited."""
     return text.replace("&lt;", "<").replace("!\\[", "![")
 
 
-def escape(value: object) -> str:
-    """Text for a place where HTML is expected."""
-    return html.escape(str(value))
-
-
-class Guard:
+class SecurityMiddleware:
     """Middleware before Gradio.
 
     Args:
         app: Gradio's application.
-        loopback: Answer only requests that were addressed to this machine, so that a page of another site
-            cannot reach it under a name of its own.
+        loopback: Answer only requests that were addressed to this machine by its own names, so that another site
+            whose name resolves to this machine (DNS rebinding) cannot reach it.
     """
 
     def __init__(self, app: App, loopback: bool = True) -> None:
@@ -99,14 +93,13 @@ class Guard:
         elif CLOSED.search(scope["path"]):
             await _refuse(send, 403, "this chat gives no files away")
         else:
-            await self.app(scope, receive, _with(send, HEADERS))
+            await self.app(scope, receive, _with_headers(send))
 
 
-def _with(send: Send, headers: Mapping[str, str]) -> Send:
+def _with_headers(send: Send) -> Send:
     async def wrapped(message: Message) -> None:
         if message["type"] == "http.response.start":
-            pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
-            message["headers"] = [*message.get("headers", []), *pairs]
+            message["headers"] = [*message.get("headers", []), *HEADERS]
         await send(message)
 
     return wrapped
