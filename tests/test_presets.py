@@ -31,6 +31,11 @@ from ov_afm.presets import KINDS, RECIPES, SAMPLING, Recipe, Sampling
             {"weight_format": "int4", "group_size": 100},
             "group size must be -1 (one scale a row) or a multiple of 16, found 100",
         ),
+        ({"equalise": "some"}, "equalisation 'some' is unknown; choose one of none, fp16, full"),
+        (
+            {"weight_format": "fp16", "equalise": "full"},
+            "equalisation 'full' prepares for int8 and int4, found fp16; choose fp16 or none",
+        ),
         ({"rounding": "up"}, "rounding 'up' is unknown; choose one of nearest, fitted"),
         (
             {"weight_format": "int4", "rounding": "fitted", "scale_estimation": True, "gptq": True},

@@ -98,7 +98,7 @@ def unpack_int4(raw: Bytes, shape: Sequence[int]) -> Bytes:
     nibbles = np.empty((raw.size, 2), np.uint8)
     np.bitwise_and(raw, 15, out=nibbles[:, 0])
     np.right_shift(raw, 4, out=nibbles[:, 1])
-    return nibbles.reshape(-1)[: math.prod(shape)].reshape(shape)
+    return nibbles.reshape(-1)[: math.prod(shape)].reshape(tuple(shape))
 
 
 def pack_up(weights: Quantized) -> Bytes:

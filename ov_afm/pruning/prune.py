@@ -18,15 +18,16 @@ from typing import Any
 
 from ..conversion.sources import Source, resolve
 from ..errors import CompressionError, ConfigError
+from ..evaluation.text import Text, load_text
 from ..quantization import calibration
 from ..system import console, resources
 from ..system.atomic import disk_full_as_error, staging, write_json
 from ..system.child_process import ChildProcess, Step
-from . import measure, vocabulary
 from .checkpoint import prune_checkpoint
 from .distill import FULL_PARAMETERS, heal
+from .measure import measure, measure_cut
 from .plan import Plan, parse_count, plan
-from .vocabulary import Cut, cut_checkpoint
+from .vocabulary import Cut, cut_checkpoint, plan_cut
 
 __all__ = ["SAMPLES", "Pruned", "prune"]
 
@@ -97,13 +98,13 @@ def prune(
         raise ConfigError(
             "nothing to prune; give --target-params, --keep-scripts or --kv-heads", code="nothing-to-prune"
         )
-    options = _Options(dataset, num_samples, refit, heal_minutes, text, tokens)
+    options = _Options(dataset, num_samples, refit, heal_minutes, load_text(text, tokens=tokens))
     options.check()
     target = Path(output)
     with progress if progress is not None else console.Progress() as bars:
         source = _relu2(resolve(model, progress=bars))
         most = parse_count(target_params) if isinstance(target_params, str) else target_params
-        cut = vocabulary.plan_cut(source.path, source.config, keep_scripts) if keep_scripts else None
+        cut = plan_cut(source.path, source.config, keep_scripts) if keep_scripts else None
         shape = plan(source.config, most, vocab=len(cut.rows) if cut else None, kv_heads=kv_heads)
         options.check_resources(shape)
         log = resources.log_file(f"prune-{target.name}")
@@ -142,8 +143,7 @@ class _Options:
     num_samples: int
     refit: bool
     heal_minutes: float
-    text: str | Path | None
-    tokens: int | None
+    text: Text
 
     def check(self) -> None:
         if self.heal_minutes < 0:
@@ -221,11 +221,10 @@ class _Work:
         """Write a checkpoint without the rows that go."""
         with _child("cutting the vocabulary", self.bars, self.log) as child:
             child.run(cut_checkpoint, whole, output, cut.rows)
-        text, tokens = self.options.text, self.options.tokens
-        return {**cut.to_dict(), **measure.measure_cut(self.source, output, cut.rows, text, tokens, self.bars)}
+        return {**cut.to_dict(), **measure_cut(self.source, output, cut.rows, self.options.text, self.bars)}
 
     def _measure(self, output: Path) -> dict[str, Any]:
-        return measure.measure(self.source, output, self.options.text, self.options.tokens, self.bars)
+        return measure(self.source, output, self.options.text, self.bars)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Data is one source or several with weights, `a.jsonl:0.6,b.txt:0.4`. A source is
 - a `.txt` file: its paragraphs;
 - a `.jsonl` file: each line `{"text": ...}`, or `{"messages": [...]}`, which the model's own chat template renders;
 - `packaged`: technical prose that comes with ov_afm;
-- `self`: what the model being compressed writes when only its chat template is given (`self_sampling`);
+- `self`: what the model that is compressed writes when only its chat template is given (`self_generated`);
 - `wikitext2`, `c4`, `gsm8k`: from the Hub, with the `datasets` package.
 
 Duplicates, near duplicates and degenerate text are dropped, the rest is packed into samples of 256 tokens, and the
@@ -23,10 +23,11 @@ from typing import Any
 
 from ..errors import CompressionError, ConfigError
 from ..model_dir.manifest import sha256
-from ..system.paths import cache_dir, cached
+from ..system.atomic import write_json
+from ..system.paths import cache_dir
 from .text_filter import Cleaner
 
-__all__ = ["NAMED", "PACKAGED", "SELF", "check", "describe", "model_inputs", "prepare", "whole_samples"]
+__all__ = ["PACKAGED", "SELF", "check", "describe", "parts", "prepare", "whole_samples"]
 
 # name → (dataset id, configuration, split, column), as in optimum-intel's PREDEFINED_LANGUAGE_DATASETS.
 NAMED = {
@@ -39,7 +40,7 @@ SELF = "self"
 # Sections of The Rust Programming Language, see data/README.md for its licence.
 PACKAGED_TEXT = Path(__file__).parent / "data" / "calibration.txt"
 SAMPLE_TOKENS = 256
-# Fewer tokens than this in all say nothing about a model's activations.
+# With fewer tokens in all, activations say nothing about the model.
 MINIMUM_TOKENS = 32
 CACHE_LAYOUT = 1
 
@@ -75,20 +76,24 @@ def parts(dataset: str) -> list[Part]:
     Raises:
         ConfigError: A weight is not a positive number, or a source is named twice.
     """
-    found = []
+    sources = []
     for item in dataset.split(","):
         name, _, weight = item.rpartition(":")
         # `C:\data.txt` and `data.txt` have no weight.
         if not name or not _is_number(weight):
-            found.append(Part(item, 1.0))
+            sources.append(Part(item, 1.0))
             continue
         if not 0 < float(weight) < float("inf"):
-            raise ConfigError(f"the weight of calibration source {name} must be positive, found {weight}")
-        found.append(Part(name, float(weight)))
-    names = [part.name for part in found]
+            raise ConfigError(
+                f"the weight of calibration source {name} must be positive, found {weight}", code="dataset-weight"
+            )
+        sources.append(Part(name, float(weight)))
+    names = [part.name for part in sources]
     if len(set(names)) < len(names):
-        raise ConfigError(f"a calibration source is named twice in {dataset!r}; name each once, with its weight")
-    return found
+        raise ConfigError(
+            f"a calibration source is named twice in {dataset!r}; name each once, with its weight", code="dataset-twice"
+        )
+    return sources
 
 
 def _is_number(text: str) -> bool:
@@ -110,18 +115,21 @@ def check(dataset: str) -> None:
             continue
         path = Path(part.name)
         if path.suffix not in (".txt", ".jsonl"):
-            known = ", ".join((PACKAGED, SELF, *NAMED))
-            raise ConfigError(f"dataset {part.name!r} is unknown; give a .txt or .jsonl file, or one of {known}")
+            names = ", ".join((PACKAGED, SELF, *NAMED))
+            raise ConfigError(
+                f"dataset {part.name!r} is unknown; give a .txt or .jsonl file, or one of {names}",
+                code="dataset-unknown",
+            )
         if not path.is_file():
-            raise ConfigError(f"no such calibration file: {part.name}")
+            raise ConfigError(f"no such calibration file: {part.name}", code="dataset-missing")
 
 
 def describe(dataset: str) -> dict[str, str]:
     """Name and sha256 of calibration data, for the manifest; no path of the user's machine."""
-    found = parts(dataset)
-    if len(found) == 1:
-        return found[0].describe()
-    records = [{**part.describe(), "weight": part.weight} for part in found]
+    sources = parts(dataset)
+    if len(sources) == 1:
+        return sources[0].describe()
+    records = [{**part.describe(), "weight": part.weight} for part in sources]
     name = ",".join(f"{record['name']}:{record['weight']:g}" for record in records)
     return {"name": name, "sha256": _digest(records)}
 
@@ -138,7 +146,7 @@ def prepare(
     Args:
         dataset: Sources, see the module.
         tokenizer: A transformers tokenizer.
-        count: Samples wanted; fewer where the data has no more.
+        count: Most samples; fewer where the data has no more.
         ir: The model's `openvino_model.xml`, for `self`.
 
     Returns:
@@ -152,15 +160,16 @@ def prepare(
     state += [hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(), tokenizer.chat_template]
     if ir is not None and any(part.name == SELF for part in chosen):
         state.append(sha256(ir.with_suffix(".bin")))
-    folder = cache_dir() / "calibration" / _digest(state)[:32]
-    if not (folder / "samples.json").is_file():
+    path = cache_dir() / "calibration" / f"{_digest(state)[:32]}.json"
+    if path.is_file():
+        content = json.loads(path.read_text(encoding="utf-8"))
+    else:
         content = _make(chosen, tokenizer, count, ir)
-        with cached(folder) as work:
-            (work / "samples.json").write_text(json.dumps(content), encoding="utf-8")
-    content = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, content, indent=None)
     samples: list[list[int]] = content["samples"]
-    found = {**describe(dataset), "samples": len(samples), "tokens": sum(map(len, samples))}
-    return samples, {**found, "sources": content["sources"]}
+    counts = {"samples": len(samples), "tokens": sum(map(len, samples))}
+    return samples, {**describe(dataset), **counts, "sources": content["sources"]}
 
 
 def whole_samples(dataset: str, tokenizer: Any, count: int) -> tuple[list[list[int]], dict[str, Any]]:
@@ -175,10 +184,10 @@ def _make(chosen: list[Part], tokenizer: Any, count: int, ir: Path | None) -> di
     cleaner = Cleaner()
     whole = sum(part.weight for part in chosen)
     for part in chosen:
-        # At least one sample of each source, and together no more than were asked for.
-        wanted = max(1, round(count * part.weight / whole))
+        # At least one sample of each source, and together no more than `count`.
+        share = max(1, round(count * part.weight / whole))
         cleaner.reset()
-        ids = _pack(cleaner.keep(_documents(part, tokenizer, wanted, ir)), tokenizer, wanted)
+        ids = _pack(cleaner.keep(_documents(part, tokenizer, share, ir)), tokenizer, share)
         samples += ids
         name = part.name if part.path is None else part.path.name
         records.append({"name": name, "weight": part.weight, "samples": len(ids), **cleaner.counts})
@@ -186,41 +195,25 @@ def _make(chosen: list[Part], tokenizer: Any, count: int, ir: Path | None) -> di
     total = sum(map(len, samples))
     if total < MINIMUM_TOKENS:
         names = ", ".join(record["name"] for record in records)
-        msg = f"calibration data {names} holds {total} tokens; at least {MINIMUM_TOKENS} are needed"
+        message = f"calibration data {names} holds {total} tokens; at least {MINIMUM_TOKENS} are needed"
         dropped = sum(record["duplicates"] + record["near_duplicates"] + record["degenerate"] for record in records)
         if dropped:
-            msg += f" ({dropped} pieces of text were dropped as duplicates or degenerate)"
-        raise CompressionError(msg)
+            message += f" ({dropped} pieces of text were dropped as duplicates or degenerate)"
+        raise CompressionError(message, code="dataset-too-short")
     return {"samples": samples, "sources": records}
 
 
 def _pack(texts: Iterator[str], tokenizer: Any, count: int) -> list[list[int]]:
-    """Cut a stream of texts into samples; the last shred is dropped unless it is all there is."""
+    """Cut a stream of texts into samples; a last one of less than half the length is dropped if there are others."""
     stream: list[int] = []
     for text in texts:
         stream += tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(stream) >= count * SAMPLE_TOKENS:
             break
-    cut = [stream[start : start + SAMPLE_TOKENS] for start in range(0, len(stream), SAMPLE_TOKENS)]
-    if len(cut) > 1 and len(cut[-1]) < SAMPLE_TOKENS // 2:
-        cut.pop()
-    return cut[:count]
-
-
-def model_inputs(ids: list[int], names: set[str]) -> dict[str, Any]:
-    """Inputs of a stateful decoder IR for one sample, those of them that the IR has."""
-    import numpy as np
-
-    inputs = {
-        "input_ids": np.array([ids], dtype=np.int64),
-        "attention_mask": np.ones((1, len(ids)), dtype=np.int64),
-        "position_ids": np.arange(len(ids), dtype=np.int64)[None],
-        "beam_idx": np.zeros(1, dtype=np.int32),
-    }
-    return {name: value for name, value in inputs.items() if name in names}
-
-
-# -- Reading
+    samples = [stream[start : start + SAMPLE_TOKENS] for start in range(0, len(stream), SAMPLE_TOKENS)]
+    if len(samples) > 1 and len(samples[-1]) < SAMPLE_TOKENS // 2:
+        samples.pop()
+    return samples[:count]
 
 
 def _documents(part: Part, tokenizer: Any, count: int, ir: Path | None) -> Iterator[str]:
@@ -228,7 +221,8 @@ def _documents(part: Part, tokenizer: Any, count: int, ir: Path | None) -> Itera
     if part.name == SELF:
         if ir is None:
             raise CompressionError(
-                "calibration data `self` needs the uncompressed model, which is not at hand here; give a file"
+                "calibration data `self` needs the uncompressed model, which is not at hand here; give a file",
+                code="dataset-self",
             )
         from .self_generated import sample_texts
 
@@ -243,7 +237,9 @@ def _file(path: Path, tokenizer: Any) -> Iterator[str]:
     try:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise CompressionError(f"calibration file {path.name} is not UTF-8 text (byte {error.start})") from error
+        raise CompressionError(
+            f"calibration file {path.name} is not UTF-8 text (byte {error.start})", code="dataset-unreadable"
+        ) from error
     if path.suffix == ".txt":
         yield from (f"{paragraph}\n\n" for paragraph in content.split("\n\n") if paragraph.strip())
         return
@@ -260,7 +256,8 @@ def _file(path: Path, tokenizer: Any) -> Iterator[str]:
                 yield str(record["text"])
         except (ValueError, KeyError, TypeError) as error:
             raise CompressionError(
-                f'{path.name} line {number} is neither {{"text": ...}} nor {{"messages": [...]}} ({error!r})'
+                f'{path.name} line {number} is neither {{"text": ...}} nor {{"messages": [...]}} ({error!r})',
+                code="dataset-unreadable",
             ) from error
 
 

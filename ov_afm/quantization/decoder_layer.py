@@ -1,4 +1,4 @@
-"""Calibration text in a decoder, one layer at a time: transformers' layer with the weights of an IR's.
+"""Run calibration text through a decoder, one layer at a time, in transformers' layer with the weights of an IR.
 
 A whole AFM-4.5B at f32 takes 18 GB; one of its layers takes half a gigabyte, and the residual stream of 8,192 tokens
 84 MB.
@@ -6,8 +6,8 @@ A whole AFM-4.5B at f32 takes 18 GB; one of its layers takes half a gigabyte, an
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,31 +15,14 @@ from typing import Any
 from ..errors import CompressionError
 from .decoder_weights import Layer, Weight, constant_as_f32
 
-__all__ = ["DecoderLayer", "embedded", "embedding", "streams"]
+__all__ = ["DecoderLayer", "embedded", "streams"]
 
-# The table itself, not its scales or zero points.
-EMBEDDING = re.compile(r"embed_tokens\.[a-z_]+$|embed_tokens$")
 # Samples that are run together.
 BATCH = 8
 
 
-def embedding(model: Any) -> Any:
-    """The Constant of an IR's token embedding (vocabulary, hidden).
-
-    Raises:
-        CompressionError: There is none where `ov-afm export` puts it.
-    """
-    for node in model.get_ops():
-        constant = node.get_type_name() == "Constant" and len(node.get_output_shape(0)) == 2
-        if constant and EMBEDDING.search(node.get_friendly_name()):
-            return node
-    raise CompressionError(
-        "the model's token embedding was not found; calibration knows models that `ov-afm export` makes"
-    )
-
-
 def streams(samples: Sequence[Sequence[int]], table: Any) -> list[Any]:
-    """Residual streams (samples, tokens, hidden) as they enter the first layer, one for samples of one length each.
+    """Batches of the residual stream (samples, tokens, hidden) as it enters the first layer, each of one sample length.
 
     Args:
         samples: Tokens.
@@ -50,8 +33,8 @@ def streams(samples: Sequence[Sequence[int]], table: Any) -> list[Any]:
     by_length: dict[int, list[Sequence[int]]] = {}
     for sample in samples:
         by_length.setdefault(len(sample), []).append(sample)
-    cut = [rows[at : at + BATCH] for rows in by_length.values() for at in range(0, len(rows), BATCH)]
-    return [torch.nn.functional.embedding(torch.tensor(rows), table) for rows in cut]
+    batches = [rows[at : at + BATCH] for rows in by_length.values() for at in range(0, len(rows), BATCH)]
+    return [torch.nn.functional.embedding(torch.tensor(rows), table) for rows in batches]
 
 
 def embedded(samples: Sequence[Sequence[int]], constant: Any) -> list[Any]:
@@ -62,7 +45,7 @@ def embedded(samples: Sequence[Sequence[int]], constant: Any) -> list[Any]:
 
 
 class DecoderLayer:
-    """One decoder layer of transformers, with the weights of any layer.
+    """One decoder layer of transformers that takes the weights of any layer of an IR.
 
     Args:
         folder: Where the model's `config.json` is.
@@ -99,7 +82,8 @@ class DecoderLayer:
             self.layer.load_state_dict(weights, strict=True, assign=True)
         except RuntimeError as error:
             raise CompressionError(
-                f"layer {layer.index} is not the layer of {type(self.layer).__name__}: {' '.join(str(error).split())}"
+                f"layer {layer.index} is not the layer of {type(self.layer).__name__}: {' '.join(str(error).split())}",
+                code="layer-unknown",
             ) from error
 
     def attend(self, normed: Any) -> Any:
@@ -126,21 +110,21 @@ def _named(layer: Layer) -> list[tuple[str, Weight]]:
 
 
 class _Reached(Exception):
-    """What was to be seen has been seen."""
+    """Ends a forward pass whose wanted value has been captured."""
 
 
 def _input_of(module: Any, run: Callable[[], Any]) -> Any:
-    seen: list[Any] = []
+    """What a module gets while `run` runs, which ends there."""
+    captured: list[Any] = []
 
-    def keep(_: Any, inputs: tuple[Any, ...]) -> None:
-        seen.append(inputs[0])
+    def capture(_: Any, inputs: tuple[Any, ...]) -> None:
+        captured.append(inputs[0])
         raise _Reached
 
-    handle = module.register_forward_pre_hook(keep)
+    handle = module.register_forward_pre_hook(capture)
     try:
-        run()
-    except _Reached:
-        pass
+        with contextlib.suppress(_Reached):
+            run()
     finally:
         handle.remove()
-    return seen[0]
+    return captured[0]

@@ -1,10 +1,11 @@
-"""The weights of a decoder's layers in an uncompressed IR, to be read, rescaled and put back."""
+"""The weights of a decoder in an uncompressed IR: to read them, rescale them and put them back."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,15 +17,18 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float32]
 
-__all__ = ["Layer", "Matrix", "Weight", "constant_as_f32", "find_layers", "find_matrices"]
+__all__ = ["Decoder", "Layer", "Matrix", "Weight", "constant_as_f32", "find_layers", "find_matrices"]
 
 MATRIX = re.compile(r"layers\.(\d+)\.(?:self_attn|mlp)\.(q|k|v|o|up|gate|down)_proj/")
+# The table itself, not its scales or zero points.
+EMBEDDING = re.compile(r"embed_tokens\.[a-z_]+$|embed_tokens$")
 
 
 class Weight:
-    """One constant of the graph and the scales of its rows and columns, as f32 while it is looked at.
+    """A constant of the graph, with scales of its rows and columns.
 
-    What was rescaled costs no memory until it is looked at or written: of AFM-4.5B all matrices would be 16 GB.
+    The rescaled values take memory only from when they are read or written until `forget`: all matrices of AFM-4.5B
+    would be 16 GB.
 
     Attributes:
         key: Name of the constant, which NNCF gives to what it puts in its place.
@@ -118,11 +122,6 @@ class Layer:
         return [self.up] if self.gate is None else [self.gate, self.up]
 
     @property
-    def hidden(self) -> int:
-        """Width of the residual stream."""
-        return self.down.shape[0]
-
-    @property
     def elements(self) -> int:
         """Weights of all matrices."""
         return sum(int(np.prod(matrix.shape)) for matrix in self.matrices())
@@ -136,7 +135,7 @@ class Layer:
         yield from (self.attention_norm, self.mlp_norm)
 
     def write(self) -> None:
-        """Put what was rescaled into the graph."""
+        """Put the rescaled values into the graph."""
         for weight in (*self.matrices(), *self.norms()):
             weight.write()
 
@@ -144,6 +143,30 @@ class Layer:
         """Free the values of all weights."""
         for weight in (*self.matrices(), *self.norms()):
             weight.forget()
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """What calibration text runs through: the decoder of an uncompressed IR.
+
+    Attributes:
+        layers: Its layers, from the first to the last.
+        embedding: The Constant of the token embedding (vocabulary, hidden).
+        folder: Where the model's `config.json` is.
+    """
+
+    layers: list[Layer]
+    embedding: Any
+    folder: Path
+
+    @classmethod
+    def of(cls, model: Any, folder: Path) -> Decoder:
+        """The decoder of an `openvino.Model`.
+
+        Raises:
+            CompressionError: The model has no such parts where `ov-afm export` puts them.
+        """
+        return cls(find_layers(model), _find_embedding(model), folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,38 +200,49 @@ def find_matrices(model: Any) -> list[Matrix]:
     return found
 
 
+def _find_embedding(model: Any) -> Any:
+    for node in model.get_ops():
+        constant = node.get_type_name() == "Constant" and len(node.get_output_shape(0)) == 2
+        if constant and EMBEDDING.search(node.get_friendly_name()):
+            return node
+    raise CompressionError(
+        "the model's token embedding was not found; calibration knows models that `ov-afm export` makes",
+        code="embedding-missing",
+    )
+
+
 def find_layers(model: Any) -> list[Layer]:
     """The decoder layers of an IR that Optimum exported, from the first to the last.
 
     Raises:
-        CompressionError: None was found, or one lacks a part.
+        CompressionError: There is none, or one lacks a part.
     """
-    found: dict[int, dict[str, Any]] = {}
+    matmuls: dict[int, dict[str, Any]] = {}
     for node in model.get_ordered_ops():
         match = MATRIX.search(node.get_friendly_name())
         if match and node.get_type_name() == "MatMul":
-            found.setdefault(int(match[1]), {})[match[2]] = node
-    if not found:
+            matmuls.setdefault(int(match[1]), {})[match[2]] = node
+    if not matmuls:
         raise CompressionError(
-            "no decoder layers were found in the model; equalisation knows models that `ov-afm export` makes"
+            "no decoder layers were found in the model; equalisation knows models that `ov-afm export` makes",
+            code="layers-missing",
         )
-    return [_layer(index, found[index]) for index in sorted(found)]
+    return [_layer(index, matmuls[index]) for index in sorted(matmuls)]
 
 
 def _layer(index: int, matmuls: dict[str, Any]) -> Layer:
     missing = [name for name in ("q", "k", "v", "o", "up", "down") if name not in matmuls]
     if missing:
         raise CompressionError(
-            f"layer {index} has no {missing[0]}_proj in the model; equalisation knows Arcee and Llama decoders"
+            f"layer {index} has no {missing[0]}_proj in the model; equalisation knows Arcee and Llama decoders",
+            code="layer-unknown",
         )
     weights = {name: Weight(node.input(1)) for name, node in matmuls.items()}
-    attention_norm = _norm(matmuls["q"].input_value(0), index)
-    mlp_norm = _norm(matmuls["up"].input_value(0), index)
     return Layer(
         index=index,
         head_dim=_head_dim(matmuls["v"]),
-        attention_norm=attention_norm,
-        mlp_norm=mlp_norm,
+        attention_norm=_norm(matmuls["q"].input_value(0), index),
+        mlp_norm=_norm(matmuls["up"].input_value(0), index),
         gate=weights.pop("gate", None),
         **weights,
     )
@@ -220,7 +254,10 @@ def _norm(output: Any, index: int) -> Weight:
 
     node = output.get_node()
     if node.get_type_name() != "Multiply":
-        raise CompressionError(f"the norm of layer {index} is not where Optimum puts it ({node.get_type_name()} found)")
+        raise CompressionError(
+            f"the norm of layer {index} is not where Optimum puts it ({node.get_type_name()} found)",
+            code="layer-unknown",
+        )
     for port in range(2):
         inner = node.input_value(port).get_node()
         if inner.get_type_name() == "Convert":

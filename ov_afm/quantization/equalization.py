@@ -14,15 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import CompressionError
 from ..system import resources
+from ..system.child_process import Progress, emit
 from .decoder_layer import DecoderLayer, embedded
-from .decoder_weights import Layer
+from .decoder_weights import Decoder, Layer
 from .quantizer import Quantizer, search_scales
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float32]
 
-__all__ = ["FP16_PEAK", "Equalised", "emulate_fp16", "equalise"]
+__all__ = ["FP16_LIMIT", "FP16_PEAK", "Equalised", "equalise"]
 
 # Where |up| may rise to in fp16, its square is 16,384: a quarter of fp16's 65,504, for text that was not measured.
 FP16_PEAK = 128.0
@@ -81,25 +81,19 @@ class _Activations:
 
 
 def equalise(
-    layers: Sequence[Layer],
-    table: Any,
+    decoder: Decoder,
     samples: Sequence[Sequence[int]],
     quantizer: Quantizer | None,
-    folder: Path,
     *,
     kinds: Mapping[str, Quantizer] | None = None,
-    on_layer: Callable[[int, int], None] | None = None,
 ) -> Equalised:
-    """Rescale the layers of an uncompressed IR; its function stays what it was, once all of them are written.
+    """Rescale the layers of an uncompressed IR. Once all of them are written, its function is what it was.
 
     Args:
-        layers: Layers with fp32, fp16 or bf16 weights.
-        table: Constant of the IR's token embedding.
+        decoder: Decoder with fp32, fp16 or bf16 weights.
         samples: Calibration tokens.
         quantizer: What the weights will be rounded to; None only keeps squares within fp16.
-        folder: Where the model's `config.json` is.
         kinds: Rounding of kinds of matrices that have one of their own; where `gate` and `up` differ, `up` counts.
-        on_layer: Gets layers done and layers in all.
 
     Raises:
         CompressionError: A weight or an activation is not finite, or transformers' model of that name has other layers.
@@ -107,26 +101,26 @@ def equalise(
     """
     samples = _enough(samples)
     tokens = sum(map(len, samples))
+    layers = decoder.layers
     widest = sum(layers[0].down.shape)
     # A layer twice, the stream and three activations, the hidden activation.
     resources.check_memory(4.0 * (2 * layers[0].elements + 5 * tokens * widest) + 1e9, "equalisation")
-    decoder, stream = DecoderLayer(folder), embedded(samples, table)
+    module, stream = DecoderLayer(decoder.folder), embedded(samples, decoder.embedding)
     errors: dict[str, list[tuple[float, float]]] = {}
     guarded, peak = 0, 0.0
     attention, up, down = ((kinds or {}).get(kind, quantizer) for kind in ("attention", "up", "down"))
     for index, layer in enumerate(layers):
         _check_finite(layer)
-        seen = _observe(decoder, layer, stream)
-        peak = max(peak, float(seen.peaks.max(initial=0.0)))
+        activations = _observe(module, layer, stream)
+        peak = max(peak, float(activations.peaks.max(initial=0.0)))
         if attention is not None:
-            _fold_attention(layer, seen, attention, errors)
+            _fold_attention(layer, activations, attention, errors)
         if up is not None:
-            _fold_mlp_input(layer, seen, up, errors)
+            _fold_mlp_input(layer, activations, up, errors)
         if layer.relu2:
-            guarded += _fold_neurons(layer, seen, down, errors)
+            guarded += _fold_neurons(layer, activations, down, errors)
         layer.forget()
-        if on_layer:
-            on_layer(index + 1, len(layers))
+        emit(Progress(index + 1, len(layers), "equalising"))
     ratios = {
         name: sum(after for _, after in pairs) / max(sum(before for before, _ in pairs), 1e-30)
         for name, pairs in errors.items()
@@ -136,38 +130,41 @@ def equalise(
 
 def _enough(samples: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
     """Evenly spaced samples, so that every source of a mixture is among them."""
-    wanted = max(1, OBSERVED_TOKENS // max(1, len(samples[0])))
-    return samples[:: max(1, -(-len(samples) // wanted))]
+    count = max(1, OBSERVED_TOKENS // max(1, len(samples[0])))
+    return samples[:: max(1, -(-len(samples) // count))]
 
 
 def _check_finite(layer: Layer) -> None:
     for matrix in layer.matrices():
         if not np.isfinite(matrix.value).all():
-            raise CompressionError(f"{matrix.name} holds weights that are not finite; fetch the checkpoint again")
+            raise CompressionError(
+                f"{matrix.name} holds weights that are not finite; fetch the checkpoint again",
+                code="weights-not-finite",
+            )
 
 
-# -- What calibration text does in the model
-
-
-def _observe(decoder: DecoderLayer, layer: Layer, stream: list[Any]) -> _Activations:
+def _observe(module: DecoderLayer, layer: Layer, stream: list[Any]) -> _Activations:
     """What a layer makes of calibration text; the stream, a list of batches, is moved past it."""
     import torch
 
-    decoder.load(layer)
-    inner = decoder.layer
+    module.load(layer)
+    inner = module.layer
     with torch.inference_mode():
         attention = [inner.input_layernorm(x) for x in stream]
-        heads = [decoder.attend(x) for x in attention]
+        heads = [module.attend(x) for x in attention]
         stream[:] = [x + inner.self_attn.o_proj(y) for x, y in zip(stream, heads, strict=True)]
         mlp = [inner.post_attention_layernorm(x) for x in stream]
         peaks = np.zeros(0, dtype=np.float32)
         if layer.relu2:
             peaks = torch.stack([inner.mlp.up_proj(x).abs().amax((0, 1)) for x in mlp]).amax(0).numpy()
-        stream[:] = [x + inner.mlp.down_proj(decoder.hidden(y)) for x, y in zip(stream, mlp, strict=True)]
-    found = _Activations(_rows(attention), _rows(heads), _rows(mlp), peaks)
-    if not all(np.isfinite(part).all() for part in (found.attention, found.heads, found.mlp, found.peaks)):
-        raise CompressionError(f"layer {layer.index} gives activations that are not finite on the calibration text")
-    return found
+        stream[:] = [x + inner.mlp.down_proj(module.hidden(y)) for x, y in zip(stream, mlp, strict=True)]
+    activations = _Activations(_rows(attention), _rows(heads), _rows(mlp), peaks)
+    if not all(np.isfinite(part).all() for part in (activations.attention, activations.heads, activations.mlp, peaks)):
+        raise CompressionError(
+            f"layer {layer.index} gives activations that are not finite on the calibration text",
+            code="activations-not-finite",
+        )
+    return activations
 
 
 def _rows(batches: list[Any]) -> Array:
@@ -178,17 +175,16 @@ def _rows(batches: list[Any]) -> Array:
     return rows
 
 
-# -- The folds; each changes its matrices in memory and, where needed, the activations that go with them
+# The functions that follow change matrices in memory and, where needed, the activations that go with them.
 
 
-def _sampled(activations: Array) -> Array:
-    step = max(1, len(activations) // SEARCH_TOKENS)
-    return activations[::step]
+def _sampled(rows: Array) -> Array:
+    return rows[:: max(1, len(rows) // SEARCH_TOKENS)]
 
 
-def _fold_attention(layer: Layer, seen: _Activations, quantizer: Quantizer, errors: dict[str, Any]) -> None:
+def _fold_attention(layer: Layer, activations: _Activations, quantizer: Quantizer, errors: dict[str, Any]) -> None:
     stacked = np.concatenate([layer.q.value, layer.k.value, layer.v.value])
-    scales = _search(stacked, _sampled(seen.attention), quantizer, errors, "qkv")
+    scales = _search(stacked, _sampled(activations.attention), quantizer, errors, "qkv")
     for matrix in (layer.q, layer.k, layer.v):
         matrix.scale_columns(scales)
     layer.attention_norm.scale_columns(1.0 / scales)
@@ -203,29 +199,29 @@ def _fold_attention(layer: Layer, seen: _Activations, quantizer: Quantizer, erro
         mean = np.exp(np.log(grouped).mean(1, keepdims=True))
         return np.broadcast_to(mean, grouped.shape).reshape(-1).astype(np.float32)
 
-    scales = _search(layer.o.value, _sampled(seen.heads), quantizer, errors, "o", tie=tie)
+    scales = _search(layer.o.value, _sampled(activations.heads), quantizer, errors, "o", tie=tie)
     layer.o.scale_columns(scales)
     layer.v.scale_rows(1.0 / scales.reshape(kv_heads, shared, layer.head_dim)[:, 0].reshape(-1))
 
 
-def _fold_mlp_input(layer: Layer, seen: _Activations, quantizer: Quantizer, errors: dict[str, Any]) -> None:
+def _fold_mlp_input(layer: Layer, activations: _Activations, quantizer: Quantizer, errors: dict[str, Any]) -> None:
     readers = layer.mlp_readers
     stacked = np.concatenate([matrix.value for matrix in readers]) if len(readers) > 1 else readers[0].value
-    scales = _search(stacked, _sampled(seen.mlp), quantizer, errors, "up")
+    scales = _search(stacked, _sampled(activations.mlp), quantizer, errors, "up")
     for matrix in readers:
         matrix.scale_columns(scales)
     layer.mlp_norm.scale_columns(1.0 / scales)
-    seen.mlp = seen.mlp / scales
+    activations.mlp = activations.mlp / scales
 
 
-def _fold_neurons(layer: Layer, seen: _Activations, quantizer: Quantizer | None, errors: dict[str, Any]) -> int:
+def _fold_neurons(layer: Layer, activations: _Activations, quantizer: Quantizer | None, errors: dict[str, Any]) -> int:
     """Scale neurons by the homogeneity of relu²; returns how many were scaled down for fp16."""
     scales = np.ones(layer.down.shape[1], dtype=np.float32)
     if quantizer is not None:
-        hidden = np.square(np.maximum(_sampled(seen.mlp) @ layer.up.value.T, 0.0))
+        hidden = np.square(np.maximum(_sampled(activations.mlp) @ layer.up.value.T, 0.0))
         scales = _search(layer.down.value, hidden, quantizer, errors, "down")
     # Powers of two in both directions are exact: 4^-k for a column of `down_proj` is 2^k for its row of `up_proj`.
-    peaks = seen.peaks / np.sqrt(scales)
+    peaks = activations.peaks / np.sqrt(scales)
     over = np.maximum(peaks / FP16_PEAK, 1.0)
     shrink = np.exp2(np.ceil(np.log2(over))).astype(np.float32)
     scales = scales * shrink**2
@@ -246,34 +242,3 @@ def _search(
     scales, before, after = search_scales(weight, activations, quantizer, tie=tie)
     errors.setdefault(kind, []).append((before, after))
     return scales
-
-
-def emulate_fp16(layers: Sequence[Layer], table: Any, samples: Sequence[Sequence[int]], folder: Path) -> float:
-    """Run every ReLU² MLP of an uncompressed IR in fp16 on its real inputs.
-
-    Args:
-        layers: Its layers, rescaled as they are.
-        table: Constant of its token embedding.
-        samples: Calibration tokens.
-        folder: Where the model's `config.json` is.
-
-    Returns:
-        Share of the neurons' values that are not finite in fp16; 0 where nothing overflows.
-    """
-    decoder, stream = DecoderLayer(folder), embedded(samples, table)
-    lost = total = 0
-    with np.errstate(over="ignore", invalid="ignore"):
-        for layer in layers:
-            seen = _observe(decoder, layer, stream)
-            if not layer.relu2:
-                continue
-            inputs, rows = seen.mlp.astype(np.float16), layer.up.value.astype(np.float16)
-            # Products of fp16 values, summed in f32 and stored in fp16, as GPUs do.
-            up = (inputs.astype(np.float32) @ rows.astype(np.float32).T).astype(np.float16)
-            hidden = np.square(np.maximum(up, np.float16(0)))
-            columns = layer.down.value.astype(np.float16)
-            out = (hidden.astype(np.float32) @ columns.astype(np.float32).T).astype(np.float16)
-            lost += int((~np.isfinite(hidden)).sum()) + int((~np.isfinite(out)).sum())
-            total += hidden.size + out.size
-            layer.forget()
-    return lost / total if total else 0.0

@@ -1,4 +1,4 @@
-"""Quantized matrices in an IR that NNCF compressed: to be read, and to be given other codes."""
+"""Quantized matrices in an IR that NNCF compressed: to read them, and to give them other codes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..kernels.layout import unpack_int4
 from .quantizer import Quantizer
 
 if TYPE_CHECKING:
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float32]
 
-__all__ = ["Stored", "put", "stored_matrices"]
+__all__ = ["QuantizedMatrix", "find_quantized", "replace_float"]
 
 FORMAT = re.compile(r"([iu])(4|8)$")
 
 
 @dataclass(slots=True)
-class Stored:
+class QuantizedMatrix:
     """One quantized matrix.
 
     Attributes:
@@ -37,7 +38,7 @@ class Stored:
     zero: Any | None
 
     def value(self) -> Array:
-        """The weights (rows, columns) that it stands for."""
+        """The weights (rows, columns) that it represents."""
         codes = _numbers(self.codes)
         if self.zero is not None:
             codes -= _numbers(self.zero)
@@ -45,17 +46,17 @@ class Stored:
         return values.reshape(len(values), -1)
 
     def write(self, codes: Array, scale: Array, zero: Array) -> None:
-        """Replace the content; shapes as of `feedback.Rounded`."""
-        _replace(self.codes, codes)
-        _replace(self.scale, scale)
+        """Replace the content; shapes as of `gptq.Rounded`."""
+        _rewrite(self.codes, codes)
+        _rewrite(self.scale, scale)
         if self.zero is not None:
-            _replace(self.zero, zero)
+            _rewrite(self.zero, zero)
 
 
-def stored_matrices(model: Any) -> dict[str, Stored]:
+def find_quantized(model: Any) -> dict[str, QuantizedMatrix]:
     """The quantized matrices of an IR, by the name of the constant that they replaced."""
     constants = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "Constant"}
-    found = {}
+    matrices = {}
     for name, node in constants.items():
         kind = FORMAT.match(node.get_element_type().get_type_name())
         scale = constants.get(f"{name}/scale")
@@ -64,11 +65,11 @@ def stored_matrices(model: Any) -> dict[str, Stored]:
         shape = node.get_output_shape(0)
         group = int(shape[2]) if len(shape) == 3 else -1
         zero = constants.get(f"{name}/zero_point")
-        found[name] = Stored(Quantizer(int(kind[2]), zero is None, group), node, scale, zero)
-    return found
+        matrices[name] = QuantizedMatrix(Quantizer(int(kind[2]), zero is None, group), node, scale, zero)
+    return matrices
 
 
-def put(model: Any, name: str, values: Array) -> None:
+def replace_float(model: Any, name: str, values: Array) -> None:
     """Replace a Constant of floating point by one of f32, for all of its readers."""
     from openvino import opset13 as ops
 
@@ -78,35 +79,34 @@ def put(model: Any, name: str, values: Array) -> None:
 
 
 def _numbers(constant: Any) -> Array:
+    """The whole numbers that a Constant holds, as f32."""
     kind = constant.get_element_type().get_type_name()
     if kind not in ("i4", "u4"):
-        whole: Array = constant.get_data().astype(np.float32)
-        return whole
-    shape = list(constant.get_output_shape(0))
-    packed = constant.data.reshape(-1).view(np.uint8)
-    halves = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1)[: int(np.prod(shape))].astype(np.float32)
+        values: Array = constant.get_data().astype(np.float32)
+        return values
+    values = unpack_int4(constant.data.reshape(-1).view(np.uint8), constant.get_output_shape(0)).astype(np.float32)
     if kind == "i4":
-        halves[halves > 7] -= 16
-    return halves.reshape(shape)
+        values[values > 7] -= 16
+    return values
 
 
-def _replace(constant: Any, values: Array) -> None:
-    """Put values of the same type and shape in a constant's place, for all of its readers."""
+def _rewrite(constant: Any, values: Array) -> None:
+    """Put values in a Constant's place, of its type and shape, for all of its readers."""
     import openvino
     from openvino import opset13 as ops
 
     kind, shape = constant.get_element_type(), constant.get_output_shape(0)
     if kind.get_type_name() in ("i4", "u4"):
-        whole = values.reshape(-1).astype(np.int8).view(np.uint8) & 15
-        packed = np.append(whole, np.zeros(len(whole) % 2, dtype=np.uint8)).reshape(-1, 2)
-        tensor = openvino.Tensor(packed[:, 0] | packed[:, 1] << 4, shape, kind)
-        made = ops.constant(tensor, shared_memory=False)
+        nibbles = values.reshape(-1).astype(np.int8).view(np.uint8) & 15
+        pairs = np.append(nibbles, np.zeros(len(nibbles) % 2, dtype=np.uint8)).reshape(-1, 2)
+        tensor = openvino.Tensor(pairs[:, 0] | pairs[:, 1] << 4, shape, kind)
+        replacement = ops.constant(tensor, shared_memory=False)
     else:
-        made = ops.constant(np.ascontiguousarray(values.reshape(shape)).astype(kind.to_dtype()))
-    _take_place(constant, made)
+        replacement = ops.constant(np.ascontiguousarray(values.reshape(shape)).astype(kind.to_dtype()))
+    _take_place(constant, replacement)
 
 
-def _take_place(constant: Any, made: Any) -> None:
-    made.set_friendly_name(constant.get_friendly_name())
+def _take_place(constant: Any, replacement: Any) -> None:
+    replacement.set_friendly_name(constant.get_friendly_name())
     for reader in list(constant.output(0).get_target_inputs()):
-        reader.replace_source_output(made.output(0))
+        reader.replace_source_output(replacement.output(0))

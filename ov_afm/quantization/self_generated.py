@@ -1,8 +1,8 @@
-"""Calibration text from the model itself: chats that it writes when only its template's opening is given.
+"""Calibration text from the model itself: chats that it writes after nothing but the beginning of its template.
 
-A chat model that is given no more than the opening of a user's turn writes a likely user's turn, then its own
-answer (Magpie, https://arxiv.org/abs/2406.08464). So the data need not be found, and has the form that the model will
-see; it knows nothing that the model does not.
+A chat model that is given no more than the beginning of a user's turn writes a likely user's turn, then its own answer
+(Magpie, https://arxiv.org/abs/2406.08464). Such data need not be collected and has the form that the model will see,
+but it holds nothing that the model does not know.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..model_dir.inference import EXACT, decoder_inputs, input_names
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -21,7 +23,7 @@ __all__ = ["sample_texts"]
 SEED = 0
 TEMPERATURE = 1.0
 TOP_K = 50
-# Sequences written side by side: a step costs little more for many than for one.
+# Sequences that are written together: a step costs little more for many than for one.
 BATCH = 32
 
 
@@ -38,16 +40,16 @@ def sample_texts(ir: Path, tokenizer: Any, count: int, tokens: int) -> Iterator[
 
     opening = _opening(tokenizer)
     random = np.random.default_rng(SEED)
-    compiled = openvino.Core().compile_model(ir, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino.Core().compile_model(ir, "CPU", EXACT)
     while count > 0:
         rows = min(BATCH, count)
         count -= rows
-        ids = _continue(compiled.create_infer_request(), compiled, opening, rows, tokens, random)
+        ids = _continue(compiled, opening, rows, tokens, random)
         yield from (tokenizer.decode(row, skip_special_tokens=False) for row in ids.tolist())
 
 
 def _opening(tokenizer: Any) -> list[int]:
-    """Ids of the template up to where a user's first words would stand."""
+    """Ids of the template up to the first words of the user."""
     mark = "@@@"
     if tokenizer.chat_template:
         text = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
@@ -58,21 +60,14 @@ def _opening(tokenizer: Any) -> list[int]:
 
 
 def _continue(
-    request: Any, compiled: Any, opening: list[int], rows: int, tokens: int, random: np.random.Generator
+    compiled: Any, opening: list[int], rows: int, tokens: int, random: np.random.Generator
 ) -> NDArray[np.int64]:
-    names = {name for port in compiled.inputs for name in port.get_names()}
+    request, names = compiled.create_infer_request(), input_names(compiled)
     ids = np.tile(np.array(opening, dtype=np.int64), (rows, 1))
     fresh, past = ids, 0
     while ids.shape[1] < tokens:
-        length = fresh.shape[1]
-        inputs = {
-            "input_ids": fresh,
-            "attention_mask": np.ones((rows, past + length), dtype=np.int64),
-            "position_ids": np.tile(np.arange(past, past + length, dtype=np.int64), (rows, 1)),
-            "beam_idx": np.arange(rows, dtype=np.int32),
-        }
-        request.infer({name: value for name, value in inputs.items() if name in names})
-        past += length
+        request.infer(decoder_inputs(fresh, names, past=past))
+        past += fresh.shape[1]
         fresh = _draw(request.get_tensor("logits").data[:, -1], random)[:, None]
         ids = np.concatenate([ids, fresh], axis=1)
     return ids

@@ -1,4 +1,4 @@
-"""Cleaning of calibration text: what is there twice, nearly twice, or is no text, says nothing new."""
+"""Filter calibration text: drop duplicates, near duplicates and degenerate text, which add nothing."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ SHINGLE_WORDS = 5
 PERMUTATIONS = 64
 # Shorter texts share shingles by chance.
 SHINGLED_WORDS = 20
-# Text that deflates to less than this repeats itself; prose stays above 0.4, code above 0.2.
+# Text that compresses to less than this share repeats itself; prose stays above 0.4, code above 0.2.
 REPEATS = 0.12
 REPEATS_CHARACTERS = 256
 PRINTABLE = 0.9
 
 
 class Cleaner:
-    """Drops texts that say nothing new; remembers what it has seen over all sources.
+    """Drops texts that add nothing; remembers what it has seen over all sources.
 
     Attributes:
         counts: Texts read and dropped since `reset`, by reason.

@@ -10,11 +10,12 @@ import pytest
 import torch
 from support import tiny
 
+from ov_afm.cli.prune import main
 from ov_afm.errors import CompressionError, ConfigError
 from ov_afm.pruning import distill
 from ov_afm.pruning.checkpoint import block_influence
 from ov_afm.pruning.plan import parse_count, plan
-from ov_afm.pruning.prune import main, prune
+from ov_afm.pruning.prune import prune
 from ov_afm.pruning.width import narrow
 from ov_afm.quantization import calibration
 
@@ -49,17 +50,17 @@ def random_ids(count: int, length: int = 64) -> list[list[int]]:
 
 def test_edge_size_is_reached_through_the_mlps_alone() -> None:
     found = plan(AFM, parse_count("2.8B"))
-    assert found.layers == 36
-    assert 8_400 <= found.intermediate <= 8_640
-    assert found.intermediate % 64 == 0
+    assert found.geometry.layers == 36
+    assert 8_400 <= found.geometry.intermediate <= 8_640
+    assert found.geometry.intermediate % 64 == 0
     assert 2.78e9 < found.parameters <= 2.8e9
-    assert found.reason == f"the MLPs alone: {found.intermediate} of 18432 neurons in each, all 36 layers"
+    assert found.reason == f"the MLPs alone: {found.geometry.intermediate} of 18432 neurons in each, all 36 layers"
 
 
 def test_iot_size_takes_depth_and_width_and_says_why() -> None:
     found = plan(AFM, parse_count("1.2B"))
-    assert found.layers < 36
-    assert found.intermediate < 18432
+    assert found.geometry.layers < 36
+    assert found.geometry.intermediate < 18432
     assert 1.1e9 < found.parameters <= 1.2e9
     assert found.reason.endswith("the MLPs alone would have to keep less than 40%")
 
@@ -89,17 +90,17 @@ def test_rows_and_heads_that_go_leave_more_for_the_mlps() -> None:
     plain, found = plan(AFM, target), plan(AFM, target, vocab=100_004, kv_heads=2)
     # 28,000 rows in two matrices, and half of 36 layers' attention.
     freed = 2 * 28_000 * 2560 + 36 * 2560 * 128 * 2 * (10 + 2)
-    assert found.intermediate - plain.intermediate == pytest.approx(freed / (36 * 2 * 2560), abs=64)
+    assert found.geometry.intermediate - plain.geometry.intermediate == pytest.approx(freed / (36 * 2 * 2560), abs=64)
     assert found.parameters <= target
     assert found.reason == (
         "100004 of 128004 rows of the vocabulary; 2 of 4 KV heads and 10 of 20 query heads in each layer; "
-        f"the MLPs alone: {found.intermediate} of 18432 neurons in each, all 36 layers"
+        f"the MLPs alone: {found.geometry.intermediate} of 18432 neurons in each, all 36 layers"
     )
 
 
 def test_target_that_rows_alone_reach_leaves_the_rest() -> None:
     found = plan(AFM, parse_count("4.5B"), vocab=90_004)
-    assert (found.layers, found.intermediate, found.kv_heads) == (36, 18432, 4)
+    assert (found.geometry.layers, found.geometry.intermediate, found.geometry.kv_heads) == (36, 18432, 4)
     assert found.reason == "90004 of 128004 rows of the vocabulary"
     assert not found.narrowed
 
@@ -322,7 +323,7 @@ def test_negative_minutes_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def pair(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+def pair(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A teacher and a student with half of its neurons, as float32 so that small steps are kept."""
     import shutil
 
@@ -335,31 +336,35 @@ def pair(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     model = random_model()
     narrow(model, random_ids(8), intermediate=64, refit=False)
     model.save_pretrained(student)
-    return str(student), str(teacher)
+    return student, teacher
 
 
-def test_healing_brings_the_student_nearer(pair: tuple[str, str], tmp_path: Path) -> None:
-    found = distill.heal(*pair, str(tmp_path / "state"), calibration.PACKAGED, 4, 5.0, max_steps=16)
+def heal(pair: tuple[Path, Path], state: Path, *, max_steps: int) -> dict[str, Any]:
+    return distill.heal(*pair, state, dataset=calibration.PACKAGED, num_samples=4, minutes=5.0, max_steps=max_steps)
+
+
+def test_healing_brings_the_student_nearer(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    found = heal(pair, tmp_path / "state", max_steps=16)
     assert found["method"] == "full"
     assert found["steps"] == 16
     assert found["losses"][-1] < 0.9 * found["losses"][0]
 
 
-def test_interrupted_healing_goes_on(pair: tuple[str, str], tmp_path: Path) -> None:
-    state = str(tmp_path / "state")
-    distill.heal(*pair, state, calibration.PACKAGED, 4, 5.0, max_steps=3)
-    found = distill.heal(*pair, state, calibration.PACKAGED, 4, 5.0, max_steps=5)
+def test_interrupted_healing_is_continued(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    heal(pair, state, max_steps=3)
+    found = heal(pair, state, max_steps=5)
     assert found["steps"] == 5
     assert len(found["losses"]) == 5
 
 
 def test_large_models_are_healed_through_adapters(
-    pair: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setattr(distill, "FULL_PARAMETERS", 0)
-    found = distill.heal(*pair, str(tmp_path / "state"), calibration.PACKAGED, 4, 5.0, max_steps=12)
+    found = heal(pair, tmp_path / "state", max_steps=12)
     assert found["method"] == "lora"
     assert found["losses"][-1] < found["losses"][0]
     names = AutoModelForCausalLM.from_pretrained(pair[0]).state_dict()

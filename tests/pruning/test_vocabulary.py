@@ -10,8 +10,9 @@ import pytest
 import torch
 from support import tiny
 
+from ov_afm.cli.prune import main
 from ov_afm.errors import CompressionError, ConfigError
-from ov_afm.pruning.prune import main, prune
+from ov_afm.pruning.prune import prune
 from ov_afm.pruning.token_ids import renumber_config, renumber_tokenizer
 from ov_afm.pruning.vocabulary import choose, plan_cut, select_rows
 
@@ -119,8 +120,8 @@ def test_rows_without_a_token_go_too(mixed: Path, cut: Any) -> None:
     _, old = loaded(mixed)
     assert found["unused_rows_dropped"] == ROWS - len(old) > 0
     assert found["rows"]["before"] == ROWS
-    assert cut.plan.vocab == found["rows"]["after"]
-    assert cut.plan.reason == f"{cut.plan.vocab} of {ROWS} rows of the vocabulary"
+    assert cut.plan.geometry.vocab == found["rows"]["after"]
+    assert cut.plan.reason == f"{cut.plan.geometry.vocab} of {ROWS} rows of the vocabulary"
 
 
 def test_report_says_what_the_dropped_tokens_had(mixed: Path, cut: Any) -> None:
@@ -160,7 +161,8 @@ def test_result_exports_and_answers(cut: Any, tmp_path: Path) -> None:
     made = export(str(cut.path), tmp_path / "int8", recipe="int8").path
     found = manifest.read(made)
     assert found is not None
-    assert found.geometry["vocab"] == cut.plan.vocab
+    assert found.geometry is not None
+    assert found.geometry.vocab == cut.plan.geometry.vocab
     with Pipeline(made) as pipeline:
         assert pipeline.generate("Съешь ещё 玻璃", Params(max_new_tokens=8, ignore_eos=True)).text
 
@@ -172,9 +174,11 @@ def test_all_three_kinds_of_pruning_together_and_healed(mixed: Path, tmp_path: P
     model, tokenizer = loaded(out)
     assert found.report["healing"]["steps"] >= 1
     assert found.report["healed"]["kl_mean"]["value"] > 0
-    assert found.plan.reason.startswith(f"{found.plan.vocab} of {ROWS} rows of the vocabulary; 1 of 2 KV heads and ")
+    assert found.plan.reason.startswith(
+        f"{found.plan.geometry.vocab} of {ROWS} rows of the vocabulary; 1 of 2 KV heads and "
+    )
     assert model.config.num_key_value_heads == 1
-    assert model.config.vocab_size == len(tokenizer) == found.plan.vocab
+    assert model.config.vocab_size == len(tokenizer) == found.plan.geometry.vocab
     assert sum(each.numel() for each in model.parameters() if each.dim() > 1) == found.plan.parameters <= 80_000
     assert tokenizer.decode(tokenizer(DROPPED)["input_ids"]) == DROPPED
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small"]

@@ -100,7 +100,7 @@ def test_prepared_data_come_from_the_cache_until_something_changes(
     path = tmp_path / "a.txt"
     first = calibration.prepare(write(path, prose(0, 4000)), tokenizer, 2)
     with monkeypatch.context() as patched:
-        patched.setattr(calibration, "_make", lambda *_: pytest.fail("it was made again"))
+        patched.setattr(Cleaner, "keep", lambda *_: pytest.fail("it was prepared again"))
         assert calibration.prepare(str(path), tokenizer, 2) == first
     assert calibration.prepare(write(path, prose(9000, 4000)), tokenizer, 2)[0] != first[0]
 

@@ -11,16 +11,15 @@ import numpy as np
 import openvino
 import pytest
 import torch
+from support.exact import EXACT
 
-from ov_afm.conversion.verify import F32
 from ov_afm.errors import CompressionError
+from ov_afm.model_dir.inference import decoder_inputs, input_names
 from ov_afm.presets import RECIPES
-from ov_afm.quantization.calibration import model_inputs
 from ov_afm.quantization.compress_weights import compress_ir
-from ov_afm.quantization.decoder_layer import embedding
-from ov_afm.quantization.decoder_weights import find_layers
+from ov_afm.quantization.decoder_weights import Decoder
 from ov_afm.quantization.gptq import inverse_root, round_with_feedback
-from ov_afm.quantization.quantized_constants import stored_matrices
+from ov_afm.quantization.quantized_constants import find_quantized
 from ov_afm.quantization.quantizer import Quantizer
 from ov_afm.quantization.reconstruction import fit
 
@@ -39,9 +38,8 @@ def compressed(folder: Path, quantizer: Quantizer) -> tuple[Any, Any]:
 
 
 def logits(model: Any, ids: list[int]) -> Any:
-    request = openvino.Core().compile_model(model, "CPU", F32).create_infer_request()
-    names = {name for port in model.inputs for name in port.get_names()}
-    request.infer(model_inputs(ids, names))
+    request = openvino.Core().compile_model(model, "CPU", EXACT).create_infer_request()
+    request.infer(decoder_inputs(ids, input_names(model)))
     return torch.from_numpy(request.get_tensor("logits").data[0].copy()).log_softmax(-1)
 
 
@@ -100,23 +98,20 @@ def test_fitted_model_is_nearer_and_keeps_its_formats(tiny_fp32: Path, tmp_path:
         return float((expected.exp() * (expected - found)).sum(-1).mean())
 
     nearest = kl(logits(model, ids))
-    formats = {name: each.quantizer for name, each in stored_matrices(model).items()}
-    done: list[tuple[int, int]] = []
-    layers = find_layers(original)
-    assert fit(layers, embedding(original), model, texts(24), tiny_fp32, on_layer=lambda *each: done.append(each)) == 12
-    assert done == [(1, 2), (2, 2)]
+    formats = {name: each.quantizer for name, each in find_quantized(model).items()}
+    assert fit(Decoder.of(original, tiny_fp32), model, texts(24)) == 12
     assert kl(logits(model, ids)) < 0.7 * nearest
     # What is written is what is read again.
     openvino.save_model(model, tmp_path / "model.xml", compress_to_fp16=False)
     again = openvino.Core().read_model(tmp_path / "model.xml")
-    assert {name: each.quantizer for name, each in stored_matrices(again).items()} == formats
+    assert {name: each.quantizer for name, each in find_quantized(again).items()} == formats
     assert kl(logits(again, ids)) == pytest.approx(kl(logits(model, ids)), rel=1e-3)
 
 
 @pytest.mark.parametrize("quantizer", FORMATS[:4], ids=NAMES[:4])
 def test_stored_values_are_what_the_engine_multiplies_with(tiny_fp32: Path, quantizer: Quantizer) -> None:
     original, model = compressed(tiny_fp32, quantizer)
-    matrices = stored_matrices(model)
+    matrices = find_quantized(model)
     plain = {node.get_friendly_name(): node for node in original.get_ops() if node.get_friendly_name() in matrices}
     assert len(plain) == len(matrices) >= 13
     for name, matrix in matrices.items():
@@ -159,5 +154,6 @@ def test_layer_that_transformers_does_not_know_is_refused(tiny_fp32: Path, tmp_p
     original, model = compressed(tiny_fp32, FORMATS[0])
     config = (tiny_fp32 / "config.json").read_text()
     (tmp_path / "config.json").write_text(config.replace('"attention_bias": false', '"attention_bias": true'))
-    with pytest.raises(CompressionError, match="^layer 0 is not the layer of ArceeDecoderLayer: "):
-        fit(find_layers(original), embedding(original), model, texts(2), tmp_path)
+    with pytest.raises(CompressionError, match="^layer 0 is not the layer of ArceeDecoderLayer: ") as caught:
+        fit(Decoder.of(original, tmp_path), model, texts(2))
+    assert caught.value.code == "layer-unknown"
