@@ -1,4 +1,4 @@
-"""An installation with only the core dependencies runs models; what needs more says what to install."""
+"""An installation with only the core dependencies runs models; what needs more names the extra to install."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from support import environments
 from support.environments import CONSTRAINTS, ROOT, asked_for, call, install
 
-# Parts of the server and the chat's page are about their extras: they may lack these, and only these.
+# The server and the chat's page may import what their extras install, and nothing else.
 OPTIONAL = {
-    "ov_afm.serve.": ("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "ray"),
-    "ov_afm.chat.web.page": ("gradio",),
+    "ov_afm.serve.": ("fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "sse_starlette", "ray"),
+    "ov_afm.chat.web.": ("gradio", "jinja2"),
 }
 EXTRAS = ("torch", "transformers", "optimum", "nncf", "fastapi", "gradio", "matplotlib", "ray")
 pytestmark = [pytest.mark.slow, pytest.mark.network]
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.network]
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python of an environment with the core dependencies and a wheel of this package: what users get."""
-    made = environments.environment("core", *asked_for("dependencies"), "-c", str(CONSTRAINTS))
+    core = environments.environment("core", *asked_for("dependencies"), "-c", str(CONSTRAINTS))
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         if (ROOT / name).exists():
@@ -34,13 +34,13 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("ov_afm", "csrc"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.so", "build"))
     install(
-        made,
+        core,
         "--reinstall-package" if shutil.which("uv") else "--force-reinstall",
         *(["ov-afm"] if shutil.which("uv") else []),
         "--no-deps",
         source,
     )
-    return made
+    return core
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_environment_has_no_extra(python: Path) -> None:
 def test_every_core_module_is_in_the_wheel_and_imports(
     python: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    wanted = {
+    modules = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for path in (ROOT / "ov_afm").rglob("*.py")
     }
@@ -72,15 +72,15 @@ def test_every_core_module_is_in_the_wheel_and_imports(
         "    except ModuleNotFoundError as error: failed[name] = error.name\n"
         "print(json.dumps(failed))\n"
     )
-    names = sorted(name for name in wanted if not name.endswith("__main__"))
+    names = sorted(name for name in modules if not name.endswith("__main__"))
     result = call(python, "-c", program, json.dumps(names), cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr
     failed = json.loads(result.stdout)
-    allowed = [(part, lack) for part, packages in OPTIONAL.items() for lack in packages]
+    allowed = [(part, package) for part, packages in OPTIONAL.items() for package in packages]
     assert {
-        name: lack
-        for name, lack in failed.items()
-        if not any(name.startswith(part) and lack == package for part, package in allowed)
+        name: missing
+        for name, missing in failed.items()
+        if not any(name.startswith(part) and missing == package for part, package in allowed)
     } == {}
 
 
@@ -88,9 +88,9 @@ def test_commands_run(python: Path, environment: dict[str, str], tiny_model: Pat
     program = python.with_name("ov-afm.exe" if sys.platform == "win32" else "ov-afm")
     helped = call(program, "--help", cwd=tmp_path, env=environment)
     assert (helped.returncode, helped.stderr) == (0, "")
-    told = call(program, "info", tiny_model, "--json", cwd=tmp_path, env=environment)
-    assert told.returncode == 0, told.stderr
-    assert json.loads(told.stdout)["recipe"]["name"] == "int8"
+    shown = call(program, "info", tiny_model, "--json", cwd=tmp_path, env=environment)
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout)["recipe"]["name"] == "int8"
     answered = call(
         program, "generate", tiny_model, "hello", "--max-new-tokens", "5", "--greedy", cwd=tmp_path, env=environment
     )

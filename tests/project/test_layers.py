@@ -58,7 +58,7 @@ HEAVY = {
 # A module that is about an optional library may import it at its top; no core module imports such a module at its own.
 OPTIONAL = {
     "serve.*": {"fastapi", "prometheus_client", "pydantic", "ray", "sse_starlette", "starlette", "uvicorn"},
-    "chat.web.*": {"gradio"},
+    "chat.web.*": {"gradio", "jinja2"},
 }
 
 
