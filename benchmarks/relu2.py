@@ -33,9 +33,10 @@ import numpy as np
 
 from ov_afm.bench.bandwidth import read_bandwidth, weight_bytes_per_token
 from ov_afm.bench.run import peak_rss_bytes
-from ov_afm.kernels import extension, graph, pack, select
+from ov_afm.kernels import extension, graph, pack
 from ov_afm.model_dir import manifest
 from ov_afm.model_dir.inference import decoder_inputs
+from ov_afm.model_dir.model_directory import PACKED_FOLDER
 
 CALIBRATION_TOKENS = 48
 ROUNDS = 3
@@ -96,7 +97,7 @@ def write(args: argparse.Namespace) -> None:
     """A model directory for each share: links to the files of the model and its packed form, but for the manifest."""
     for share, values in thresholds(args.model_dir, args.active).items():
         folder = args.write / f"active-{share}"
-        variant(args.model_dir / select.FOLDER, values, folder / select.FOLDER)
+        variant(args.model_dir / PACKED_FOLDER, values, folder / PACKED_FOLDER)
         for source in args.model_dir.iterdir():
             if source.is_file() and source.name != manifest.FILE_NAME:
                 (folder / source.name).symlink_to(source.resolve())
@@ -207,7 +208,7 @@ def print_table(report: dict[str, Any]) -> None:
 
 
 def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
-    packed = args.model_dir / select.FOLDER
+    packed = args.model_dir / PACKED_FOLDER
     if not packed.exists():
         pack.transform(args.model_dir)
     # First, while this process is small, and once before that is kept, to have the files in the disk cache.

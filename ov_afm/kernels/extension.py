@@ -9,29 +9,26 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import platform
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from ..cli.command import command
-from ..cli.command import parser as command_parser
 from ..errors import ExtensionError
-from ..system import console, paths
+from ..system import paths
+from ..system.atomic import replacing
 
 __all__ = ["best_isa", "build", "has_isa", "library", "load", "runtime_version"]
 
 STEM = "ov_afm_kernels-"
-INTERFACE = 2  # of operations and layout, as csrc/op.cpp says it: the library is of this ov_afm
+INTERFACE = 2  # version of operations and layout; the same number is in csrc/op.cpp
 SUFFIX = ".dll" if os.name == "nt" else ".so"
 HERE = Path(__file__).resolve().parent
-BUILD = "python -m ov_afm.kernels.extension --build"
+BUILD = "ov-afm kernels --build"
 
 
 def runtime_version() -> str:
@@ -56,17 +53,21 @@ def library() -> Path:
     Raises:
         ExtensionError: There is none, or only one of another OpenVINO release (named).
     """
-    wanted = runtime_version()
-    found = _candidates()
-    for path in found:
-        if path.name == f"{STEM}{wanted}{SUFFIX}":
+    running = runtime_version()
+    candidates = _candidates()
+    for path in candidates:
+        if path.name == f"{STEM}{running}{SUFFIX}":
             return path
-    if found:
-        versions = ", ".join(sorted({path.name[len(STEM) : -len(SUFFIX)] for path in found}))
+    if candidates:
+        versions = ", ".join(sorted({path.name[len(STEM) : -len(SUFFIX)] for path in candidates}))
         raise ExtensionError(
-            f"the ReLU² kernels are built for OpenVINO {versions}, this is {wanted}; build them again with: {BUILD}"
+            f"the ReLU² kernels are built for OpenVINO {versions}, this is {running}; build them again with: {BUILD}",
+            code="kernels-version",
         )
-    raise ExtensionError(f"the ReLU² kernels are not built; build them (C++ compiler and CMake needed) with: {BUILD}")
+    raise ExtensionError(
+        f"the ReLU² kernels are not built; build them (C++ compiler and CMake needed) with: {BUILD}",
+        code="kernels-missing",
+    )
 
 
 def load() -> Path:
@@ -90,11 +91,13 @@ def _load(path: Path) -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
         raise ExtensionError(
-            f"the ReLU² kernels {path} cannot be loaded ({error}); build them again with: {BUILD}"
+            f"the ReLU² kernels {path} cannot be loaded ({error}); build them again with: {BUILD}",
+            code="kernels-damaged",
         ) from error
     if getattr(loaded, "ov_afm_interface", int)() != INTERFACE:
         raise ExtensionError(
-            f"the ReLU² kernels {path} were built for another version of ov-afm; build them again with: {BUILD}"
+            f"the ReLU² kernels {path} were built for another version of ov-afm; build them again with: {BUILD}",
+            code="kernels-interface",
         )
     loaded.ov_afm_best_isa.restype = ctypes.c_char_p
     loaded.ov_afm_has_isa.argtypes = [ctypes.c_char_p]
@@ -124,7 +127,7 @@ def _sources() -> Path:
     for folder in (HERE / "csrc", HERE.parent.parent / "csrc"):
         if (folder / "CMakeLists.txt").exists():
             return folder
-    raise ExtensionError("the sources of the ReLU² kernels are not here; install ov-afm from its source archive")
+    raise ExtensionError("the sources of the ReLU² kernels are not installed; install ov-afm from its source archive")
 
 
 def build(target: Path | None = None) -> Path:
@@ -150,10 +153,9 @@ def build(target: Path | None = None) -> Path:
         _run([cmake, "-S", str(_sources()), "-B", work, *options])
         _run([cmake, "--build", work, "--config", "Release", "--parallel", "2"])
         built = next(iter(sorted(Path(work).rglob(f"{STEM}*{SUFFIX}"))))
-        # Moved into place in one step: a process that has the old library mapped keeps it.
-        staged = target / f".{built.name}.{os.getpid()}"
-        shutil.copyfile(built, staged)
-        staged.replace(target / built.name)
+        # A process that has the old library mapped keeps it.
+        with replacing(target / built.name) as temporary:
+            shutil.copyfile(built, temporary)
         return target / built.name
 
 
@@ -161,26 +163,6 @@ def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
         # CMake gives the reason on the line after the place; compilers on the same line.
-        said = re.search(r"^CMake Error.*\n+\s*(.+)$|^(.*error.*)$", done.stderr + done.stdout, re.M | re.I)
-        reason = "no message" if said is None else (said[1] or said[2]).strip()
+        match = re.search(r"^CMake Error.*\n+\s*(.+)$|^(.*error.*)$", done.stderr + done.stdout, re.M | re.I)
+        reason = "no message" if match is None else (match[1] or match[2]).strip()
         raise ExtensionError(f"building the ReLU² kernels failed: {reason}")
-
-
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    """Say which kernels there are; `--build` makes them."""
-    parser = command_parser("kernels", "The native ReLU² kernels: where they are, and building them.")
-    parser.prog = "python -m ov_afm.kernels.extension"
-    parser.add_argument("--build", action="store_true", help="build them for the installed OpenVINO")
-    args = parser.parse_args(argv)
-    if args.build:
-        console.note("building the ReLU² kernels ...")
-        build()
-    print(f"{library()} ({best_isa()} on this {platform.machine()} CPU)")
-    return 0
-
-
-if __name__ == "__main__":
-    from .extension import main as run
-
-    sys.exit(run())

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ExtensionError
+from ..errors import ExtensionError, last_line
 from .layout import CHANNEL_WISE, Quantized, unpack_int4
 
 __all__ = ["Mlp", "Unsupported", "find_head", "find_mlps", "find_projections", "name_of", "read_model", "read_weights"]
@@ -55,22 +55,22 @@ def read_model(path: Path, *extensions: Path) -> Any:
     try:
         return core.read_model(path)
     except RuntimeError as error:
-        raise ExtensionError(f"{path} cannot be read: {str(error).strip().splitlines()[-1].strip()}") from error
+        raise ExtensionError(f"{path} cannot be read: {last_line(error)}") from error
 
 
 def find_mlps(model: Any) -> tuple[list[Mlp], dict[str, str]]:
     """The MLPs of a model, and for each Relu that looked like one but is not, its name and the reason."""
-    found: list[Mlp] = []
+    mlps: list[Mlp] = []
     refused: dict[str, str] = {}
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Relu":
             continue
         name = name_of(node)
         try:
-            found.append(_match(node, name))
+            mlps.append(_match(node, name))
         except Unsupported as error:
             refused[name] = str(error)
-    return found, refused
+    return mlps, refused
 
 
 def find_projections(model: Any, mlps: Sequence[Mlp]) -> list[list[Any]]:

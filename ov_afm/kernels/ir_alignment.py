@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["align_constants", "misaligned", "missing_bytes"]
+__all__ = ["align_constants", "missing_bytes"]
 
 PAGE = 4096
 CACHE_LINE = 64
@@ -60,13 +60,8 @@ def _append(source: BinaryIO, at: int, size: int, target: BinaryIO) -> int:
     return start
 
 
-def misaligned(xml: Path) -> int:
-    """How many constants do not start on a cache line."""
-    return sum(int(data.attrib["offset"]) % CACHE_LINE != 0 for data in _constants(ET.parse(xml)))
-
-
 def missing_bytes(xml: Path, weights: Path) -> int:
     """How many bytes of constants lie past the end of the `.bin`: 0 for a whole one."""
     ends = (int(data.attrib["offset"]) + int(data.attrib["size"]) for data in _constants(ET.parse(xml)))
-    found = weights.stat().st_size if weights.exists() else 0
-    return max(0, max(ends, default=0) - found)
+    size = weights.stat().st_size if weights.exists() else 0
+    return max(0, max(ends, default=0) - size)

@@ -8,22 +8,19 @@ library.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import shutil
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..cli.command import command
-from ..cli.command import parser as command_parser
 from ..errors import ConfigError, ExtensionError
 from ..model_dir import manifest
-from ..system import console
+from ..model_dir.manifest import MODEL_BIN, MODEL_XML
+from ..model_dir.model_directory import PACKED_FOLDER, ModelDirectory
 from ..system.atomic import staging
 from . import extension, layout
 from .graph import (
@@ -38,17 +35,16 @@ from .graph import (
 )
 from .ir_alignment import align_constants
 from .layout import Quantized
-from .select import FOLDER, MODEL
 from .threshold import limits
 
-__all__ = ["FOLDER", "Result", "transform"]
+__all__ = ["BITS", "Result", "remove", "transform", "verify"]
 
-WEIGHTS = "openvino_model.bin"
 OPERATION = "ReLU2FFN"
 LINEAR = "PackedLinear"
 HEAD = "PackedHead"
 # Between the names of the projections that became one operation.
 SEPARATOR = ";"
+# Width of quantized activations, as `activations` of `transform` names it.
 BITS = {"auto": 0, "int8": 8, "int16": 16}
 
 logger = logging.getLogger(__name__)
@@ -62,7 +58,7 @@ class Result:
         path: Folder of the rewritten model.
         replaced: Names of the MLPs that became one operation.
         projections: How many other matrices are packed.
-        active: Share of neurons that `drop_energy` leaves active on its text; None where it was not asked for.
+        active: Share of neurons that `drop_energy` leaves active on its text; None without it.
         refused: Name of an MLP that did not → why.
     """
 
@@ -79,8 +75,9 @@ def transform(
     activations: str = "auto",
     threshold: float = 0.0,
     drop_energy: float = 0.0,
+    text: Path | None = None,
     projections: bool = True,
-    on_layer: Any = None,
+    on_layer: Callable[[int], Any] | None = None,
 ) -> Result:
     """Write the model for the kernels into `MODEL_DIR/relu2`, verify it, and note it in the manifest.
 
@@ -91,7 +88,8 @@ def transform(
             few active neurons are int16 always.
         threshold: Skip neurons whose activation is at or below it; 0 is exact.
         drop_energy: Give each layer a threshold of its own instead: the largest that gives up at most this share of
-            its energy; see `threshold`.
+            its energy; see the module `threshold`.
+        text: UTF-8 text that `drop_energy` is measured on.
         projections: Pack the projections of attention and the head too.
         on_layer: Called with 1 after each MLP.
 
@@ -100,32 +98,22 @@ def transform(
         ConfigError: An option is out of range.
         SourceError: `model_dir` is no whole model directory.
     """
-    if activations not in BITS:
-        raise ConfigError(f"activations {activations!r} are unknown; choose one of {', '.join(BITS)}")
-    if not 0.0 <= threshold < float("inf"):
-        raise ConfigError(f"threshold must be 0 (exact) or more, found {threshold}")
-    if threshold and drop_energy:
-        raise ConfigError("a threshold for all layers and a share of energy for each exclude each other; give one")
-    record = manifest.verify(model_dir)
+    _check_options(activations, threshold, drop_energy, text)
+    directory = ModelDirectory.open(model_dir)
     library = extension.load()
-    model = read_model(model_dir / MODEL)
+    model = read_model(directory.xml)
     mlps, refused = find_mlps(model)
     if not mlps:
         reasons = f": {next(iter(refused.values()))}" if refused else ""
-        raise ExtensionError(f"{model_dir} has no ReLU² MLP, so the kernels cannot help it{reasons}")
-    found = limits(model_dir, drop_energy) if drop_energy else []
-    skipping: dict[str, float] = {"threshold": threshold, "drop_energy": drop_energy}
-    if found:
-        skipping["active"] = round(sum(each.active for each in found) / len(found), 4)
-    thresholds = [each.threshold for each in found] or [threshold] * len(mlps)
-    replaced = []
+        raise ExtensionError(
+            f"{model_dir} has no ReLU² MLP, so the kernels cannot help it{reasons}", code="kernels-no-relu2"
+        )
+    limited = limits(model_dir, drop_energy, text) if text and drop_energy else []
+    thresholds = [each.threshold for each in limited] or [threshold] * len(mlps)
     create = _factory(library)
     options = {"activation_bits": BITS[activations]}
-    packed = 0
-    if projections:
-        head = find_head(model)
-        packed += sum(_pack(LINEAR, group, create, options) for group in find_projections(model, mlps))
-        packed += 0 if head is None else _pack(HEAD, [head], create, options)
+    packed = _pack_projections(model, mlps, create, options) if projections else 0
+    replaced = []
     for mlp, limit in zip(mlps, thresholds, strict=True):
         try:
             _replace(mlp, read_weights(mlp.up), read_weights(mlp.down), create, {"threshold": limit, **options})
@@ -135,15 +123,34 @@ def transform(
         if on_layer:
             on_layer(1)
     if not replaced:
-        raise ExtensionError(f"no MLP of {model_dir} can use the kernels: {next(iter(refused.values()))}")
-    path = model_dir / FOLDER
-    with staging(path, replace=True) as work:
+        raise ExtensionError(
+            f"no MLP of {model_dir} can use the kernels: {next(iter(refused.values()))}", code="kernels-unsupported"
+        )
+    with staging(directory.packed, replace=True) as work:
         _save(model, model_dir, work)
         del model
         verify(model_dir, work, library)
-    result = Result(path, replaced, refused, packed, skipping.get("active"))
-    _note(model_dir, record, result, activations, skipping)
+    active = round(sum(each.active for each in limited) / len(limited), 4) if limited else None
+    result = Result(directory.packed, replaced, refused, packed, active)
+    if directory.manifest is not None:
+        skipping = {
+            "threshold": threshold,
+            "drop_energy": drop_energy,
+            **({} if active is None else {"active": active}),
+        }
+        _note(model_dir, directory.manifest, result, {"activations": activations, **skipping})
     return result
+
+
+def _check_options(activations: str, threshold: float, drop_energy: float, text: Path | None) -> None:
+    if activations not in BITS:
+        raise ConfigError(f"activations {activations!r} are unknown; choose one of {', '.join(BITS)}")
+    if not 0.0 <= threshold < float("inf"):
+        raise ConfigError(f"threshold must be 0 (exact) or more, found {threshold}")
+    if threshold and drop_energy:
+        raise ConfigError("a threshold for all layers and a share of energy for each exclude each other; give one")
+    if drop_energy and text is None:
+        raise ConfigError("drop_energy needs a text to measure the energy on")
 
 
 def _factory(library: Path) -> Any:
@@ -204,15 +211,22 @@ def _pack(operation: str, matmuls: Sequence[Any], create: Any, options: dict[str
     return sum(map(len, formats.values()))
 
 
+def _pack_projections(model: Any, mlps: Sequence[Mlp], create: Any, options: dict[str, Any]) -> int:
+    """Replace the projections and the head; returns how many matrices."""
+    head = find_head(model)
+    groups = [(LINEAR, group) for group in find_projections(model, mlps)] + ([] if head is None else [(HEAD, [head])])
+    return sum(_pack(operation, group, create, options) for operation, group in groups)
+
+
 def _save(model: Any, model_dir: Path, work: Path) -> None:
     import openvino
 
     model.validate_nodes_and_infer_types()
-    openvino.save_model(model, work / MODEL, compress_to_fp16=False)
-    align_constants(work / MODEL, work / WEIGHTS)
+    openvino.save_model(model, work / MODEL_XML, compress_to_fp16=False)
+    align_constants(work / MODEL_XML, work / MODEL_BIN)
     for source in sorted(model_dir.iterdir()):
         kept = source.is_file() and not source.name.startswith(".")
-        if kept and source.name not in (MODEL, WEIGHTS, manifest.FILE_NAME, "README.md"):
+        if kept and source.name not in (MODEL_XML, MODEL_BIN, manifest.FILE_NAME, "README.md"):
             shutil.copyfile(source, work / source.name)
 
 
@@ -222,10 +236,10 @@ def verify(plain: Path, packed: Path, library: Path) -> None:
     Raises:
         ExtensionError: An MLP differs (named), or there are more or fewer than the rewritten model says.
     """
-    model = read_model(plain / MODEL)
+    model = read_model(plain / MODEL_XML)
     matmuls = {node.get_friendly_name(): node for node in model.get_ops() if node.get_type_name() == "MatMul"}
     ups = {mlp.down.get_friendly_name(): mlp.up.get_friendly_name() for mlp in find_mlps(model)[0]}
-    for node in read_model(packed / MODEL, library).get_ordered_ops():
+    for node in read_model(packed / MODEL_XML, library).get_ordered_ops():
         if node.get_type_name() == OPERATION:
             name = node.get_friendly_name()
             names, unpack = [ups.get(name, name), name], [layout.unpack_up, layout.unpack_down]
@@ -236,72 +250,35 @@ def verify(plain: Path, packed: Path, library: Path) -> None:
             continue
         for index, (name, inverse) in enumerate(zip(names, unpack, strict=True), 1):
             if name not in matmuls:
-                raise ExtensionError(f"{packed} has {name}, {plain} has not; run ov-afm kernels again")
+                raise ExtensionError(
+                    f"{packed} has {name}, {plain} has not; run ov-afm kernels again", code="kernels-differ"
+                )
             weights = read_weights(matmuls[name])
             if not weights.same(inverse(np.asarray(node.input_value(index).get_node().data), weights)):
                 raise ExtensionError(
-                    f"packed weights of {name_of(matmuls[name])} are not those of {plain}; run ov-afm kernels again"
+                    f"packed weights of {name_of(matmuls[name])} are not those of {plain}; run ov-afm kernels again",
+                    code="kernels-differ",
                 )
 
 
-def _note(
-    model_dir: Path, record: manifest.Manifest | None, result: Result, activations: str, skipping: dict[str, float]
-) -> None:
-    if record is None:
-        return
+def _note(model_dir: Path, record: manifest.Manifest, result: Result, options: dict[str, Any]) -> None:
+    """Add the packed model and its files to the manifest."""
     record.sparsity["kernels"] = {
-        "folder": FOLDER,
+        "folder": PACKED_FOLDER,
         "operation": OPERATION,
         "openvino": extension.runtime_version(),
         "replaced": result.replaced,
         "refused": result.refused,
         "projections": result.projections,
-        "activations": activations,
-        **skipping,
+        **options,
     }
-    prefix = f"{FOLDER}/"
-    record.files = {name: entry for name, entry in record.files.items() if not name.startswith(prefix)}
-    record.files |= {prefix + name: entry for name, entry in manifest.scan(result.path).items()}
+    packed = {f"{PACKED_FOLDER}/{name}": entry for name, entry in manifest.scan(result.path).items()}
+    record.files = {**_plain_files(record), **packed}
     manifest.write(model_dir, record)
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the model for the kernels beside the plain one."""
-    parser = command_parser("kernels", "Rewrite a model's ReLU² MLPs for the native CPU kernels.")
-    parser.add_argument("model_dir", type=Path, help="model directory with int4 or int8 weights")
-    parser.add_argument("--activations", choices=sorted(BITS), default="auto", help="width of quantized activations")
-    parser.add_argument("--threshold", type=float, default=0.0, help="skip neurons at or below it; 0 is exact")
-    parser.add_argument(
-        "--drop-energy", type=float, default=0.0, metavar="SHARE",
-        help="skip neurons that have at most this share of a layer's energy, by a threshold for each; 0 is exact",
-    )  # fmt: skip
-    parser.add_argument(
-        "--projections",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="pack attention's matrices and the head too",
-    )
-    parser.add_argument("--portable", action="store_true", help=f"remove {FOLDER}/: only the plain model remains")
-    args = parser.parse_args(argv)
-    if args.portable:
-        remove(args.model_dir)
-        return 0
-    options = {name: getattr(args, name) for name in ("activations", "threshold", "drop_energy", "projections")}
-    with console.Progress() as progress, progress.step("packing weights") as advance:
-        result = transform(args.model_dir, **options, on_layer=advance)
-    for name, reason in result.refused.items():
-        console.note(f"{name} stays as it is: {reason}")
-    print(
-        f"{result.path}: {len(result.replaced)} MLPs and {result.projections} projections for the kernels, "
-        "weights verified bit for bit"
-    )
-    if args.drop_energy:
-        console.note(
-            f"not exact: {result.active:.1%} of the neurons stay active; what that costs says ov-afm evaluate "
-            "--runtime-defaults"
-        )
-    return 0
+def _plain_files(record: manifest.Manifest) -> dict[str, dict[str, Any]]:
+    return {name: entry for name, entry in record.files.items() if not name.startswith(f"{PACKED_FOLDER}/")}
 
 
 def remove(model_dir: Path) -> None:
@@ -313,12 +290,6 @@ def remove(model_dir: Path) -> None:
     record = manifest.read(model_dir)
     if record is not None:
         record.sparsity.pop("kernels", None)
-        record.files = {name: entry for name, entry in record.files.items() if not name.startswith(f"{FOLDER}/")}
+        record.files = _plain_files(record)
         manifest.write(model_dir, record)
-    shutil.rmtree(model_dir / FOLDER, ignore_errors=True)
-
-
-if __name__ == "__main__":
-    from .pack import main as run
-
-    sys.exit(run())
+    shutil.rmtree(model_dir / PACKED_FOLDER, ignore_errors=True)

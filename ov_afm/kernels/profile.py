@@ -12,24 +12,21 @@ It is an upper bound of what skipping alone brings; stock OpenVINO's distance fr
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from ..cli.command import command
-from ..cli.command import parser as command_parser
 from ..errors import ConfigError, ExtensionError
 from ..model_dir import manifest
-from ..system import console
+from ..model_dir.inference import EXACT, decoder_inputs, input_names
+from ..model_dir.model_directory import ModelDirectory
 from .graph import find_mlps, read_model
-from .select import MODEL
 
-__all__ = ["Profile", "compile_exact", "profile", "run_window", "tokens_of"]
+__all__ = ["Profile", "compile_exact", "profile", "run_windows", "tokens_of"]
 
 WINDOW = 256
 PAYS = 1.05  # predicted speed-up from which the kernels are worth a second copy of the model
@@ -64,7 +61,12 @@ class Profile:
 
 
 def profile(
-    model_dir: Path, text: Path, *, max_tokens: int = 2048, window: int = WINDOW, on_tokens: Any = None
+    model_dir: Path,
+    text: Path,
+    *,
+    max_tokens: int = 2048,
+    window: int = WINDOW,
+    on_tokens: Callable[[int], Any] | None = None,
 ) -> Profile:
     """Measure the zeros and write them to the manifest, if there is one.
 
@@ -83,17 +85,15 @@ def profile(
     for name, value in (("max_tokens", max_tokens), ("window", window)):
         if value < 1:
             raise ConfigError(f"{name} must be at least 1, found {value}")
-    record = manifest.verify(model_dir)
+    directory = ModelDirectory.open(model_dir)
     ids = tokens_of(model_dir, text)[:max_tokens]
-    model = read_model(model_dir / MODEL)
+    model = read_model(directory.xml)
     names, sizes = _count_zeros(model, model_dir)
-    request = compile_exact(model)
     zeros = np.zeros(len(names))
-    for start in range(0, len(ids), window):
-        part = ids[start : start + window]
-        zeros += np.array([float(share) for share in run_window(request, part, len(names))]) * len(part)
+    for count, outputs in run_windows(compile_exact(model), ids, window, len(names)):
+        zeros += np.array([float(share) for share in outputs]) * count
         if on_tokens:
-            on_tokens(len(part))
+            on_tokens(count)
     shares = zeros / len(ids)
     result = Profile(
         zeros={name: round(float(share), 4) for name, share in zip(names, shares, strict=True)},
@@ -104,13 +104,13 @@ def profile(
         down_bytes=sizes[1],
         speedup=round(sizes[0] / (sizes[0] - float(shares.mean()) * sizes[1]), 3),
     )
-    if record is not None:
-        record.sparsity["profile"] = asdict(result)
-        manifest.write(model_dir, record)
+    if directory.manifest is not None:
+        directory.manifest.sparsity["profile"] = asdict(result)
+        manifest.write(model_dir, directory.manifest)
     return result
 
 
-def tokens_of(model_dir: Path, text: Path) -> np.ndarray[Any, np.dtype[np.int64]]:
+def tokens_of(model_dir: Path, text: Path) -> npt.NDArray[np.int64]:
     """Ids of a text.
 
     Raises:
@@ -153,69 +153,32 @@ def _count_zeros(model: Any, model_dir: Path) -> tuple[list[str], tuple[int, int
 
 def _constants_of(matmul: Any) -> list[Any]:
     """Weight, scale and zero point of a MatMul; nothing for one of two activations."""
-    found, todo = [], [matmul.input_value(1).get_node()]
+    constants, todo = [], [matmul.input_value(1).get_node()]
     while todo:
         node = todo.pop()
         if node.get_type_name() == "Constant":
-            found.append(node)
+            constants.append(node)
         elif node.get_type_name() in ("Convert", "Reshape", "Multiply", "Subtract"):
             todo += [value.get_node() for value in node.input_values()]
         else:
             return []
-    return found
+    return constants
 
 
 def compile_exact(model: Any) -> Any:
-    """An inference request at f32."""
+    """A compiled model whose zeros are exact: neither bf16 nor quantized activations round a neuron to zero."""
     import openvino
 
-    # The zeros of the weights as they are: neither bf16 nor dynamically quantized activations may round one away.
-    exact = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "KV_CACHE_PRECISION": "f32"}
-    return openvino.Core().compile_model(model, "CPU", exact).create_infer_request()
+    return openvino.Core().compile_model(model, "CPU", EXACT)
 
 
-def run_window(request: Any, ids: np.ndarray[Any, np.dtype[np.int64]], layers: int) -> list[Any]:
-    """The last `layers` outputs for some tokens, from an empty cache."""
-    request.reset_state()
-    inputs = {
-        "input_ids": ids[None],
-        "attention_mask": np.ones((1, len(ids)), np.int64),
-        "position_ids": np.arange(len(ids))[None],
-        "beam_idx": np.zeros(1, np.int32),
-    }
-    wanted = {name for port in request.model_inputs for name in port.get_names()}
-    outputs = request.infer({name: value for name, value in inputs.items() if name in wanted})
-    return [outputs[len(outputs) - layers + i] for i in range(layers)]
-
-
-def table(result: Profile) -> str:
-    """The profile for people."""
-    lines = [f"{name:<12} {share:6.1%} zeros" for name, share in result.zeros.items()]
-    saved = result.mean * result.down_bytes
-    lines.append(f"{'mean':<12} {result.mean:6.1%} zeros on {result.tokens} tokens")
-    lines.append(
-        f"a token reads {console.human_bytes(result.weights_bytes)} of weights; {console.human_bytes(saved)} of them "
-        f"need not be read: predicted decoding speed {result.speedup:.2f}x"
-    )
-    return "\n".join(lines)
-
-
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the zeros of each layer and the predicted speed-up."""
-    parser = command_parser("profile", "Measure the exact zeros of a ReLU² model on your text.")
-    parser.add_argument("model_dir", type=Path, help="model directory")
-    parser.add_argument("--text", type=Path, required=True, help="UTF-8 text like that the model will be used on")
-    parser.add_argument("--max-tokens", type=int, default=2048, help="stop after so many tokens")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args(argv)
-    with console.Progress() as progress, progress.step("counting zeros", total=args.max_tokens) as advance:
-        result = profile(args.model_dir, args.text, max_tokens=args.max_tokens, on_tokens=advance)
-    print(json.dumps(asdict(result), indent=2) if args.json else table(result))
-    return 0
-
-
-if __name__ == "__main__":
-    from .profile import main as run
-
-    sys.exit(run())
+def run_windows(
+    compiled: Any, ids: npt.NDArray[np.int64], window: int, outputs: int
+) -> Iterator[tuple[int, list[npt.NDArray[Any]]]]:
+    """Run a text in windows, each from an empty cache; yields the tokens of a window and its last `outputs` outputs."""
+    request, names = compiled.create_infer_request(), input_names(compiled)
+    for start in range(0, len(ids), window):
+        part = ids[start : start + window]
+        request.reset_state()
+        results = request.infer(decoder_inputs(part, names))
+        yield len(part), [results[len(results) - outputs + index] for index in range(outputs)]

@@ -8,21 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExtensionError
+from ..model_dir.manifest import MODEL_BIN, MODEL_XML
+from ..model_dir.model_directory import PACKED_FOLDER
 from . import extension
 from .ir_alignment import missing_bytes
 
-__all__ = ["DISABLE", "FOLDER", "engine_model", "is_packed", "plain_model"]
+__all__ = ["DISABLE", "engine_model", "is_packed", "plain_model"]
 
-FOLDER = "relu2"
 DISABLE = "OV_AFM_NO_KERNELS"
-MODEL = "openvino_model.xml"
 
 logger = logging.getLogger(__name__)
 
 
 def is_packed(model_dir: Path) -> bool:
     """Whether a folder holds a model that needs the native kernels, and lies in the model directory it came from."""
-    return model_dir.name == FOLDER and (model_dir / MODEL).exists() and (model_dir.parent / MODEL).exists()
+    return (
+        model_dir.name == PACKED_FOLDER and (model_dir / MODEL_XML).exists() and (model_dir.parent / MODEL_XML).exists()
+    )
 
 
 def plain_model(model_dir: Path, device: str) -> tuple[Path, dict[str, Any]]:
@@ -33,7 +35,7 @@ def plain_model(model_dir: Path, device: str) -> tuple[Path, dict[str, Any]]:
     """
     if is_packed(model_dir):
         raise ExtensionError(f"{model_dir} is packed for the kernels, which know no adapters; use {model_dir.parent}")
-    if (model_dir / FOLDER / MODEL).exists() and device == "CPU":
+    if (model_dir / PACKED_FOLDER / MODEL_XML).exists() and device == "CPU":
         logger.warning("running without the ReLU² kernels: they know no adapters; merged, both work")
     return model_dir, {}
 
@@ -51,25 +53,25 @@ def engine_model(model_dir: Path, device: str) -> tuple[Path, dict[str, Any]]:
     Raises:
         ExtensionError: `model_dir` is itself a `relu2/` folder that cannot run here, so there is no plain path to take.
     """
-    packed = model_dir if is_packed(model_dir) else model_dir / FOLDER
-    wanted = packed == model_dir
+    packed = model_dir if is_packed(model_dir) else model_dir / PACKED_FOLDER
+    required = packed == model_dir
     try:
-        if not (packed / MODEL).exists() or os.environ.get(DISABLE, "0") not in ("", "0"):
+        if not (packed / MODEL_XML).exists() or os.environ.get(DISABLE, "0") not in ("", "0"):
             return model_dir, {}
         if device.partition(".")[0].upper() != "CPU":
-            if not wanted:
+            if not required:
                 return model_dir, {}
             raise ExtensionError(f"{packed} is packed for the CPU, found device {device}; use {packed.parent}")
         return packed, {"extensions": [str(_usable(packed))]}
     except ExtensionError as error:
-        if wanted:
+        if required:
             raise
         logger.warning("running without the ReLU² kernels: %s", error)
         return model_dir, {}
 
 
 def _usable(packed: Path) -> Path:
-    lacking = missing_bytes(packed / MODEL, packed / "openvino_model.bin")
+    lacking = missing_bytes(packed / MODEL_XML, packed / MODEL_BIN)
     if lacking:
         raise ExtensionError(
             f"{packed} is damaged: {lacking} bytes of packed weights are missing; run: ov-afm kernels {packed.parent}"

@@ -2,7 +2,7 @@
 
 Skipping neurons that are not zero changes the answers. A neuron's energy is the square of what it gives to `down_proj`,
 `relu(z)⁴`; the threshold of a layer is the largest below which the neurons have at most the given share of the layer's
-energy on some text. What that costs is for `ov-afm evaluate --runtime-defaults` to say.
+energy on some text. `ov-afm evaluate --runtime-defaults` measures what that costs.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ConfigError, ExtensionError
+from ..model_dir.manifest import MODEL_XML
 from .graph import find_mlps, read_model
-from .profile import compile_exact, run_window, tokens_of
-from .select import MODEL
+from .profile import compile_exact, run_windows, tokens_of
 
-__all__ = ["TEXT", "Limit", "limits"]
+__all__ = ["Limit", "limits"]
 
-TEXT = Path(__file__).resolve().parent.parent / "quantization" / "data" / "calibration.txt"
 WINDOW = 64
 # Of log2(z), from what float16 calls normal to what overflows its square.
 EDGES = np.exp2(np.linspace(-14.0, 8.0, 4097))
@@ -40,7 +39,7 @@ class Limit:
     active: float
 
 
-def limits(model_dir: Path, share: float, text: Path = TEXT, *, max_tokens: int = 512) -> list[Limit]:
+def limits(model_dir: Path, share: float, text: Path, *, max_tokens: int = 512) -> list[Limit]:
     """The limit of each MLP, in the order of the graph.
 
     Args:
@@ -56,17 +55,16 @@ def limits(model_dir: Path, share: float, text: Path = TEXT, *, max_tokens: int 
     if not 0.0 <= share < 1.0:
         raise ConfigError(f"the share of energy to give up must lie between 0 and 1, found {share}")
     ids = tokens_of(model_dir, text)[:max_tokens]
-    model = read_model(model_dir / MODEL)
+    model = read_model(model_dir / MODEL_XML)
     mlps, _ = find_mlps(model)
     if not mlps:
         raise ExtensionError(f"{model_dir} has no ReLU² MLP, so it has no neurons to skip")
     for mlp in mlps:
         model.add_outputs(mlp.up.output(0))
-    request = compile_exact(model)
     energy, counts = np.zeros((2, len(mlps), EDGES.size - 1))
     seen = np.zeros(len(mlps))
-    for start in range(0, len(ids), WINDOW):
-        for layer, z in enumerate(run_window(request, ids[start : start + WINDOW], len(mlps))):
+    for _, outputs in run_windows(compile_exact(model), ids, WINDOW, len(mlps)):
+        for layer, z in enumerate(outputs):
             positive = np.clip(z[z > 0], EDGES[0], EDGES[-1]).astype(np.float64)
             energy[layer] += np.histogram(positive, EDGES, weights=positive**4)[0]
             counts[layer] += np.histogram(positive, EDGES)[0]

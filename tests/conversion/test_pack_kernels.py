@@ -13,8 +13,8 @@ from ov_afm.conversion import pack_kernels
 from ov_afm.errors import ExtensionError
 from ov_afm.kernels import extension
 from ov_afm.kernels.profile import Profile
-from ov_afm.kernels.select import FOLDER
 from ov_afm.model_dir import manifest
+from ov_afm.model_dir.model_directory import PACKED_FOLDER
 from ov_afm.system import console, resources
 from ov_afm.system.child_process import ChildDied, ChildProcess
 
@@ -37,9 +37,9 @@ def attempt(model: Path, folder: Path, device: str | None = None, **changes: Any
     record.recipe |= changes
     with console.Progress() as progress:
         result, note = pack_kernels.pack_if_it_pays(folder, record, device, progress, folder.with_suffix(".log"))
-    assert ("kernels" in result.sparsity) == (folder / FOLDER).exists()
+    assert ("kernels" in result.sparsity) == (folder / PACKED_FOLDER).exists()
     assert manifest.verify(folder) is not None
-    return (folder / FOLDER).exists(), note
+    return (folder / PACKED_FOLDER).exists(), note
 
 
 def test_the_command_packs_a_model_for_the_cpu_and_the_function_only_when_asked(
@@ -52,8 +52,8 @@ def test_the_command_packs_a_model_for_the_cpu_and_the_function_only_when_asked(
     assert record.sparsity["kernels"]["replaced"] == ["layer 0", "layer 1"]
     assert 0.3 < record.sparsity["profile"]["mean"] < 0.7
     assert main([str(tiny_checkpoint), "--output", str(tmp_path / "plain"), "--no-verify", "--kernels", "none"]) == 0
-    assert not (tmp_path / "plain" / FOLDER).exists()
-    assert not (tiny_model / FOLDER).exists()
+    assert not (tmp_path / "plain" / PACKED_FOLDER).exists()
+    assert not (tiny_model / PACKED_FOLDER).exists()
 
 
 def test_what_is_not_for_the_cpu_or_not_quantized_is_left_alone_in_silence(tiny_model: Path, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_without_the_library_the_note_says_how_to_build_it(
     packed, note = attempt(tiny_model, tmp_path / "model")
     assert not packed
     assert note is not None
-    assert note.endswith("build them (C++ compiler and CMake needed) with: python -m ov_afm.kernels.extension --build")
+    assert note.endswith("build them (C++ compiler and CMake needed) with: ov-afm kernels --build")
 
 
 def test_few_zeros_are_not_worth_a_second_copy(

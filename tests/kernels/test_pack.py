@@ -7,15 +7,20 @@ import re
 import shutil
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from support import tiny
 
 from ov_afm import evaluate
+from ov_afm.cli import kernels
 from ov_afm.errors import ConfigError, ExtensionError, OVAFMError
-from ov_afm.kernels import extension, graph, ir_alignment, pack, profile, select, threshold
+from ov_afm.kernels import extension, graph, pack, profile, select, threshold
 from ov_afm.model_dir import manifest
+from ov_afm.model_dir.inference import EXACT, decoder_inputs, input_names
+from ov_afm.model_dir.model_directory import PACKED_FOLDER
+from ov_afm.quantization.calibration import PACKAGED_TEXT
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("library")]
 WEIGHTS = "openvino_model.bin"
@@ -65,7 +70,7 @@ def packed(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory with a manifest and the rewritten model in it. Read-only."""
     path = tmp_path_factory.mktemp("packed") / "model"
     shutil.copytree(plain, path)
-    manifest.write(path, manifest.Manifest(source={}, geometry={}, recipe={}, files=manifest.scan(path)))
+    manifest.write(path, manifest.Manifest(source={}, geometry=None, recipe={}, files=manifest.scan(path)))
     result = pack.transform(path, activations="int16")
     assert result.replaced == ["layer 0", "layer 1"]
     assert result.refused == {}
@@ -83,16 +88,9 @@ def logits(folder: Path, libraries: list[Path], tokens: int) -> np.ndarray:
     core = openvino.Core()
     for path in libraries:
         core.add_extension(str(path))
-    config = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
-    request = core.compile_model(folder / "openvino_model.xml", "CPU", config).create_infer_request()
-    ids = np.random.default_rng(0).integers(3, 512, (1, tokens))
-    inputs = {
-        "input_ids": ids,
-        "attention_mask": np.ones_like(ids),
-        "position_ids": np.arange(tokens)[None],
-        "beam_idx": np.zeros(1, np.int32),
-    }
-    return np.array(request.infer(inputs)["logits"])
+    compiled = core.compile_model(folder / "openvino_model.xml", "CPU", EXACT)
+    ids = np.random.default_rng(0).integers(3, 512, tokens)
+    return np.array(compiled.create_infer_request().infer(decoder_inputs(ids, input_names(compiled)))["logits"])
 
 
 @pytest.mark.parametrize("tokens", [1, 40])
@@ -119,11 +117,11 @@ def test_every_compression_that_nncf_writes_gives_the_same_logits(
 
 
 def test_packed_constants_are_those_of_the_plain_model(packed: Path, library: Path) -> None:
-    pack.verify(packed, packed / select.FOLDER, library)
+    pack.verify(packed, packed / PACKED_FOLDER, library)
 
 
 def test_projections_are_packed_and_the_engine_takes_the_head_for_a_matmul(packed: Path, library: Path) -> None:
-    model = graph.read_model(packed / select.FOLDER / "openvino_model.xml", library)
+    model = graph.read_model(packed / PACKED_FOLDER / "openvino_model.xml", library)
     kinds = [op.get_type_name() for op in model.get_ordered_ops()]
     # Queries, keys and values are one operation, the output of attention another.
     assert kinds.count("PackedLinear") == 4
@@ -139,7 +137,7 @@ def test_projections_are_packed_and_the_engine_takes_the_head_for_a_matmul(packe
 def test_projections_can_be_left_as_they_are(plain: Path, library: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(plain, tmp_path / "model"))
     assert pack.transform(path, projections=False).projections == 0
-    model = graph.read_model(path / select.FOLDER / "openvino_model.xml", library)
+    model = graph.read_model(path / PACKED_FOLDER / "openvino_model.xml", library)
     assert not {"PackedLinear", "PackedHead"} & {op.get_type_name() for op in model.get_ordered_ops()}
 
 
@@ -147,30 +145,33 @@ def test_projections_can_be_left_as_they_are(plain: Path, library: Path, tmp_pat
     ("kind", "name"), [("ReLU2FFN", "layer 1"), ("PackedLinear", "layer 1"), ("PackedHead", ".*lm_head.*")]
 )
 def test_a_changed_packed_byte_is_found_and_its_layer_named(copy: Path, library: Path, kind: str, name: str) -> None:
-    model = graph.read_model(copy / select.FOLDER / "openvino_model.xml", library)
+    model = graph.read_model(copy / PACKED_FOLDER / "openvino_model.xml", library)
     node = [op for op in model.get_ordered_ops() if op.get_type_name() == kind][-1]
     packed = bytes(node.inputs()[-1].get_source_output().get_node().data)
     del model, node
-    raw = bytearray((copy / select.FOLDER / WEIGHTS).read_bytes())
+    raw = bytearray((copy / PACKED_FOLDER / WEIGHTS).read_bytes())
     raw[raw.index(packed) + 100] ^= 0x10
-    (copy / select.FOLDER / WEIGHTS).write_bytes(raw)
+    (copy / PACKED_FOLDER / WEIGHTS).write_bytes(raw)
     with pytest.raises(ExtensionError, match=f"packed weights of {name} are not those of"):
-        pack.verify(copy, copy / select.FOLDER, library)
+        pack.verify(copy, copy / PACKED_FOLDER, library)
 
 
 def test_constants_are_aligned_for_use_in_place(packed: Path) -> None:
-    assert ir_alignment.misaligned(packed / select.FOLDER / "openvino_model.xml") == 0
+    tree = ElementTree.parse(packed / PACKED_FOLDER / "openvino_model.xml")
+    places = [(int(data.get("offset")), int(data.get("size"))) for data in tree.iter("data") if data.get("offset")]
+    assert len(places) > 20
+    for offset, size in places:
+        assert offset % (4096 if size >= 64 * 1024 else 64) == 0
 
 
 @pytest.mark.parametrize("backend", ["PA", "SDPA"])
 def test_genai_answers_alike_with_and_without_kernels(packed: Path, backend: str) -> None:
     import openvino_genai
 
-    exact = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
     config = openvino_genai.GenerationConfig(max_new_tokens=12, ignore_eos=True, apply_chat_template=False)
     answers = []
     for folder, properties in ((packed, {}), select.engine_model(packed, "CPU")):
-        pipeline = openvino_genai.LLMPipeline(folder, "CPU", ATTENTION_BACKEND=backend, **exact, **properties)
+        pipeline = openvino_genai.LLMPipeline(folder, "CPU", ATTENTION_BACKEND=backend, **EXACT, **properties)
         inputs = pipeline.get_tokenizer().encode("The quick brown fox")
         answers.append(pipeline.generate(inputs, config).tokens[0])
     assert answers[0] == answers[1]
@@ -186,8 +187,8 @@ def test_the_plain_model_is_untouched_and_the_manifest_knows_all(packed: Path, p
 
 
 def test_portable_leaves_only_the_plain_model(copy: Path, plain: Path) -> None:
-    assert pack.main([str(copy), "--portable"]) == 0
-    assert not (copy / select.FOLDER).exists()
+    assert kernels.main([str(copy), "--portable"]) == 0
+    assert not (copy / PACKED_FOLDER).exists()
     record = manifest.verify(copy, hashes=True)
     assert record is not None
     assert "kernels" not in record.sparsity
@@ -202,11 +203,11 @@ def test_a_model_without_relu2_is_refused_politely(plain: Path, tmp_path: Path, 
     x = op.parameter([1, 64], np.float32)
     product = op.matmul(op.swish(x), op.constant(np.ones((64, 64), np.float32)), False, True)
     openvino.save_model(openvino.Model([product], [x]), other / "openvino_model.xml")
-    assert pack.main([str(other)]) == 1
+    assert kernels.main([str(other)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("ov-afm: error: ") and error.count("\n") == 1
     assert "has no ReLU² MLP, so the kernels cannot help it" in error
-    assert not (other / select.FOLDER).exists()
+    assert not (other / PACKED_FOLDER).exists()
 
 
 def test_uncompressed_weights_are_refused_with_the_reason(exported: Path, tmp_path: Path) -> None:
@@ -239,36 +240,36 @@ def test_a_failed_run_leaves_no_half_model(plain: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(pack, "verify", differ)
     with pytest.raises(OVAFMError, match="differs"):
         pack.transform(model)
-    assert not (model / select.FOLDER).exists()
+    assert not (model / PACKED_FOLDER).exists()
 
 
 def test_no_manifest_is_invented_for_a_directory_without_one(plain: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(plain, tmp_path / "model"))
     pack.transform(model)
     assert not (model / manifest.FILE_NAME).exists()
-    assert json.loads((model / select.FOLDER / "config.json").read_text())["model_type"] == "arcee"
+    assert json.loads((model / PACKED_FOLDER / "config.json").read_text())["model_type"] == "arcee"
 
 
 def test_dropping_energy_gives_each_layer_the_largest_threshold_that_keeps_to_it(plain: Path, copy: Path) -> None:
     share = 0.05
-    limits = threshold.limits(plain, share, max_tokens=threshold.WINDOW)
+    limits = threshold.limits(plain, share, PACKAGED_TEXT, max_tokens=threshold.WINDOW)
     model = graph.read_model(plain / "openvino_model.xml")
     mlps, _ = graph.find_mlps(model)
     for mlp in mlps:
         model.add_outputs(mlp.up.output(0))
-    ids = profile.tokens_of(plain, threshold.TEXT)[: threshold.WINDOW]
-    outputs = profile.run_window(profile.compile_exact(model), ids, len(mlps))
+    ids = profile.tokens_of(plain, PACKAGED_TEXT)[: threshold.WINDOW]
+    ((_, outputs),) = profile.run_windows(profile.compile_exact(model), ids, len(ids), len(mlps))
     step = threshold.EDGES[1] / threshold.EDGES[0]
     for limit, z in zip(limits, outputs, strict=True):
         energy, at = np.maximum(z, 0).astype(np.float64) ** 4, limit.threshold
         assert energy[z <= at].sum() <= share * energy.sum() < energy[z <= at * step * 1.0001].sum()
         assert limit.active == pytest.approx((z > at).mean(), abs=1e-3)
 
-    assert pack.main([str(copy), "--drop-energy", str(share)]) == 0
-    xml = (copy / select.FOLDER / "openvino_model.xml").read_text()
+    assert kernels.main([str(copy), "--drop-energy", str(share)]) == 0
+    xml = (copy / PACKED_FOLDER / "openvino_model.xml").read_text()
     written = [float(value) for value in re.findall(r'threshold="([^"]*)"', xml)]
     # Of 512 tokens, not of the 64 above.
-    found = threshold.limits(copy, share)
+    found = threshold.limits(copy, share, PACKAGED_TEXT)
     assert written == pytest.approx([limit.threshold for limit in found], rel=1e-5)
     record = manifest.verify(copy)
     assert record is not None
@@ -284,20 +285,25 @@ def test_evaluation_does_not_take_the_scores_of_a_model_packed_otherwise(
     text.write_text("It was a bright cold day in April, and the clocks were striking thirteen. " * 3, encoding="utf-8")
     found = []
     for arguments in ([], ["--threshold", "1000"]):
-        assert pack.main([str(copy), *arguments]) == 0
+        assert kernels.main([str(copy), *arguments]) == 0
         found.append(evaluate(copy, packed, text=text, runtime_defaults=True).kl_mean)
     # The second has no active neuron at all.
     assert found[0] < 0.01 < found[1]
 
 
 def test_no_energy_to_drop_is_exact(plain: Path) -> None:
-    assert [limit.threshold for limit in threshold.limits(plain, 0.0, max_tokens=16)] == [0.0, 0.0]
+    assert [limit.threshold for limit in threshold.limits(plain, 0.0, PACKAGED_TEXT, max_tokens=16)] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_a_share_of_energy_out_of_range_is_refused(plain: Path, share: float) -> None:
     with pytest.raises(ConfigError, match="share of energy to give up must lie between 0 and 1"):
-        threshold.limits(plain, share)
+        threshold.limits(plain, share, PACKAGED_TEXT)
+
+
+def test_a_share_of_energy_needs_a_text(plain: Path) -> None:
+    with pytest.raises(ConfigError, match="drop_energy needs a text"):
+        pack.transform(plain, drop_energy=0.1)
 
 
 def test_one_threshold_for_all_and_a_share_of_energy_exclude_each_other(plain: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support import tiny
 
+from ov_afm.cli.profile import main
 from ov_afm.errors import ConfigError, ExtensionError
 from ov_afm.kernels import profile
 from ov_afm.model_dir import manifest
@@ -67,7 +68,7 @@ def test_the_manifest_gets_the_profile_and_stays_valid(model: Path, text: Path) 
 
 
 def test_json_goes_to_standard_output_alone(model: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert profile.main([str(model), "--text", str(text), "--max-tokens", "40", "--json"]) == 0
+    assert main([str(model), "--text", str(text), "--max-tokens", "40", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tokens"] == 40
 
 
@@ -82,7 +83,7 @@ def test_a_text_without_words_is_refused(model: Path, tmp_path: Path, content: b
 
 
 def test_a_missing_text_is_one_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert profile.main([str(model), "--text", str(tmp_path / "none.txt")]) == 1
+    assert main([str(model), "--text", str(tmp_path / "none.txt")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("ov-afm: error: ") and error.count("\n") == 1
     assert "none.txt cannot be read as UTF-8 text" in error

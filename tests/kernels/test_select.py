@@ -12,6 +12,7 @@ from ov_afm.bench.records import FILE_NAME, read
 from ov_afm.cli import bench
 from ov_afm.errors import ExtensionError
 from ov_afm.kernels import extension, pack, select
+from ov_afm.model_dir.model_directory import PACKED_FOLDER
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("library")]
 
@@ -25,14 +26,14 @@ def packed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_cpu_gets_the_kernels_and_other_devices_the_plain_model(packed: Path, library: Path) -> None:
-    assert select.engine_model(packed, "CPU") == (packed / select.FOLDER, {"extensions": [str(library)]})
+    assert select.engine_model(packed, "CPU") == (packed / PACKED_FOLDER, {"extensions": [str(library)]})
     for device in ("GPU", "GPU.1", "NPU"):
         assert select.engine_model(packed, device) == (packed, {})
 
 
 def test_a_packed_folder_on_another_device_names_the_plain_one(packed: Path) -> None:
     with pytest.raises(ExtensionError, match=f"is packed for the CPU, found device NPU; use {packed}$"):
-        select.engine_model(packed / select.FOLDER, "NPU")
+        select.engine_model(packed / PACKED_FOLDER, "NPU")
 
 
 def test_without_a_library_the_plain_model_runs_and_one_line_says_so(
@@ -43,7 +44,7 @@ def test_without_a_library_the_plain_model_runs_and_one_line_says_so(
         assert select.engine_model(packed, "CPU") == (packed, {})
     assert [record.getMessage() for record in caplog.records] == [
         "running without the ReLU² kernels: the ReLU² kernels are not built; build them (C++ compiler and CMake "
-        "needed) with: python -m ov_afm.kernels.extension --build"
+        "needed) with: ov-afm kernels --build"
     ]
 
 
@@ -57,7 +58,7 @@ def test_a_library_of_another_openvino_is_refused_by_name(
     with pytest.raises(ExtensionError, match=f"built for OpenVINO 2025.1.0, this is {running}; build them again"):
         extension.library()
     with pytest.raises(ExtensionError, match="built for OpenVINO 2025"):
-        select.engine_model(packed / select.FOLDER, "CPU")
+        select.engine_model(packed / PACKED_FOLDER, "CPU")
     assert select.engine_model(packed, "CPU") == (packed, {})
 
 
@@ -68,7 +69,7 @@ def test_a_library_of_another_ov_afm_is_refused(
     extension._load.cache_clear()
     monkeypatch.setattr(extension, "INTERFACE", extension.INTERFACE + 1)
     with pytest.raises(ExtensionError, match="were built for another version of ov-afm; build them again with"):
-        select.engine_model(packed / select.FOLDER, "CPU")
+        select.engine_model(packed / PACKED_FOLDER, "CPU")
     assert select.engine_model(packed, "CPU") == (packed, {})
     assert "another version of ov-afm" in caplog.text
 
@@ -80,16 +81,16 @@ def test_a_damaged_library_is_an_error_not_a_crash(
     broken.write_bytes(b"not a library")
     monkeypatch.setattr(extension, "_candidates", lambda: [broken])
     with pytest.raises(ExtensionError, match="cannot be loaded"):
-        select.engine_model(packed / select.FOLDER, "CPU")
+        select.engine_model(packed / PACKED_FOLDER, "CPU")
 
 
 def test_truncated_packed_constants_are_refused(packed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     copy = Path(shutil.copytree(packed, tmp_path / "model"))
-    weights = copy / select.FOLDER / "openvino_model.bin"
+    weights = copy / PACKED_FOLDER / "openvino_model.bin"
     with weights.open("r+b") as stream:
         stream.truncate(weights.stat().st_size - 1000)
     with pytest.raises(ExtensionError, match="is damaged: 1000 bytes of packed weights are missing"):
-        select.engine_model(copy / select.FOLDER, "CPU")
+        select.engine_model(copy / PACKED_FOLDER, "CPU")
     assert select.engine_model(copy, "CPU") == (copy, {})
     assert "1000 bytes of packed weights are missing" in caplog.text
 

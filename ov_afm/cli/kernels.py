@@ -1,0 +1,89 @@
+"""`ov-afm kernels`: pack a ReLU² model for the native CPU kernels, and build these."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..kernels import extension, pack
+from ..model_dir.model_directory import PACKED_FOLDER
+from ..quantization.calibration import PACKAGED_TEXT
+from ..system import console
+from .command import command
+from .command import parser as command_parser
+
+__all__ = ["main"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser("kernels", "Rewrite a model's ReLU² MLPs for the native CPU kernels.")
+    parser.add_argument("model_dir", type=Path, nargs="?", help="model directory with int4 or int8 weights")
+    parser.add_argument(
+        "--activations", choices=sorted(pack.BITS), default="auto", help="width of quantized activations"
+    )
+    parser.add_argument("--threshold", type=float, default=0.0, help="skip neurons at or below it; 0 is exact")
+    parser.add_argument(
+        "--drop-energy", type=float, default=0.0, metavar="SHARE",
+        help="skip neurons that have at most this share of a layer's energy, by a threshold for each; 0 is exact",
+    )  # fmt: skip
+    parser.add_argument(
+        "--projections",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="pack attention's matrices and the head too",
+    )
+    parser.add_argument(
+        "--portable", action="store_true", help=f"remove {PACKED_FOLDER}/: only the plain model remains"
+    )
+    group = parser.add_argument_group("native library", "without a model directory")
+    group.add_argument("--build", action="store_true", help="build the kernels for the installed OpenVINO")
+    group.add_argument(
+        "--check", action="store_true", help="show the kernels that run here; fails where there are none"
+    )
+    return parser
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.build:
+        console.note("building the ReLU² kernels ...")
+        extension.build()
+    if args.build or args.check:
+        print(f"{extension.library()} ({extension.best_isa()} on this {platform.machine()} CPU)")
+    if args.model_dir is None:
+        if not (args.build or args.check):
+            parser.error("a model directory is needed, or --build or --check")
+    elif args.portable:
+        pack.remove(args.model_dir)
+    else:
+        _pack(args)
+    return 0
+
+
+def _pack(args: argparse.Namespace) -> None:
+    with console.Progress() as progress, progress.step("packing weights") as advance:
+        result = pack.transform(
+            args.model_dir,
+            activations=args.activations,
+            threshold=args.threshold,
+            drop_energy=args.drop_energy,
+            text=PACKAGED_TEXT,
+            projections=args.projections,
+            on_layer=advance,
+        )
+    for name, reason in result.refused.items():
+        console.note(f"{name} stays as it is: {reason}")
+    print(
+        f"{result.path}: {len(result.replaced)} MLPs and {result.projections} projections for the kernels, "
+        "weights verified bit for bit"
+    )
+    if result.active is not None:
+        console.note(
+            f"not exact: {result.active:.1%} of the neurons stay active; "
+            "ov-afm evaluate --runtime-defaults measures what that costs"
+        )
