@@ -1,6 +1,6 @@
-"""`ov-afm serve`: an OpenAI-compatible server that does not fall over.
+"""`ov-afm serve`: an OpenAI-compatible server.
 
-The HTTP process holds no model: each model has a process of its own, which may die and comes back.
+The HTTP process holds no model: each model has a process of its own, which is started again when it dies.
 
     ov-afm serve models/afm-int4 --port 8000
 """
@@ -10,26 +10,21 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError, DeviceError
-from ..model_dir import manifest
-from ..runtime import loading, lora
-from ..system import console
+from ..errors import ConfigError
+from ..model_dir.model_directory import ModelDirectory
+from ..runtime import lora
 from ..system.resources import require
 from .command import command
 from .command import parser as command_parser
 from .options import key_values, ov_properties
 
 if TYPE_CHECKING:
-    from ..serve.app import Settings
-    from ..serve.batching import EngineSpec
-    from ..serve.engine import Engine
-    from ..serve.registry import Limits
+    from ..serve.messages import EngineSpec
+    from ..serve.ray.deploy import Cluster
 
 __all__ = ["main"]
 
@@ -89,137 +84,103 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _folders(arguments: argparse.Namespace) -> dict[str, Path]:
+def _models(arguments: argparse.Namespace) -> dict[str, ModelDirectory]:
     """The models to serve, by name; each checked to be whole."""
-    folders = {name: Path(folder) for name, folder in key_values(arguments.model, "--model").items()}
+    models = {}
     if arguments.model_dir is not None:
-        path = loading.locate(arguments.model_dir)
-        folders = {path.resolve().name: path, **folders}
-    if not folders:
-        raise ConfigError("which model? give a model directory, or --model NAME=DIR")
-    for name, folder in folders.items():
+        model = ModelDirectory.open(arguments.model_dir)
+        _check_name(model.name, "--model NAME=DIR")
+        models[model.name] = model
+    for name, folder in key_values(arguments.model, "--model").items():
         _check_name(name, "--model NAME=DIR")
-        manifest.verify(loading.locate(str(folder)))
-    return folders
+        models[name] = ModelDirectory.open(folder)
+    if not models:
+        raise ConfigError("which model? give a model directory, or --model NAME=DIR", code="no-model")
+    return models
 
 
 def _check_name(name: str, flag: str) -> None:
     if not MODEL_NAME.fullmatch(name):
-        raise ConfigError(f"a model's name is letters, digits and . _ : / -, found {name!r}; use {flag}")
+        message = f"a model's name is letters, digits and . _ : / -, found {name!r}; use {flag}"
+        raise ConfigError(message, code="model-name")
 
 
-def _adapters(arguments: argparse.Namespace, folders: Mapping[str, Path]) -> dict[str, lora.Adapter]:
+def _adapters(arguments: argparse.Namespace, models: Mapping[str, ModelDirectory]) -> dict[str, lora.Adapter]:
     """The adapters to serve, by name; each checked to fit the first model."""
-    found = {name: lora.read(file) for name, file in key_values(arguments.adapter, "--adapter").items()}
-    for name, adapter in found.items():
+    adapters = {name: lora.read(file) for name, file in key_values(arguments.adapter, "--adapter").items()}
+    for name, adapter in adapters.items():
         _check_name(name, "--adapter NAME=FILE")
-        if name in folders:
-            raise ConfigError(f"{name!r} names a model and an adapter; give the adapter another name")
-        lora.check(adapter, next(iter(folders.values())))
-    return found
+        if name in models:
+            message = f"{name!r} names a model and an adapter; give the adapter another name"
+            raise ConfigError(message, code="name-taken")
+        lora.check(adapter, next(iter(models.values())))
+    return adapters
 
 
 def _given(kind: type, arguments: argparse.Namespace) -> dict[str, Any]:
     """Those options that are fields of a dataclass and were given."""
-    given = vars(arguments)
-    found = {field.name: given[field.name] for field in fields(kind) if field.name in given}
-    for name, value in found.items():
+    values = {field.name: getattr(arguments, field.name) for field in fields(kind) if hasattr(arguments, field.name)}
+    for name, value in values.items():
         if isinstance(value, (int, float)) and value <= 0 and name != "max_queue":
-            raise ConfigError(f"{name} must be above 0, found {value:g}")
-    return found
+            raise ConfigError(f"{name} must be above 0, found {value:g}", code="not-positive")
+    return values
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    arguments = _parser().parse_args(argv)
-    require("serve", "fastapi", "uvicorn", "prometheus_client")
-    folders = _folders(arguments)
-    from ..serve.app import Settings, build
-    from ..serve.batching import EngineSpec
-    from ..serve.registry import Limits, models_for
-    from ..serve.sequential import takes_turns
+def _specs(arguments: argparse.Namespace) -> dict[str, EngineSpec]:
+    """What each engine loads, by the name that clients use."""
+    from ..serve.messages import EngineSpec
+    from ..serve.sequential import one_at_a_time
 
-    limits = Limits(**_given(Limits, arguments))
-    own = ("model_dir", "adapter")
-    spec_fields = {key: value for key, value in _given(EngineSpec, arguments).items() if key not in own}
+    models = _models(arguments)
+    options = _given(EngineSpec, arguments) | {"ov_config": ov_properties(arguments.ov_config)}
+    if one_at_a_time(arguments.device):
+        options["max_running"] = 1
     specs = {
-        name: EngineSpec(str(folder.resolve()), **{**spec_fields, "ov_config": ov_properties(arguments.ov_config)})
-        for name, folder in folders.items()
+        name: EngineSpec(**options | {"model_dir": model.path.resolve(), "adapter": None})
+        for name, model in models.items()
     }
-    if takes_turns(arguments.device):
-        specs = {name: replace(spec, max_running=1) for name, spec in specs.items()}
     first = next(iter(specs.values()))
-    specs |= {
-        name: replace(first, adapter=(str(adapter.path.resolve()), adapter.weight))
-        for name, adapter in _adapters(arguments, folders).items()
-    }
-    keys = tuple(arguments.api_key) or tuple(filter(None, [os.environ.get(KEY_VARIABLE)]))
-    settings = Settings(
-        api_keys=keys,
-        max_body_bytes=int(arguments.max_body_mb * 2**20),
-        cors_origins=tuple(arguments.cors_origin),
-        log_prompts=arguments.log_prompts,
-    )
-    if arguments.ray:
-        return _scale(specs, limits, settings, arguments)
-    models = models_for(specs, limits)
-    engines = models.engines
-    _serve(build(models, settings), engines, arguments.host, arguments.port, limits.grace_s)
-    problem = next((engine.problem for engine in engines.values() if engine.problem), None)
-    if problem is not None:
-        raise DeviceError(problem)
-    return 0
+    for name, adapter in _adapters(arguments, models).items():
+        specs[name] = replace(first, adapter=(adapter.path.resolve(), adapter.weight))
+    return specs
 
 
-def _scale(specs: dict[str, EngineSpec], limits: Limits, settings: Settings, arguments: argparse.Namespace) -> int:
+def _cluster(arguments: argparse.Namespace) -> Cluster:
     require("scale", "ray")
-    from ..serve.ray import deploy
+    from ..serve.ray.deploy import Cluster, replica_range
 
     resources: dict[str, float] = {}
     for name, amount in key_values(arguments.ray_resource, "--ray-resource").items():
         try:
             resources[name] = float(amount)
         except ValueError as error:
-            raise ConfigError(f"--ray-resource takes NAME=NUMBER, found {name}={amount}") from error
-    cluster = deploy.Cluster(
-        deploy.replica_range(arguments.replicas), arguments.ray_address, arguments.ray_cpus, resources
+            message = f"--ray-resource takes NAME=NUMBER, found {name}={amount}"
+            raise ConfigError(message, code="key-value") from error
+    return Cluster(replica_range(arguments.replicas), arguments.ray_address, arguments.ray_cpus, resources)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    arguments = _parser().parse_args(argv)
+    require("serve", "fastapi", "uvicorn", "prometheus_client", "sse_starlette")
+    specs = _specs(arguments)
+    from ..serve import app
+    from ..serve.registry import Limits, models_for
+
+    limits = Limits(**_given(Limits, arguments))
+    settings = app.Settings(
+        api_keys=tuple(arguments.api_key) or tuple(filter(None, [os.environ.get(KEY_VARIABLE)])),
+        max_body_bytes=int(arguments.max_body_mb * 2**20),
+        cors_origins=tuple(arguments.cors_origin),
+        log_prompts=arguments.log_prompts,
     )
-    deploy.run(specs, limits, settings, cluster, host=arguments.host, port=arguments.port)
+    if arguments.ray:
+        cluster = _cluster(arguments)
+        from ..serve.ray import deploy
+
+        deploy.run(specs, limits, settings, cluster, host=arguments.host, port=arguments.port)
+    else:
+        models = models_for(specs, limits)
+        app.run(models, settings, host=arguments.host, port=arguments.port, grace_s=limits.grace_s)
     return 0
-
-
-def _serve(app: Any, engines: dict[str, Engine], host: str, port: int, grace_s: float) -> None:
-    """Run until a signal, or until the only model turns out to be unusable."""
-    import uvicorn
-
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=max(1, round(grace_s)),
-        server_header=False,
-        h11_max_incomplete_event_size=64 * 1024,
-    )
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[Any] | None = None) -> None:
-            await super().startup(sockets)
-            for listener in self.servers:
-                for each in listener.sockets:
-                    address, port = each.getsockname()[:2]
-                    console.note(f"listening on http://{address}:{port}/v1 (pid {os.getpid()})")
-
-    server = Server(config)
-    for name, engine in engines.items():
-        engine.on_ready = lambda name=name, engine=engine: console.note(  # type: ignore[misc]
-            f"serving {name} on {engine.info['device']}, context {engine.info['context_length']} tokens"
-        )
-        if len(engines) == 1:
-            engine.on_unusable = lambda: setattr(server, "should_exit", True)
-    # uvicorn raises the signal again when it is done; that must not end the process with the signal's status.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.signal(signal.SIGINT, lambda *_: None)
-    server.run()

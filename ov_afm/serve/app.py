@@ -5,32 +5,40 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+import os
+import secrets
+import signal
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.middleware.cors import CORSMiddleware
 
-from .. import __version__
-from . import errors as faults
-from . import protocol as wire
-from . import structured_output
-from .errors import WireError
+from ..errors import DeviceError
+from ..runtime.sampling import Params
+from ..system import console
+from . import errors, protocol, structured_output
+from .errors import APIError
+from .messages import Chat, Generate, Prompt, Text, Tokens
 from .middleware import Guard
 from .prometheus import Instruments, RequestCounter
+from .protocol import ChatCompletion, Completion
 from .registry import Models
 from .responses import Answer, EventStream, chat_answer, completion_answer, open_stream, until_gone
 
-__all__ = ["Service", "Settings", "build"]
+__all__ = ["Service", "Settings", "build", "run"]
 
 logger = logging.getLogger(__name__)
 
+VERSION = metadata.version("ov-afm")
 JSON_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"})
 ROUTES = JSON_ROUTES | {"/v1/models", "/health", "/metrics", "/version"}
 SEED_RANGE = 2**63
-# Below it logits overflow the engine's float32; the answer is the greedy one anyway.
+# Below this temperature logits overflow the engine's float32; the answer is the greedy one anyway.
 COLDEST = 1e-3
 # What a model of ours cannot do, by the field that asks for it.
 UNAVAILABLE = {
@@ -43,7 +51,7 @@ UNAVAILABLE = {
     "suffix": "the model continues text, it does not fill in",
 }
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": wire.ErrorEnvelope} for status in (400, 401, 404, 413, 415, 429, 500, 503, 504)
+    status: {"model": protocol.ErrorEnvelope} for status in (400, 401, 404, 413, 415, 429, 500, 503, 504)
 }
 
 STREAMS: dict[int | str, dict[str, Any]] = {
@@ -93,73 +101,64 @@ class Service:
                 },
             )
 
-    async def chat(self, body: wire.ChatRequest, request: Request) -> Any:
+    async def chat(self, body: protocol.ChatRequest, request: Request) -> Any:
         """Answer a conversation."""
         self._inspect(body)
         if body.logprobs and body.stream:
-            raise WireError(400, "logprobs cannot be streamed; leave one of the two out", param="logprobs")
+            raise APIError("logprobs cannot be streamed; leave one of the two out", "logprobs")
         if body.modalities and body.modalities != ["text"]:
-            raise WireError(400, f"modalities: this model writes text, found {body.modalities}", param="modalities")
-        form, tools = structured_output.form_of(body), structured_output.tools_for(body)
+            raise APIError(f"modalities: this model writes text, found {body.modalities}", "modalities")
+        output_format, tools = structured_output.output_format(body), structured_output.tools_for(body)
         name = self.models.resolve(body.model)
         engine = await until_gone(request, self.models.engine(name))
-        knows_tools = bool(engine.info.get("template_knows_tools"))
-        task: dict[str, Any] = {
-            "messages": structured_output.messages_for(body, template_knows_tools=knows_tools),
-            "form": form,
-        }
-        if tools and knows_tools:
-            task["tools"] = [tool.model_dump(exclude_none=True) for tool in tools]
-        if body.chat_template_kwargs:
-            task["template_options"] = body.chat_template_kwargs
+        knows_tools = engine.info is not None and engine.info.template_knows_tools
+        prompt = Chat(
+            structured_output.messages_for(body, template_knows_tools=knows_tools),
+            [tool.model_dump(exclude_none=True) for tool in tools] if tools and knows_tools else None,
+            body.chat_template_kwargs or None,
+        )
         limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         answer = Answer(name, True, self.instruments, reads_calls=bool(tools), wants_logprobs=bool(body.logprobs))
-        return await self._answer(body, request, answer, task, limit)
+        return await self._answer(body, request, answer, Generate(prompt, sampling(body, limit), output_format))
 
-    async def complete(self, body: wire.CompletionRequest, request: Request) -> Any:
+    async def complete(self, body: protocol.CompletionRequest, request: Request) -> Any:
         """Continue a text."""
         self._inspect(body)
         if body.logprobs and not body.stream:
             message = "logprobs above 0 asks for alternatives; the engine reports only the chosen token's"
-            raise WireError(400, message, param="logprobs")
+            raise APIError(message, "logprobs")
         if body.logprobs is not None and body.stream:
-            raise WireError(400, "logprobs cannot be streamed; leave one of the two out", param="logprobs")
+            raise APIError("logprobs cannot be streamed; leave one of the two out", "logprobs")
         if body.best_of is not None and body.best_of != (body.n or 1):
-            raise WireError(400, f"best_of must equal n, found {body.best_of}", param="best_of")
+            raise APIError(f"best_of must equal n, found {body.best_of}", "best_of")
         name = self.models.resolve(body.model)
-        prompt = body.prompt[0] if isinstance(body.prompt, list) and len(body.prompt) == 1 else body.prompt
-        if isinstance(prompt, int):
-            prompt = [prompt]
-        if isinstance(prompt, list) and not all(isinstance(each, int) for each in prompt):
-            raise WireError(400, f"one prompt a request, found {len(prompt)}", param="prompt")
-        task: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"tokens": prompt}
         answer = Answer(name, False, self.instruments, wants_logprobs=body.logprobs is not None)
-        return await self._answer(body, request, answer, task, body.max_tokens)
+        task = Generate(_one_prompt(body.prompt), sampling(body, body.max_tokens))
+        return await self._answer(body, request, answer, task)
 
-    def _inspect(self, body: wire.SamplingRequest) -> None:
+    def _inspect(self, body: protocol.SamplingRequest) -> None:
         """Refuse what cannot be done, and name what is not known."""
         for field, reason in UNAVAILABLE.items():
             if getattr(body, field, None):
-                raise WireError(400, f"{field} is not available: {reason}", param=field, code="unsupported_parameter")
+                raise APIError(f"{field} is not available: {reason}", field, "unsupported_parameter")
         if body.model_extra:
             # repr: a field's name is the client's text and must stay within its line.
             logger.warning(
                 "ignored unknown fields: %s", ", ".join(repr(key)[:60] for key in list(body.model_extra)[:10])
             )
         if body.stream_options is not None and not body.stream:
-            raise WireError(400, "stream_options needs stream: true", param="stream_options")
+            raise APIError("stream_options needs stream: true", "stream_options")
 
     async def _answer(
-        self, body: wire.SamplingRequest, request: Request, answer: Answer, task: dict[str, Any], limit: int | None
-    ) -> Any:
+        self, body: protocol.SamplingRequest, request: Request, answer: Answer, task: Generate
+    ) -> ChatCompletion | Completion | EventStream:
         answer.count = body.n or 1
         answer.wants_usage = bool(body.stream_options and body.stream_options.include_usage)
         if self.settings.log_prompts:
-            logger.warning("prompt: %s", json.dumps(task))
-        params = sampling(body, limit)
-        task |= {"op": "generate", "logprobs": answer.wants_logprobs}
-        tasks: list[Mapping[str, Any]] = [
-            {**task, "params": params if index == 0 else {**params, "seed": _next_seed(params["seed"], index)}}
+            logger.warning("prompt: %s", json.dumps(asdict(task.prompt)))
+        seed = task.params.seed or 0
+        tasks = [
+            replace(task, params=replace(task.params, seed=(seed + index) % SEED_RANGE), logprobs=answer.wants_logprobs)
             for index in range(answer.count)
         ]
         engine = await until_gone(request, self.models.engine(answer.model))
@@ -167,61 +166,69 @@ class Service:
         if body.stream:
             return EventStream(answer, stream, lease, keep_alive_s=self.settings.keep_alive_s)
         async with lease:
-            make = chat_answer if answer.chat else completion_answer
-            return await until_gone(request, make(answer, stream))
+            if answer.chat:
+                return await until_gone(request, chat_answer(answer, stream))
+            return await until_gone(request, completion_answer(answer, stream))
 
-    async def tokenize(self, body: wire.TokenizeRequest) -> Any:
+    async def tokenize(self, body: protocol.TokenizeRequest) -> protocol.Tokens:
         """Tokens of text or messages."""
-        if (body.prompt is None) == (body.messages is None):
-            raise WireError(400, "give either prompt or messages", param="prompt")
+        prompt: Prompt
+        if body.prompt is not None and body.messages is None:
+            prompt = Text(body.prompt, special=body.add_special_tokens is not False)
+        elif body.messages is not None and body.prompt is None:
+            chat = protocol.ChatRequest(messages=body.messages)
+            prompt = Chat(structured_output.messages_for(chat, template_knows_tools=True))
+        else:
+            raise APIError("give either prompt or messages", "prompt")
         engine = await self.models.engine(self.models.resolve(body.model))
-        if body.messages is not None:
-            chat = wire.ChatRequest(messages=body.messages)
-            return await engine.ask(
-                {"op": "tokenize", "messages": structured_output.messages_for(chat, template_knows_tools=True)}
-            )
-        special = body.add_special_tokens is not False
-        return await engine.ask({"op": "tokenize", "prompt": body.prompt, "special": special})
+        tokens = await engine.tokenize(prompt)
+        assert engine.info is not None
+        return protocol.Tokens(tokens=tokens, count=len(tokens), max_model_len=engine.info.context_length)
 
-    async def detokenize(self, body: wire.DetokenizeRequest) -> Any:
+    async def detokenize(self, body: protocol.DetokenizeRequest) -> protocol.Text:
         """Text of tokens."""
         engine = await self.models.engine(self.models.resolve(body.model))
-        return await engine.ask({"op": "detokenize", "tokens": body.tokens})
+        return protocol.Text(prompt=await engine.detokenize(body.tokens))
 
-    def list_models(self) -> wire.ModelList:
+    def list_models(self) -> protocol.ModelList:
         """The models on offer."""
-        return wire.ModelList(data=[self.model(name) for name in self.models.engines])
+        return protocol.ModelList(data=[self.model(name) for name in self.models.engines])
 
-    def model(self, name: str) -> wire.Model:
+    def model(self, name: str) -> protocol.Model:
         """One of them."""
-        known = self.models.resolve(name)
-        length = self.models.engines[known].info.get("context_length")
-        return wire.Model(id=known, created=self.models.created, max_model_len=length)
+        resolved = self.models.resolve(name)
+        info = self.models.engines[resolved].info
+        return protocol.Model(
+            id=resolved, created=self.models.created, max_model_len=info.context_length if info else None
+        )
 
 
-def sampling(body: wire.SamplingRequest, limit: int | None) -> dict[str, Any]:
-    """The fields of `Params` that a request sets."""
-    import secrets
-
-    stop = body.stop or []
-    fields = {
-        "max_new_tokens": limit,
-        "temperature": 0.0 if body.temperature is not None and body.temperature < COLDEST else body.temperature,
-        "top_p": body.top_p,
-        "top_k": None if body.top_k is None else max(body.top_k, 0),
-        "min_p": body.min_p,
-        "repetition_penalty": body.repetition_penalty,
-        "presence_penalty": body.presence_penalty,
-        "frequency_penalty": body.frequency_penalty,
-        "seed": secrets.randbits(32) if body.seed is None else body.seed % SEED_RANGE,
-        "stop": [stop] if isinstance(stop, str) else stop,
-        "ignore_eos": body.ignore_eos,
-    }
-    return {key: value for key, value in fields.items() if value is not None}
+def _one_prompt(prompt: str | list[int] | list[str] | list[list[int]]) -> Text | Tokens:
+    """The prompt of a completion, text or tokens, alone or as a list's only entry."""
+    only = prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
+    if isinstance(only, str):
+        return Text(only)
+    ids = [only] if isinstance(only, int) else [each for each in only if isinstance(each, int)]
+    if not isinstance(only, int) and len(ids) != len(only):
+        raise APIError(f"one prompt a request, found {len(only)}", "prompt")
+    return Tokens(ids)
 
 
-def _next_seed(seed: int, index: int) -> int:
-    return (seed + index) % SEED_RANGE
+def sampling(body: protocol.SamplingRequest, limit: int | None) -> Params:
+    """The sampling parameters that a request sets; one without a seed gets a random one."""
+    return Params(
+        max_new_tokens=limit,
+        temperature=0.0 if body.temperature is not None and body.temperature < COLDEST else body.temperature,
+        top_p=body.top_p,
+        top_k=None if body.top_k is None else max(body.top_k, 0),
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        seed=secrets.randbits(32) if body.seed is None else body.seed % SEED_RANGE,
+        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        ignore_eos=bool(body.ignore_eos),
+    )
 
 
 def build(models: Models, settings: Settings) -> FastAPI:
@@ -241,8 +248,8 @@ def build(models: Models, settings: Settings) -> FastAPI:
         finally:
             await models.stop()
 
-    app = FastAPI(title="ov-afm", version=__version__, lifespan=lifespan, redoc_url=None)
-    faults.install(app)
+    app = FastAPI(title="ov-afm", version=VERSION, lifespan=lifespan, redoc_url=None)
+    errors.install(app)
     _add_routes(app, service)
     # The last one added is the first that a request meets.
     app.add_middleware(
@@ -264,32 +271,82 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     def metrics() -> PlainTextResponse:
         return PlainTextResponse(service.instruments.text(), media_type="text/plain; version=0.0.4")
 
-    def version() -> wire.Version:
-        return wire.Version(version=__version__)
+    def version() -> protocol.Version:
+        return protocol.Version(version=VERSION)
 
-    async def chat(body: wire.ChatRequest, request: Request) -> Response:
+    async def chat(body: protocol.ChatRequest, request: Request) -> Response:
         return await service.chat(body, request)  # type: ignore[no-any-return]
 
-    async def complete(body: wire.CompletionRequest, request: Request) -> Response:
+    async def complete(body: protocol.CompletionRequest, request: Request) -> Response:
         return await service.complete(body, request)  # type: ignore[no-any-return]
 
-    async def tokenize(body: wire.TokenizeRequest) -> Any:
+    async def tokenize(body: protocol.TokenizeRequest) -> Any:
         return await service.tokenize(body)
 
-    async def detokenize(body: wire.DetokenizeRequest) -> Any:
+    async def detokenize(body: protocol.DetokenizeRequest) -> Any:
         return await service.detokenize(body)
 
-    def one_model(model_id: str) -> wire.Model:
+    def one_model(model_id: str) -> protocol.Model:
         return service.model(model_id)
 
     add = app.add_api_route
-    unready: dict[int | str, dict[str, Any]] = {503: {"model": wire.Health}}
-    add("/v1/chat/completions", chat, methods=["POST"], response_model=wire.ChatCompletion, responses=STREAMS)
-    add("/v1/completions", complete, methods=["POST"], response_model=wire.Completion, responses=STREAMS)
-    add("/tokenize", tokenize, methods=["POST"], response_model=wire.Tokens, responses=ERRORS)
-    add("/detokenize", detokenize, methods=["POST"], response_model=wire.Text, responses=ERRORS)
-    add("/v1/models", service.list_models, methods=["GET"], response_model=wire.ModelList, responses=ERRORS)
-    add("/v1/models/{model_id:path}", one_model, methods=["GET"], response_model=wire.Model, responses=ERRORS)
-    add("/health", health, methods=["GET"], response_model=wire.Health, responses=unready)
+    unready: dict[int | str, dict[str, Any]] = {503: {"model": protocol.Health}}
+    add("/v1/chat/completions", chat, methods=["POST"], response_model=protocol.ChatCompletion, responses=STREAMS)
+    add("/v1/completions", complete, methods=["POST"], response_model=protocol.Completion, responses=STREAMS)
+    add("/tokenize", tokenize, methods=["POST"], response_model=protocol.Tokens, responses=ERRORS)
+    add("/detokenize", detokenize, methods=["POST"], response_model=protocol.Text, responses=ERRORS)
+    add("/v1/models", service.list_models, methods=["GET"], response_model=protocol.ModelList, responses=ERRORS)
+    add("/v1/models/{model_id:path}", one_model, methods=["GET"], response_model=protocol.Model, responses=ERRORS)
+    add("/health", health, methods=["GET"], response_model=protocol.Health, responses=unready)
     add("/metrics", metrics, methods=["GET"], response_class=PlainTextResponse)
-    add("/version", version, methods=["GET"], response_model=wire.Version)
+    add("/version", version, methods=["GET"], response_model=protocol.Version)
+
+
+def run(models: Models, settings: Settings, *, host: str, port: int, grace_s: float) -> None:
+    """Serve until a signal, or until the only model turns out to be unusable.
+
+    Args:
+        models: The models on offer.
+        settings: How to behave.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+        grace_s: Seconds that running requests get to finish after the signal.
+
+    Raises:
+        DeviceError: A model cannot be loaded.
+    """
+    import uvicorn
+
+    config = uvicorn.Config(
+        build(models, settings),
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=max(1, round(grace_s)),
+        server_header=False,
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            for listener in self.servers:
+                for each in listener.sockets:
+                    address, port = each.getsockname()[:2]
+                    console.note(f"listening on http://{address}:{port}/v1 (pid {os.getpid()})")
+
+    server = Server(config)
+    for name, engine in models.engines.items():
+        engine.on_ready = lambda info, name=name: console.note(  # type: ignore[misc]
+            f"serving {name} on {info.device}, context {info.context_length} tokens"
+        )
+        if len(models.engines) == 1:
+            engine.on_unusable = lambda: setattr(server, "should_exit", True)
+    # uvicorn raises the signal again when it is done; that must not end the process with the signal's status.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    server.run()
+    for engine in models.engines.values():
+        if engine.problem is not None:
+            raise DeviceError(engine.problem)

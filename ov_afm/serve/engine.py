@@ -1,6 +1,6 @@
-"""The engine as the server sees it: a process that may die and comes back, and a bounded line before it.
+"""The engine as the server sees it: a process that may die and is started again, and a bounded queue before it.
 
-A request takes a place in the line, then a slot, then its pieces arrive in order. Whatever happens
+A request takes a place in the queue, then a slot, then its pieces arrive in order. Whatever happens
 to the request's owner, leaving the `with` block gives slot and cache back. When the process dies,
 every request that it had ends with `EngineLost` and a new process is started, at once the first
 time and then with growing pauses.
@@ -11,103 +11,85 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
-import dataclasses
 import itertools
-import json
 import logging
-import os
-import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Literal
 
-from ..errors import DeviceError, GenerationError
-from ..system import child_process
-from .batching import EngineSpec
+from ..errors import DeviceError, EngineLost
+from ..system.child_process import WorkerProcess, describe_exit
+from . import worker
+from .errors import EngineBusy, EngineTimeout
+from .messages import (
+    Answer,
+    CacheUsage,
+    Cancel,
+    Detokenize,
+    EngineSpec,
+    Failure,
+    ModelInfo,
+    Piece,
+    Prompt,
+    PromptTokens,
+    Request,
+    Result,
+    Task,
+    Tokenize,
+    Unusable,
+)
 
-__all__ = ["Engine", "EngineBusy", "EngineLost", "EngineTimeout", "Refusal", "Stream"]
+__all__ = ["Engine", "Stream"]
 
 logger = logging.getLogger(__name__)
 
-Message = dict[str, Any]
 State = Literal["stopped", "loading", "ready", "dead"]
-# A line carries what one step gave to all requests, or the tokens of a long text.
-LONGEST_LINE = 1 << 28
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
-# Comes among a stream's pieces when its time is up. Not `asyncio.wait_for`: before Python 3.12 it loses a
-# cancellation that arrives together with a piece, and with it the news that the client has left.
-LATE: Message = {}
-
-
-class EngineLost(GenerationError):
-    """The engine's process ended while it worked on the request, or is not there."""
-
-
-class EngineBusy(GenerationError):
-    """The line is full."""
-
-
-class EngineTimeout(GenerationError):
-    """The request took longer than a request may."""
-
-
-class Refusal(GenerationError):
-    """The engine will not run the request as it is.
-
-    Attributes:
-        param: The request's field that is to blame.
-        code: OpenAI's word for the reason.
-    """
-
-    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.param, self.code = param, code
 
 
 class Stream:
     """The pieces of one request's answers, as they come.
 
     Attributes:
-        prompt_tokens: Tokens of the prompt, once the first piece is there.
+        prompt_tokens: Tokens of the prompt; 0 until the engine has taken the request.
         open: The engine's ids of the answers that are not complete, with their index.
     """
 
     def __init__(self, ids: Sequence[int]) -> None:
         self.open = {each: index for index, each in enumerate(ids)}
         self.prompt_tokens = 0
-        self._messages: asyncio.Queue[Message] = asyncio.Queue()
+        # An error ends the stream. A time-out comes this way too, not by `asyncio.wait_for`: before Python 3.12 that
+        # loses a cancellation that arrives together with a piece, so a client that left would go unnoticed.
+        self._answers: asyncio.Queue[Answer | Exception] = asyncio.Queue()
 
-    def put(self, message: Message) -> None:
-        """Take a message of the engine."""
-        self._messages.put_nowait(message)
+    def put(self, answer: Answer | Exception) -> None:
+        """Take an answer of the engine, or the error that ends the stream."""
+        self._answers.put_nowait(answer)
 
-    async def get(self) -> Message:
-        """The next piece: `index`, `text`, `tokens`, perhaps `logprobs`, and `end` in an answer's last one.
+    async def get(self) -> tuple[int, Answer]:
+        """The next answer, and the index of what it belongs to.
 
         Raises:
-            Refusal: The request cannot be run as it is.
+            APIError: The request cannot be run as it is.
             EngineLost: The engine died.
             EngineTimeout: Time is up.
         """
-        message = await self._messages.get()
-        if message is LATE:
-            raise EngineTimeout("the request took longer than this server allows; ask for fewer tokens")
-        if "lost" in message:
+        answer = await self._answers.get()
+        if isinstance(answer, EngineLost):
             self.open.clear()
-            raise EngineLost(message["lost"])
-        message["index"] = self.open[message["id"]]
-        if message.keys() & {"end", "result", "refused", "failed"}:
-            del self.open[message["id"]]
-        if refused := message.get("refused"):
-            raise Refusal(refused["message"], refused["param"], refused["code"])
-        if "failed" in message:
-            raise EngineLost(message["failed"])
-        if message.get("end") == "cache":
+        if isinstance(answer, Exception):
+            raise answer
+        index = self.open[answer.id]
+        if isinstance(answer, PromptTokens):
+            self.prompt_tokens = answer.count
+        elif not isinstance(answer, Piece) or answer.end is not None:
+            del self.open[answer.id]
+        if isinstance(answer, Failure):
+            raise answer.error
+        if isinstance(answer, Piece) and answer.end == "cache":
             raise EngineLost("the KV cache is full; try again later or with a shorter prompt")
-        self.prompt_tokens = message.get("prompt_tokens", self.prompt_tokens)
-        return message
+        return index, answer
 
 
 class Engine:
@@ -115,37 +97,37 @@ class Engine:
 
     Args:
         spec: What the process loads.
-        max_queue: Requests that may wait for a slot; more are turned away.
+        max_queue: Requests that may wait for a slot; further ones are refused.
         request_timeout_s: Longest time for a request, waiting included.
 
     Attributes:
         state: `stopped`, `loading`, `ready` or `dead`.
-        info: What the process said of the model; empty until it is ready.
+        info: The loaded model; None until it was loaded once.
         restarts: How often the process was started again after it died.
         running: Requests with a slot.
-        waiting: Requests in the line.
+        waiting: Requests in the queue.
         cache_usage: Share of the KV cache in use.
-        last_used: When the last request ended or the model was there, by the monotonic clock.
+        last_used: When the model was loaded or the last request ended, by the monotonic clock.
         problem: Why the model can never be served; None while that is not known.
         on_ready: Called when the process has loaded the model.
-        on_unusable: Called when it turned out that it never will.
+        on_unusable: Called when it turns out that it never will.
     """
 
     def __init__(self, spec: EngineSpec, *, max_queue: int = 64, request_timeout_s: float = 600) -> None:
         self.spec = spec
         self.max_queue, self.request_timeout_s = max_queue, request_timeout_s
         self.state: State = "stopped"
-        self.info: Message = {}
+        self.info: ModelInfo | None = None
         self.problem: str | None = None
         self.restarts = self.running = self.waiting = 0
         self.cache_usage = 0.0
         self.last_used = time.monotonic()
-        self.on_ready: Callable[[], object] = lambda: None
+        self.on_ready: Callable[[ModelInfo], object] = lambda _: None
         self.on_unusable: Callable[[], object] = lambda: None
         self._ids = itertools.count(1)
         self._streams: dict[int, Stream] = {}
-        self._line: collections.deque[asyncio.Future[None]] = collections.deque()
-        self._process: asyncio.subprocess.Process | None = None
+        self._queue: collections.deque[asyncio.Future[None]] = collections.deque()
+        self._process: WorkerProcess | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
 
@@ -186,40 +168,53 @@ class Engine:
         self.state = "stopped"
 
     @contextlib.asynccontextmanager
-    async def open(self, requests: Sequence[Mapping[str, Any]]) -> AsyncIterator[Stream]:
+    async def open(self, tasks: Sequence[Task]) -> AsyncIterator[Stream]:
         """Run what one client asked for, in one slot; leaving the block cancels what is left of it.
 
         Args:
-            requests: For each answer `op` and what it takes; see `worker`.
+            tasks: One for each answer.
 
         Raises:
-            EngineBusy: The line is full.
-            EngineLost: There is no engine.
+            EngineBusy: The queue is full.
+            EngineLost: The engine is not running.
             EngineTimeout: No slot came free in time.
         """
         deadline = time.monotonic() + self.request_timeout_s
         await self._take_slot(deadline)
-        stream = Stream([next(self._ids) for _ in requests])
-        timer = asyncio.get_running_loop().call_later(max(0.0, deadline - time.monotonic()), stream.put, LATE)
+        stream = Stream([next(self._ids) for _ in tasks])
+        late = EngineTimeout("the request took longer than this server allows; ask for fewer tokens")
+        timer = asyncio.get_running_loop().call_later(max(0.0, deadline - time.monotonic()), stream.put, late)
         try:
             self._check_alive()
-            for request_id, request in zip(stream.open, requests, strict=True):
+            for request_id, task in zip(stream.open, tasks, strict=True):
                 self._streams[request_id] = stream
-                self._send({**request, "id": request_id})
+                self._send(Request(request_id, task))
             yield stream
         finally:
             timer.cancel()
             for request_id in stream.open:
-                self._send({"op": "cancel", "id": request_id})
+                self._send(Cancel(request_id))
             self._streams = {key: each for key, each in self._streams.items() if each is not stream}
             self.last_used = time.monotonic()
             self._give_slot()
 
-    async def ask(self, request: Mapping[str, Any]) -> Message:
-        """The result of a request that generates nothing."""
-        async with self.open([request]) as stream:
-            answer: Message = (await stream.get())["result"]
-            return answer
+    async def tokenize(self, prompt: Prompt) -> list[int]:
+        """The tokens of a prompt."""
+        tokens = await self._ask(Tokenize(prompt))
+        assert isinstance(tokens, list)
+        return tokens
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of tokens."""
+        text = await self._ask(Detokenize(tokens))
+        assert isinstance(text, str)
+        return text
+
+    async def _ask(self, task: Tokenize | Detokenize) -> list[int] | str:
+        async with self.open([task]) as stream:
+            _, answer = await stream.get()
+            assert isinstance(answer, Result)
+            return answer.value
 
     def _check_alive(self) -> None:
         if self.state != "ready":
@@ -229,13 +224,13 @@ class Engine:
 
     async def _take_slot(self, deadline: float) -> None:
         self._check_alive()
-        if self.running < self.spec.max_running and not self._line:
+        if self.running < self.spec.max_running and not self._queue:
             self.running += 1
             return
         if self.waiting >= self.max_queue:
             raise EngineBusy(f"{self.running} requests are running and {self.waiting} waiting; try again later")
         turn = asyncio.get_running_loop().create_future()
-        self._line.append(turn)
+        self._queue.append(turn)
         self.waiting += 1
         try:
             await asyncio.wait({turn}, timeout=max(0.0, deadline - time.monotonic()))
@@ -246,22 +241,22 @@ class Engine:
         finally:
             self.waiting -= 1
             with contextlib.suppress(ValueError):
-                self._line.remove(turn)
+                self._queue.remove(turn)
         if not turn.done():
             raise EngineTimeout("no slot came free in the time that a request may take")
         turn.result()
 
     def _give_slot(self) -> None:
         self.running -= 1
-        while self._line and self.running < self.spec.max_running:
-            turn = self._line.popleft()
+        while self._queue and self.running < self.spec.max_running:
+            turn = self._queue.popleft()
             if not turn.done():
                 self.running += 1
                 turn.set_result(None)
 
-    def _send(self, message: Message) -> None:
-        if self._process and self._process.stdin and not self._process.stdin.is_closing():
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+    def _send(self, message: Request | Cancel) -> None:
+        if self._process:
+            self._process.send(message)
 
     async def _keep(self) -> None:
         """Keep a process running until this task is cancelled or the model turns out to be unusable."""
@@ -274,79 +269,56 @@ class Engine:
                 self.on_unusable()
                 return
             pause = FIRST_PAUSE_S if was_ready else min(pause * 2, LONGEST_PAUSE_S)
-            logger.error("the engine died; starting it again in %.1f s", pause)
+            logger.error("starting the engine again in %.1f s", pause)
             self.state = "dead"
             await asyncio.sleep(pause)
             self.restarts += 1
 
     async def _run_process(self) -> bool:
         """Start a process and hand its messages out until it ends; whether it had become ready."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "ov_afm.serve.worker"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, **child_process.CHILD_ENV},
-            limit=LONGEST_LINE,
-            # A Ctrl-C of the terminal is the server's to handle.
-            start_new_session=True,
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[int] = loop.create_future()
+        process = self._process = WorkerProcess(
+            worker.run,
+            self.spec,
+            on_message=lambda messages: loop.call_soon_threadsafe(self._take, messages),
+            on_exit=lambda status: loop.call_soon_threadsafe(ended.set_result, status),
         )
-        self._process = process
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(dataclasses.asdict(self.spec)).encode() + b"\n")
-        reading = asyncio.create_task(self._read(process))
         try:
-            await process.wait()
-            _end_group(process.pid)
-            await reading
+            status = await asyncio.shield(ended)
+            if self.problem is None:
+                logger.error("the engine %s", describe_exit(status))
         finally:
             was_ready = self._ready.is_set()
             self._ready.clear()
             self._process = None
             self._fail_all("the engine ended while it worked on this request; try again shortly")
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            _end_group(process.pid)
-            reading.cancel()
-            await process.wait()
+            if not ended.done():
+                await asyncio.to_thread(process.kill)
+                # Until then its threads use the event loop.
+                await ended
         return was_ready
 
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
-        try:
-            async for line in process.stdout:
-                if line.endswith(b"\n"):
-                    self._take(json.loads(line))
-        except (ConnectionError, ValueError) as error:
-            logger.error("the engine's answer cannot be read: %r", error)
-            process.kill()
-
-    def _take(self, messages: list[Message]) -> None:
+    def _take(self, messages: Sequence[Answer | CacheUsage | ModelInfo | Unusable]) -> None:
+        if self._process is None:
+            return
         for message in messages:
-            if "id" in message:
-                stream = self._streams.get(message["id"])
-                if stream:
-                    stream.put(message)
-            elif "cache" in message:
-                self.cache_usage = message["cache"]
-            elif "ready" in message:
-                self.info, self.state = message["ready"], "ready"
+            if isinstance(message, CacheUsage):
+                self.cache_usage = message.share
+            elif isinstance(message, ModelInfo):
+                self.info, self.state = message, "ready"
                 self.last_used = time.monotonic()
                 self._ready.set()
-                self.on_ready()
-            elif "unusable" in message:
-                self.problem = message["unusable"]
+                self.on_ready(message)
+            elif isinstance(message, Unusable):
+                self.problem = message.reason
+            elif stream := self._streams.get(message.id):
+                stream.put(message)
 
     def _fail_all(self, why: str) -> None:
         for stream in set(self._streams.values()):
-            stream.put({"lost": why})
-        while self._line:
-            turn = self._line.popleft()
+            stream.put(EngineLost(why))
+        while self._queue:
+            turn = self._queue.popleft()
             if not turn.done():
                 turn.set_exception(EngineLost(why))
-
-
-def _end_group(pid: int) -> None:
-    """End what the process started and left behind, which would hold its pipe open."""
-    if sys.platform != "win32":
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)

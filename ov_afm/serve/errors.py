@@ -1,92 +1,106 @@
-"""Every error in one form: OpenAI's envelope, without paths, tracebacks or addresses."""
+"""Every error in one form: OpenAI's envelope, without paths, tracebacks or addresses.
+
+The engine's process raises `APIError` too and does not need FastAPI, so FastAPI is imported only where it is used.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
+from ..errors import ConfigError, DeviceError, EngineLost, GenerationError, OVAFMError
 
-from ..errors import ConfigError, DeviceError, GenerationError
-from .engine import EngineBusy, EngineLost, EngineTimeout, Refusal
-from .protocol import ErrorBody, ErrorEnvelope
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request
+    from fastapi.responses import JSONResponse
 
-__all__ = ["WireError", "as_wire_error", "install"]
+__all__ = ["APIError", "EngineBusy", "EngineTimeout", "as_api_error", "install"]
 
 logger = logging.getLogger(__name__)
-RETRY_AFTER_S = 2
+RETRY = {"Retry-After": "2"}
 LONGEST_VALUE = 60
+TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
-class WireError(Exception):
+class APIError(OVAFMError):
     """An error as the client sees it.
 
     Args:
-        status: HTTP status.
         message: One line: what was wrong, the value found, what to do.
         param: The request's field that is to blame.
-        code: OpenAI's word for the reason.
+        code: OpenAI's code for the reason.
+        status: HTTP status.
         headers: More headers.
     """
 
+    default_code = "request-refused"
+
     def __init__(
         self,
-        status: int,
         message: str,
-        *,
         param: str | None = None,
         code: str | None = None,
+        *,
+        status: int = 400,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code, self.headers = status, param, code, dict(headers or {})
+        super().__init__(message, code=code)
+        self.param, self.api_code, self.status, self.headers = param, code, status, dict(headers or {})
 
     @property
     def envelope(self) -> dict[str, Any]:
-        """The body."""
-        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-        kind = kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        body = ErrorBody(message=str(self), type=kind, param=self.param, code=self.code)
-        return ErrorEnvelope(error=body).model_dump()
+        """The body; `protocol.ErrorEnvelope` describes it."""
+        kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.api_code}}
 
     def response(self) -> JSONResponse:
         """The answer to send."""
+        from fastapi.responses import JSONResponse
+
         return JSONResponse(self.envelope, self.status, self.headers)
 
 
-def as_wire_error(error: Exception) -> WireError:
-    """How the client sees an error of the engine; what is none of ours becomes a plain 500."""
-    if isinstance(error, WireError):
+class EngineBusy(GenerationError):
+    """The queue is full."""
+
+    default_code = "queue-full"
+
+
+class EngineTimeout(GenerationError):
+    """The request took longer than a request may."""
+
+    default_code = "request-timeout"
+
+
+def as_api_error(error: Exception) -> APIError:
+    """How the client sees an error; a bug becomes a plain 500."""
+    if isinstance(error, APIError):
         return error
     message = " ".join(str(error).split())
-    if isinstance(error, Refusal):
-        return WireError(400, message, param=error.param, code=error.code)
-    retry = {"Retry-After": str(RETRY_AFTER_S)}
     if isinstance(error, EngineBusy):
-        return WireError(429, message, code="queue_full", headers=retry)
+        return APIError(message, code="queue_full", status=429, headers=RETRY)
     if isinstance(error, EngineLost):
-        return WireError(503, message, code="engine_unavailable", headers=retry)
+        return APIError(message, code="engine_unavailable", status=503, headers=RETRY)
     if isinstance(error, EngineTimeout):
-        return WireError(504, message, code="timeout")
+        return APIError(message, code="timeout", status=504)
     if isinstance(error, DeviceError):
         # Its text names folders of this machine.
         logger.error("%s", message)
-        return WireError(503, "the model cannot be loaded; the server's log says why", code="engine_unavailable")
+        return APIError("the model cannot be loaded; the server's log says why", code="engine_unavailable", status=503)
     if isinstance(error, (ConfigError, GenerationError)):
-        return WireError(400, message)
+        return APIError(message)
     logger.error("a request failed", exc_info=error)
-    return WireError(500, "the server failed on this request; its log says why", code="internal_error")
+    return APIError("the server failed on this request; its log says why", code="internal_error", status=500)
 
 
 def install(app: FastAPI) -> None:
     """Make an application answer every error in the envelope."""
+    from fastapi.exceptions import RequestValidationError
+    from starlette.exceptions import HTTPException
 
-    async def known(request: Request, error: Exception) -> JSONResponse:
-        return as_wire_error(error).response()
+    async def ours(request: Request, error: Exception) -> JSONResponse:
+        return as_api_error(error).response()
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -96,27 +110,27 @@ def install(app: FastAPI) -> None:
         }
         message = messages.get(error.status_code, str(error.detail))
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-        return WireError(error.status_code, message, code=code, headers=error.headers).response()
+        return APIError(message, code=code, status=error.status_code, headers=error.headers).response()
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return invalid_request(error.errors()).response()
+        return _first_mistake(error.errors()).response()
 
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)
-    for kind in (WireError, GenerationError, ConfigError, DeviceError, Exception):
-        app.add_exception_handler(kind, known)
+    for kind in (OVAFMError, Exception):
+        app.add_exception_handler(kind, ours)
 
 
-def invalid_request(errors: Sequence[Mapping[str, Any]]) -> WireError:
+def _first_mistake(mistakes: Sequence[Mapping[str, Any]]) -> APIError:
     """The first thing that is wrong with a body, in a line."""
-    first = errors[0]
+    first = mistakes[0]
     place = [str(part) for part in first["loc"] if part != "body"]
     param = ".".join(part for part in place if part.isidentifier() or part.isdigit()) or None
-    found = first.get("input")
-    value = "" if found is None or isinstance(found, (dict, list)) else f", found {_short(found)}"
+    actual = first.get("input")
+    value = "" if actual is None or isinstance(actual, (dict, list)) else f", found {_short(actual)}"
     message = f"{param or 'body'}: {first['msg'][:1].lower()}{first['msg'][1:]}{value}"
-    return WireError(400, message, param=param, code="invalid_value")
+    return APIError(message, param, "invalid_value")
 
 
 def _short(value: Any) -> str:

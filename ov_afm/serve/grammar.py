@@ -1,8 +1,8 @@
-"""Answers of a given form, and a check of the form before the engine sees it.
+"""Grammars that an answer must follow, each checked before the engine sees it.
 
 GenAI compiles a grammar within the step that runs all requests, and an error there leaves the
 scheduler in a state that it never recovers from (2026.4). So every grammar is first compiled for a
-model that has the real tokenizer and no weights, where an error is only an error. The compiled
+model that has the real tokenizer and no weights, where an error does no harm. The compiled
 grammar stays in the tokenizer's cache, so the engine need not compile it again.
 """
 
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ConfigError
+from .messages import JSONSchema, OutputFormat
 
 __all__ = ["GrammarCheck", "structured_output"]
 
@@ -26,28 +27,24 @@ def call_begin(name: str) -> str:
     return f'<tool_call>\n{{"name": {json.dumps(name)}, "arguments": '
 
 
-def structured_output(form: Mapping[str, Any]) -> Any:
-    """GenAI's configuration for a form.
-
-    Args:
-        form: `{"json_schema": text}`, or `{"tools": [{"name", "parameters"}], "required": bool, "once": bool}`.
-    """
+def structured_output(output_format: OutputFormat) -> Any:
+    """GenAI's configuration for what an answer must look like."""
     import openvino_genai
 
     kind = openvino_genai.StructuredOutputConfig
-    if "json_schema" in form:
-        return kind(json_schema=form["json_schema"])
+    if isinstance(output_format, JSONSchema):
+        return kind(json_schema=output_format.schema)
     tags = [
-        kind.Tag(call_begin(tool["name"]), kind.JSONSchema(json.dumps(tool["parameters"])), CALL_END)
-        for tool in form["tools"]
+        kind.Tag(call_begin(function.name), kind.JSONSchema(json.dumps(function.parameters)), CALL_END)
+        for function in output_format.functions
     ]
-    if form["required"]:
+    if output_format.required:
         return kind(structural_tags_config=tags[0] if len(tags) == 1 else kind.Union(tags))
-    return kind(structural_tags_config=kind.TriggeredTags(["<tool_call>"], tags, False, form["once"]))
+    return kind(structural_tags_config=kind.TriggeredTags(["<tool_call>"], tags, False, output_format.once))
 
 
 class GrammarCheck:
-    """Compiles grammars where a failure costs nothing.
+    """Compiles grammars where a failure does no harm.
 
     Args:
         tokenizer: The engine's tokenizer.
@@ -77,11 +74,11 @@ class GrammarCheck:
             try:
                 self._pipeline.generate(inputs, trial)
             except RuntimeError as error:
-                raise ConfigError(f"the schema cannot be enforced: {_reason(error)}") from error
+                raise ConfigError(f"the schema cannot be enforced: {_reason(error)}", code="schema-unusable") from error
 
 
 def _reason(error: RuntimeError) -> str:
-    """What the grammar's compiler says, without the place in its source."""
+    """The reason that the grammar compiler gives, without the place in its source."""
     text = " ".join(str(error).split())
     return text.rpartition(".cc:")[2].partition(": ")[2][:MESSAGE_LENGTH] or "it is not a JSON schema"
 

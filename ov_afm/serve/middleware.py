@@ -1,7 +1,7 @@
 """What a request must pass before any route sees it: key, size, and a body that is sound JSON.
 
-The body is read here once and checked as text, because a JSON parser's tolerance is not the
-protocol's: NaN, halves of surrogate pairs and nesting without end are refused where they arrive.
+The body is read once here and checked as text, because Python's JSON parser accepts more than the
+protocol: NaN, halves of surrogate pairs and endless nesting are refused here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import WireError
+from .errors import APIError
 
 __all__ = ["Guard"]
 
@@ -50,7 +50,7 @@ class Guard:
                 return
             if request.method == "POST" and scope["path"] in self._json_routes:
                 check_json(body, request.headers.get("content-type", ""))
-        except WireError as error:
+        except APIError as error:
             await error.response()(scope, receive, send)
             return
         await self._app(scope, _replay(body, receive), send)
@@ -63,28 +63,24 @@ class Guard:
         # No early exit: the time taken must not tell which key was nearly right.
         if not any([hmac.compare_digest(given, key) for key in self._keys]):
             message = "this server needs an API key: send it as Authorization: Bearer KEY"
-            raise WireError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+            raise APIError(message, code="invalid_api_key", status=401, headers={"WWW-Authenticate": "Bearer"})
 
     async def _read(self, request: Request) -> bytes | None:
         """The whole body; None when the client left before it was complete."""
-        too_long = WireError(
-            413,
-            f"the body is longer than {self._max_body_bytes} bytes",
-            code="body_too_large",
-            headers={"Connection": "close"},
-        )
+        message = f"the body is longer than {self._max_body_bytes} bytes"
+        too_long = APIError(message, code="body_too_large", status=413, headers={"Connection": "close"})
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._max_body_bytes:
             raise too_long
         body = bytearray()
         while True:
-            message = await request.receive()
-            if message["type"] == "http.disconnect":
+            part = await request.receive()
+            if part["type"] == "http.disconnect":
                 return None
-            body += message.get("body", b"")
+            body += part.get("body", b"")
             if len(body) > self._max_body_bytes:
                 raise too_long
-            if not message.get("more_body", False):
+            if not part.get("more_body", False):
                 return bytes(body)
 
 
@@ -92,32 +88,33 @@ def check_json(body: bytes, content_type: str) -> None:
     """Refuse a body that is not one sound JSON object.
 
     Raises:
-        WireError: 415 for another type, 400 for anything else.
+        APIError: 415 for another type, 400 for anything else.
     """
     if content_type.partition(";")[0].strip().lower() != "application/json":
-        raise WireError(415, "the body must be sent with Content-Type: application/json", code="unsupported_media_type")
+        message = "the body must be sent with Content-Type: application/json"
+        raise APIError(message, code="unsupported_media_type", status=415)
     try:
         text = body.decode("utf-8")
         value = json.loads(text, parse_constant=_no_constant)
         _check_depth(value)
         # Halves of surrogate pairs are legal escapes and illegal text.
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeDecodeError as error:
-        raise WireError(400, f"the body is not UTF-8: bad byte at offset {error.start}", code="invalid_json") from None
-    except UnicodeEncodeError:
-        raise WireError(
-            400, "the body holds half of a surrogate pair, which is no character", code="invalid_json"
-        ) from None
-    except RecursionError:
-        raise WireError(400, f"the body is nested deeper than {DEEPEST} levels", code="invalid_json") from None
-    except json.JSONDecodeError as error:
-        raise WireError(
-            400, f"the body is not JSON: {error.msg} at character {error.pos}", code="invalid_json"
-        ) from None
-    except ValueError as error:
-        raise WireError(400, f"the body is not JSON: {error}", code="invalid_json") from None
+    except (ValueError, RecursionError) as error:
+        raise APIError(f"the body {_fault(error)}", code="invalid_json") from None
     if not isinstance(value, dict):
-        raise WireError(400, f"the body must be a JSON object, found {type(value).__name__}", code="invalid_json")
+        raise APIError(f"the body must be a JSON object, found {type(value).__name__}", code="invalid_json")
+
+
+def _fault(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"is not UTF-8: bad byte at offset {error.start}"
+    if isinstance(error, UnicodeEncodeError):
+        return "holds half of a surrogate pair, which is no character"
+    if isinstance(error, RecursionError):
+        return f"is nested deeper than {DEEPEST} levels"
+    if isinstance(error, json.JSONDecodeError):
+        return f"is not JSON: {error.msg} at character {error.pos}"
+    return f"is not JSON: {error}"
 
 
 def _no_constant(name: str) -> NoReturn:

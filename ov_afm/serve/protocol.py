@@ -35,30 +35,29 @@ MOST_TOOLS = 128
 _INT64 = 2**63
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=1000)]
 Token = Annotated[StrictInt, Field(ge=0, lt=2**31)]
-Logprob = dict[str, Any]
 
 
-class Wire(BaseModel):
+class RequestObject(BaseModel):
     """A request's object: unknown fields are kept aside, so that they can be named in the log."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
 
-class TextPart(Wire):
+class TextPart(RequestObject):
     """A piece of a message."""
 
     type: StrictStr
     text: StrictStr | None = None
 
 
-class FunctionCall(Wire):
+class FunctionCall(RequestObject):
     """Which function an assistant called, and with what."""
 
     name: StrictStr
     arguments: StrictStr = "{}"
 
 
-class ToolCall(Wire):
+class ToolCall(RequestObject):
     """A call in an assistant's earlier message."""
 
     id: StrictStr | None = None
@@ -66,7 +65,7 @@ class ToolCall(Wire):
     function: FunctionCall
 
 
-class Message(Wire):
+class Message(RequestObject):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -76,7 +75,7 @@ class Message(Wire):
     tool_call_id: StrictStr | None = None
 
 
-class JsonSchemaFormat(Wire):
+class JsonSchemaFormat(RequestObject):
     """A schema and its name."""
 
     name: StrictStr = "answer"
@@ -84,14 +83,14 @@ class JsonSchemaFormat(Wire):
     strict: StrictBool | None = None
 
 
-class ResponseFormat(Wire):
+class ResponseFormat(RequestObject):
     """The form that an answer must have."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
 
 
-class Function(Wire):
+class Function(RequestObject):
     """A function that the model may call; `parameters` is a JSON schema."""
 
     name: Annotated[StrictStr, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
@@ -100,37 +99,37 @@ class Function(Wire):
     strict: StrictBool | None = None
 
 
-class Tool(Wire):
+class Tool(RequestObject):
     """A tool on offer."""
 
     type: Literal["function"]
     function: Function
 
 
-class NamedFunction(Wire):
+class NamedFunction(RequestObject):
     """A function's name."""
 
     name: StrictStr
 
 
-class NamedTool(Wire):
+class NamedTool(RequestObject):
     """The tool that must be called."""
 
     type: Literal["function"]
     function: NamedFunction
 
 
-class StreamOptions(Wire):
+class StreamOptions(RequestObject):
     """What a stream carries besides the answer."""
 
     include_usage: StrictBool | None = None
 
 
-class SamplingRequest(Wire):
+class SamplingRequest(RequestObject):
     """What chat and plain completions have in common."""
 
     model: StrictStr | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, lt=_INT64)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(ge=1e-6, le=1, allow_inf_nan=False)] | None = None
     top_k: Annotated[StrictInt, Field(ge=-1, lt=2**31)] | None = None
@@ -153,7 +152,7 @@ class ChatRequest(SamplingRequest):
     """Body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=_INT64)] | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
@@ -177,7 +176,7 @@ class CompletionRequest(SamplingRequest):
     best_of: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
 
 
-class TokenizeRequest(Wire):
+class TokenizeRequest(RequestObject):
     """Body of `POST /tokenize`: text, or messages for the chat template."""
 
     model: StrictStr | None = None
@@ -186,7 +185,7 @@ class TokenizeRequest(Wire):
     add_special_tokens: StrictBool | None = None
 
 
-class DetokenizeRequest(Wire):
+class DetokenizeRequest(RequestObject):
     """Body of `POST /detokenize`."""
 
     model: StrictStr | None = None

@@ -9,9 +9,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .batching import EngineSpec
 from .engine import Engine
-from .errors import WireError
+from .errors import APIError
+from .messages import EngineSpec
 
 __all__ = ["Limits", "Models", "models_for"]
 
@@ -85,14 +85,13 @@ class Models:
         """The name of a model on offer; a request without one means the first.
 
         Raises:
-            WireError: There is no such model.
+            APIError: There is no such model.
         """
         if name is None:
             return next(iter(self.engines))
         if name not in self.engines:
-            known = ", ".join(self.engines)
-            message = f"no model {name[:LONGEST_NAME]!r} here; there are: {known}"
-            raise WireError(404, message, param="model", code="model_not_found")
+            message = f"no model {name[:LONGEST_NAME]!r} here; there are: {', '.join(self.engines)}"
+            raise APIError(message, "model", "model_not_found", status=404)
         return name
 
     async def engine(self, name: str) -> Engine:

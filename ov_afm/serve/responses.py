@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
 
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import AppStatus
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .engine import Engine, Stream
-from .errors import WireError, as_wire_error
+from .errors import APIError, as_api_error
+from .messages import Piece, Task, TokenLogprob
 from .prometheus import Instruments
 from .protocol import (
     AnswerMessage,
@@ -34,10 +37,32 @@ from .protocol import (
 )
 from .structured_output import CallReader
 
-__all__ = ["Answer", "EventStream", "chat_answer", "completion_answer", "until_gone"]
+__all__ = ["Answer", "EventStream", "chat_answer", "completion_answer", "open_stream", "until_gone"]
 
-Piece = dict[str, Any]
+T = TypeVar("T")
+# As nginx calls it; nobody reads it but the log and the metrics.
 CLIENT_CLOSED_REQUEST = 499
+# sse-starlette would cut streams off at SIGTERM. Ours may finish: uvicorn ends them when the grace period is over.
+AppStatus.enable_automatic_graceful_drain = False
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one step of the engine added to one answer, in OpenAI's terms.
+
+    Attributes:
+        index: Which of several answers.
+        text: The text as the model wrote it.
+        deltas: The same for chat, with tool calls apart from content.
+        logprobs: One entry a token, where they were asked for.
+        finish: OpenAI's `finish_reason` in an answer's last part, else None.
+    """
+
+    index: int
+    text: str
+    deltas: list[dict[str, Any]]
+    logprobs: Sequence[TokenLogprob]
+    finish: str | None
 
 
 @dataclass(slots=True)
@@ -77,28 +102,22 @@ class Answer:
         total = self.prompt_tokens + self.new_tokens
         return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.new_tokens, total_tokens=total)
 
-    async def pieces(self, stream: Stream) -> AsyncIterator[Piece]:
-        """The engine's pieces: `index`, `deltas` or `text`, `logprobs`, and `finish` in an answer's last one."""
+    async def parts(self, stream: Stream) -> AsyncIterator[Part]:
+        """The engine's pieces in OpenAI's terms, counted and timed."""
         first, last = None, 0.0
         readers = [CallReader() for _ in range(self.count)]
         try:
             while stream.open:
-                message = await stream.get()
+                index, piece = await stream.get()
                 self.prompt_tokens = stream.prompt_tokens
-                if "text" not in message:
+                if not isinstance(piece, Piece):
                     continue
                 last = time.perf_counter()
-                if first is None and message["tokens"]:
+                if first is None and piece.tokens:
                     first = last
                     self.instruments.ttft_s.labels(self.model).observe(first - self.begun)
-                self.new_tokens += message["tokens"]
-                piece = {"index": message["index"], "text": message["text"], "finish": message.get("end")}
-                piece["logprobs"] = message.get("logprobs", [])
-                if self.reads_calls:
-                    _read_calls(piece, readers[message["index"]])
-                elif self.chat:
-                    piece["deltas"] = [{"content": message["text"]}] if message["text"] else []
-                yield piece
+                self.new_tokens += piece.tokens
+                yield self._part(index, piece, readers[index])
         finally:
             self.instruments.prompt_tokens.labels(self.model).inc(self.prompt_tokens)
             self.instruments.generated_tokens.labels(self.model).inc(self.new_tokens)
@@ -106,26 +125,29 @@ class Answer:
                 tpot_s = (last - first) / (self.new_tokens / self.count - 1)
                 self.instruments.tpot_s.labels(self.model).observe(tpot_s)
 
-
-def _read_calls(piece: Piece, reader: CallReader) -> None:
-    piece["deltas"] = reader.push(piece["text"])
-    if piece["finish"]:
-        piece["deltas"] += reader.finish()
-        if reader.calls and piece["finish"] == "stop":
-            piece["finish"] = "tool_calls"
+    def _part(self, index: int, piece: Piece, reader: CallReader) -> Part:
+        finish = piece.end
+        if not self.reads_calls:
+            deltas = [{"content": piece.text}] if piece.text else []
+        else:
+            deltas = reader.push(piece.text)
+            if finish:
+                deltas += reader.finish()
+            if finish == "stop" and reader.calls:
+                finish = "tool_calls"
+        return Part(index, piece.text, deltas, piece.logprobs, finish)
 
 
 async def chat_answer(answer: Answer, stream: Stream) -> ChatCompletion:
     """The whole answer to a chat request."""
     messages = [AnswerMessage(content=None) for _ in range(answer.count)]
-    logprobs: list[list[Piece]] = [[] for _ in range(answer.count)]
+    logprobs: list[list[dict[str, Any]]] = [[] for _ in range(answer.count)]
     finish = [""] * answer.count
-    async for piece in answer.pieces(stream):
-        index = piece["index"]
-        for delta in piece["deltas"]:
-            _add(messages[index], delta)
-        logprobs[index] += [{**each, "top_logprobs": []} for each in piece["logprobs"]]
-        finish[index] = piece["finish"] or finish[index]
+    async for part in answer.parts(stream):
+        for delta in part.deltas:
+            _add(messages[part.index], delta)
+        logprobs[part.index] += [{**asdict(each), "top_logprobs": []} for each in part.logprobs]
+        finish[part.index] = part.finish or finish[part.index]
     choices = []
     for index, message in enumerate(messages):
         if message.content is None and not message.tool_calls:
@@ -149,140 +171,108 @@ def _add(message: AnswerMessage, delta: Mapping[str, Any]) -> None:
 async def completion_answer(answer: Answer, stream: Stream) -> Completion:
     """The whole answer to a completion request."""
     choices = [Choice(index=index, text="") for index in range(answer.count)]
-    logprobs: list[list[Piece]] = [[] for _ in range(answer.count)]
-    async for piece in answer.pieces(stream):
-        choice = choices[piece["index"]]
-        choice.text += piece["text"]
-        choice.finish_reason = piece["finish"] or choice.finish_reason
-        logprobs[piece["index"]] += piece["logprobs"]
+    logprobs: list[list[TokenLogprob]] = [[] for _ in range(answer.count)]
+    async for part in answer.parts(stream):
+        choice = choices[part.index]
+        choice.text += part.text
+        choice.finish_reason = part.finish or choice.finish_reason
+        logprobs[part.index] += part.logprobs
     if answer.wants_logprobs:
         for choice in choices:
-            choice.logprobs = _old_logprobs(logprobs[choice.index])
+            choice.logprobs = _completion_logprobs(logprobs[choice.index])
     return Completion(id=answer.id, created=answer.created, model=answer.model, choices=choices, usage=answer.usage)
 
 
-def _old_logprobs(entries: list[Piece]) -> dict[str, Any]:
-    offsets, place = [], 0
-    for each in entries:
-        offsets.append(place)
-        place += len(each["token"])
+def _completion_logprobs(entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+    offsets = itertools.accumulate((len(each.token) for each in entries[:-1]), initial=0)
     return {
-        "tokens": [each["token"] for each in entries],
-        "token_logprobs": [each["logprob"] for each in entries],
+        "tokens": [each.token for each in entries],
+        "token_logprobs": [each.logprob for each in entries],
         "top_logprobs": None,
-        "text_offset": offsets,
+        "text_offset": list(offsets) if entries else [],
     }
 
 
-class EventStream(Response):
-    """An ASGI response that sends an answer as it is generated, and lets go of it when the client does.
+class EventStream(EventSourceResponse):
+    """An ASGI response that sends an answer as it is generated, and gives its slot back when the client leaves.
 
     Args:
         answer: The request.
-        engine_stream: The engine's pieces, of which the first was taken.
+        stream: The engine's pieces; the engine has taken the request.
         lease: What to give back at the end.
-        keep_alive_s: Seconds of silence after which a comment shows that the server is still there.
+        keep_alive_s: Seconds between comments that show that the server is still there.
     """
 
     def __init__(
-        self, answer: Answer, engine_stream: Stream, lease: contextlib.AsyncExitStack, *, keep_alive_s: float
+        self, answer: Answer, stream: Stream, lease: contextlib.AsyncExitStack, *, keep_alive_s: float
     ) -> None:
-        super().__init__()
-        self._answer, self._stream, self._lease, self._keep_alive_s = answer, engine_stream, lease, keep_alive_s
+        super().__init__(
+            _events(answer, stream),
+            headers={"Cache-Control": "no-cache"},
+            ping=keep_alive_s,
+            ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
+        )
+        # Whether the connection stays open is uvicorn's decision.
+        del self.headers["connection"]
+        self._lease = lease
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events; ends early when the client has gone."""
+        # Not in the generator: it may be cancelled before it begins.
         async with self._lease:
-            headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            sending = asyncio.create_task(self._send_all(send))
-            gone = asyncio.create_task(_disconnected(receive))
-            try:
-                await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if sending.done():
-                    sending.result()
-            finally:
-                await _cancel(sending, gone)
-
-    async def _send_all(self, send: Send) -> None:
-        async for event in self._with_keep_alive(self._events()):
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _with_keep_alive(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        waiting: asyncio.Task[bytes] | None = None
-        try:
-            while True:
-                waiting = waiting or asyncio.create_task(_next(events))
-                await asyncio.wait({waiting}, timeout=self._keep_alive_s)
-                if not waiting.done():
-                    yield b": keep-alive\n\n"
-                    continue
-                event: bytes = waiting.result()
-                waiting = None
-                if not event:
-                    return
-                yield event
-        finally:
-            if waiting:
-                await _cancel(waiting)
-
-    async def _events(self) -> AsyncIterator[bytes]:
-        answer = self._answer
-        try:
-            if answer.chat:
-                for index in range(answer.count):
-                    yield self._event([ChunkChoice(index=index, delta={"role": "assistant", "content": ""})])
-            async for piece in answer.pieces(self._stream):
-                for choice in _choices(piece, answer):
-                    yield self._event([choice])
-            if answer.wants_usage:
-                yield self._event([], answer.usage)
-            yield b"data: [DONE]\n\n"
-        except Exception as error:  # noqa: BLE001 - the status is out; an event is all that can still be said
-            yield b"data: " + json.dumps(as_wire_error(error).envelope).encode() + b"\n\n"
-
-    def _event(self, choices: list[Any], usage: Usage | None = None) -> bytes:
-        answer = self._answer
-        kind: Any = ChatChunk if answer.chat else Completion
-        fields = {"id": answer.id, "created": answer.created, "model": answer.model, "choices": choices}
-        unwanted = None if answer.wants_usage else {"usage"}
-        chunk = str(kind(**fields, usage=usage).model_dump_json(exclude=unwanted))
-        return f"data: {chunk}\n\n".encode()
+            await super().__call__(scope, receive, send)
 
 
-async def _next(events: AsyncIterator[bytes]) -> bytes:
-    """The next event; empty at the end."""
-    async for event in events:
-        return event
-    return b""
+async def _events(answer: Answer, stream: Stream) -> AsyncIterator[bytes]:
+    """A stream's events, as bytes, which sse-starlette passes on as they are."""
+    try:
+        if answer.chat:
+            for index in range(answer.count):
+                yield _event(answer, [ChunkChoice(index=index, delta={"role": "assistant", "content": ""})])
+        async for part in answer.parts(stream):
+            for choice in _choices(part, answer):
+                yield _event(answer, [choice])
+        if answer.wants_usage:
+            yield _event(answer, [], answer.usage)
+        yield b"data: [DONE]\n\n"
+    except Exception as error:  # noqa: BLE001 - the status is out already, so the error can only be an event
+        yield b"data: " + json.dumps(as_api_error(error).envelope).encode() + b"\n\n"
 
 
-def _choices(piece: Piece, answer: Answer) -> list[Any]:
-    index, finish = piece["index"], piece["finish"]
+def _event(answer: Answer, choices: Sequence[ChunkChoice | Choice], usage: Usage | None = None) -> bytes:
+    kind: Any = ChatChunk if answer.chat else Completion
+    chunk = kind(id=answer.id, created=answer.created, model=answer.model, choices=choices, usage=usage)
+    return f"data: {chunk.model_dump_json(exclude=None if answer.wants_usage else {'usage'})}\n\n".encode()
+
+
+def _choices(part: Part, answer: Answer) -> Sequence[ChunkChoice | Choice]:
     if answer.chat:
-        choices: list[Any] = [ChunkChoice(index=index, delta=delta) for delta in piece["deltas"]]
-        return [*choices, ChunkChoice(index=index, delta={}, finish_reason=finish)] if finish else choices
-    if not piece["text"] and not finish:
+        choices = [ChunkChoice(index=part.index, delta=delta) for delta in part.deltas]
+        return (
+            [*choices, ChunkChoice(index=part.index, delta={}, finish_reason=part.finish)] if part.finish else choices
+        )
+    if not part.text and not part.finish:
         return []
-    return [Choice(index=index, text=piece["text"], finish_reason=finish)]
+    return [Choice(index=part.index, text=part.text, finish_reason=part.finish)]
 
 
-async def until_gone(request: Request, work: Any) -> Any:
+async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled when the client leaves.
 
     Raises:
-        WireError: The client has left; nobody will read this.
+        APIError: The client has left; nobody will read this.
     """
-    working = asyncio.ensure_future(work)
+    working = asyncio.create_task(work)
     gone = asyncio.create_task(_disconnected(request.receive))
     try:
         await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
             return working.result()
-        raise WireError(CLIENT_CLOSED_REQUEST, "the client has left", code="client_closed_request")
+        raise APIError("the client has left", code="client_closed_request", status=CLIENT_CLOSED_REQUEST)
     finally:
-        await _cancel(working, gone)
+        for task in (working, gone):
+            task.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -290,16 +280,10 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def _cancel(*tasks: asyncio.Future[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def open_stream(engine: Engine, requests: list[Mapping[str, Any]]) -> tuple[Stream, contextlib.AsyncExitStack]:
+async def open_stream(engine: Engine, tasks: Sequence[Task]) -> tuple[Stream, contextlib.AsyncExitStack]:
     """Open a stream and wait until the engine has taken the request, so that a refusal can still have its status."""
     async with contextlib.AsyncExitStack() as stack:
-        stream = await stack.enter_async_context(engine.open(requests))
+        stream = await stack.enter_async_context(engine.open(tasks))
         while not stream.prompt_tokens:
             await stream.get()
         return stream, stack.pop_all()

@@ -13,11 +13,12 @@ import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from .errors import WireError
+from .errors import APIError
 from .grammar import CALL_END
+from .messages import Function, FunctionCalls, JSONSchema, OutputFormat
 from .protocol import ChatRequest, Message, NamedTool, ResponseFormat, Tool
 
-__all__ = ["CallReader", "form_of", "messages_for", "tools_for"]
+__all__ = ["CallReader", "messages_for", "output_format", "tools_for"]
 
 LONGEST_SCHEMA = 64 * 1024
 # A grammar grows with these, and so does the time in which nobody else is served.
@@ -33,34 +34,35 @@ INSTRUCTION = (
 )
 
 
-def form_of(request: ChatRequest) -> dict[str, Any] | None:
-    """The form that a request asks for; see `grammar.structured_output`. None for free text.
+def output_format(request: ChatRequest) -> OutputFormat | None:
+    """What the answer must look like; None for free text.
 
     Raises:
-        WireError: The request contradicts itself or its schema is too large.
+        APIError: The request contradicts itself or its schema is too large.
     """
     tools = tools_for(request)
-    wanted = request.response_format
-    structured = wanted is not None and wanted.type != "text"
+    response_format = request.response_format
+    if response_format is not None and response_format.type != "text":
+        if tools:
+            raise APIError("response_format and tools exclude each other; choose one", "response_format")
+        return _json_schema(response_format)
     if not tools:
-        return _schema_form(wanted) if wanted is not None and structured else None
-    if structured:
-        raise WireError(400, "response_format and tools exclude each other; choose one", param="response_format")
-    offered = [{"name": tool.function.name, "parameters": _parameters(tool)} for tool in tools]
-    required = request.tool_choice == "required" or isinstance(request.tool_choice, NamedTool)
+        return None
+    functions = [Function(tool.function.name, _parameters(tool)) for tool in tools]
+    required = request.tool_choice == "required"
     if isinstance(request.tool_choice, NamedTool):
-        name = request.tool_choice.function.name
-        offered = [tool for tool in offered if tool["name"] == name]
-        if not offered:
-            raise WireError(400, f"tool_choice names {name!r}, which is not among the tools", param="tool_choice")
-    return {"tools": offered, "required": required, "once": request.parallel_tool_calls is False}
+        name, required = request.tool_choice.function.name, True
+        functions = [function for function in functions if function.name == name]
+        if not functions:
+            raise APIError(f"tool_choice names {name!r}, which is not among the tools", "tool_choice")
+    return FunctionCalls(functions, required, once=request.parallel_tool_calls is False)
 
 
 def tools_for(request: ChatRequest) -> list[Tool]:
     """The tools that the model may call."""
     if request.tool_choice == "none" or not request.tools:
         if request.tool_choice not in (None, "none", "auto"):
-            raise WireError(400, "tool_choice needs tools", param="tool_choice")
+            raise APIError("tool_choice needs tools", "tool_choice")
         return []
     return request.tools
 
@@ -72,20 +74,19 @@ def _parameters(tool: Tool) -> dict[str, Any]:
     return {"type": "object", **schema}
 
 
-def _schema_form(wanted: ResponseFormat) -> dict[str, Any]:
-    if wanted.type == "json_object":
-        return {"json_schema": '{"type": "object"}'}
-    if wanted.json_schema is None or wanted.json_schema.schema_ is None:
-        message = "response_format of type json_schema needs json_schema.schema"
-        raise WireError(400, message, param="response_format")
-    _check_schema(wanted.json_schema.schema_, "response_format")
-    return {"json_schema": json.dumps(wanted.json_schema.schema_)}
+def _json_schema(response_format: ResponseFormat) -> JSONSchema:
+    if response_format.type == "json_object":
+        return JSONSchema('{"type": "object"}')
+    if response_format.json_schema is None or response_format.json_schema.schema_ is None:
+        raise APIError("response_format of type json_schema needs json_schema.schema", "response_format")
+    _check_schema(response_format.json_schema.schema_, "response_format")
+    return JSONSchema(json.dumps(response_format.json_schema.schema_))
 
 
 def _check_schema(schema: Mapping[str, Any], param: str) -> None:
     size = len(json.dumps(schema))
     if size > LONGEST_SCHEMA:
-        raise WireError(400, f"the schema has {size} characters, {LONGEST_SCHEMA} are allowed", param=param)
+        raise APIError(f"the schema has {size} characters, {LONGEST_SCHEMA} are allowed", param)
     waiting: list[Any] = [schema]
     while waiting:
         node = waiting.pop()
@@ -96,14 +97,14 @@ def _check_schema(schema: Mapping[str, Any], param: str) -> None:
             for key in REPETITIONS:
                 count = node.get(key)
                 if isinstance(count, (int, float)) and count > MOST_REPETITIONS:
-                    raise WireError(400, f"{key} is {count}, at most {MOST_REPETITIONS} is allowed", param=param)
+                    raise APIError(f"{key} is {count}, at most {MOST_REPETITIONS} is allowed", param)
 
 
 def messages_for(request: ChatRequest, *, template_knows_tools: bool) -> list[dict[str, Any]]:
     """The messages as a chat template takes them.
 
     Raises:
-        WireError: A message has parts that are not text.
+        APIError: A message has parts that are not text.
     """
     rendered = [_message(message, index, template_knows_tools) for index, message in enumerate(request.messages)]
     tools = tools_for(request)
@@ -144,16 +145,14 @@ def _text(message: Message, index: int) -> str:
     if message.content is None:
         if message.role != "assistant" or not message.tool_calls:
             where = f"messages.{index}.content"
-            raise WireError(400, f"{where} is missing; only an assistant's tool calls have none", param=where)
+            raise APIError(f"{where} is missing; only an assistant's tool calls have none", where)
         return ""
     if isinstance(message.content, str):
         return message.content
     for number, part in enumerate(message.content):
         if part.type not in ("text", "refusal") or part.text is None:
             where = f"messages.{index}.content.{number}"
-            raise WireError(
-                400, f"{where}: this model reads text only, found a part of type {part.type!r}", param=where
-            )
+            raise APIError(f"{where}: this model reads text only, found a part of type {part.type!r}", where)
     return "".join(part.text or "" for part in message.content)
 
 

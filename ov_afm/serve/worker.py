@@ -1,90 +1,94 @@
-"""The engine's process: reads requests as JSON lines, answers with what each step produced.
+"""The engine's process: takes requests from the server and answers with what each step of the engine produced.
 
-It is a process of its own so that native code may die here without the server: everything that
-openvino-genai does is done in this one. Three threads share the work: one reads the pipe and so
-hears of cancelled requests at once, one renders and tokenizes prompts and checks grammars, and the
-main one runs the engine. The process ends when the server's end of the pipe closes.
+It is a process of its own because native code may crash: everything that openvino-genai does for the server happens
+here. Three threads share the work. One reads the pipe, so that a cancellation is known at once; one renders and
+tokenizes prompts and checks grammars; the main one runs the engine.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import queue
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple
 
-from ..errors import ConfigError, GenerationError, OVAFMError, last_line
-from ..runtime.sampling import Params
-from .batching import EngineSpec, Job
+from ..errors import EngineLost, GenerationError, OVAFMError, last_line
+from ..system.child_process import Channel
+from .batching import Job
+from .errors import APIError
 from .grammar import GrammarCheck, structured_output
+from .messages import (
+    Answer,
+    CacheUsage,
+    Cancel,
+    Chat,
+    EngineSpec,
+    Failure,
+    Generate,
+    JSONSchema,
+    ModelInfo,
+    Prompt,
+    PromptTokens,
+    Request,
+    Result,
+    Text,
+    Tokenize,
+    Unusable,
+)
 from .prompts import Prompter
 from .sequential import open_engine
 
-__all__ = ["Worker", "main"]
+__all__ = ["run"]
 
 logger = logging.getLogger(__name__)
 
-Message = dict[str, Any]
-IDLE_POLL_S = 0.5
+TOO_LONG = "context_length_exceeded"
+
+Send = Callable[[Sequence[Answer | CacheUsage | ModelInfo | Unusable]], None]
 
 
-class Refused(GenerationError):
-    """A request that the engine will not run: the client's to mend."""
-
-    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.param, self.code = param, code
-
-
-class Cancel(NamedTuple):
-    """A request that nobody waits for any more; `last` when no part of it can follow."""
+class Drop(NamedTuple):
+    """The engine must give a request up; `last` when no part of the request can follow."""
 
     id: int
     last: bool
 
 
 class Worker:
-    """An engine and the requests that it is asked for.
+    """An engine and the requests that it has.
 
     Args:
         spec: What to load.
-        send: Takes a list of messages for the server.
+        send: Takes messages for the server.
     """
 
-    def __init__(self, spec: EngineSpec, send: Callable[[list[Message]], None]) -> None:
+    def __init__(self, spec: EngineSpec, send: Send) -> None:
         self._send = send
-        self._model_dir = Path(spec.model_dir)
-        self._batch = open_engine(spec)
-        self._prompter = Prompter(self._batch.tokenizer, self._model_dir)
-        self._grammar = GrammarCheck(self._batch.tokenizer, self._batch.vocab)
+        self._engine = open_engine(spec)
+        self._session = session = self._engine.session
+        self._prompter = Prompter(session.tokenizer, session.model.path)
+        self._grammar = GrammarCheck(session.tokenizer, session.model.geometry.vocab)
         # The first use creates the compiler that the engine's own thread shares.
-        self._grammar.check(structured_output({"json_schema": '{"type": "object"}'}))
-        self._to_prepare: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._to_run: queue.SimpleQueue[Job | Cancel] = queue.SimpleQueue()
+        self._grammar.check(structured_output(JSONSchema('{"type": "object"}')))
+        self._to_prepare: queue.SimpleQueue[Request | Cancel] = queue.SimpleQueue()
+        self._to_run: queue.SimpleQueue[Job | Drop] = queue.SimpleQueue()
         self._cancelled: set[int] = set()
-        self._default_config()
 
-    def info(self) -> Message:
-        """What the server must know of the loaded model."""
-        return {
-            "device": self._batch.device,
-            "context_length": self._batch.context_length,
-            "cache_tokens": self._batch.cache_tokens,
-            "template_knows_tools": self._prompter.template_knows_tools,
-        }
+    @property
+    def info(self) -> ModelInfo:
+        """The loaded model."""
+        return ModelInfo(self._session.device_label, self._session.context_length, self._prompter.template_knows_tools)
 
-    def receive(self, message: Message) -> None:
+    def receive(self, message: Request | Cancel) -> None:
         """Take one message of the server; returns at once."""
-        if message["op"] == "cancel":
-            self._cancelled.add(message["id"])
-            self._to_run.put(Cancel(message["id"], last=False))
-        # A cancellation follows its request through both queues too, in case that was still being prepared.
+        if isinstance(message, Cancel):
+            self._cancelled.add(message.id)
+            self._to_run.put(Drop(message.id, last=False))
+        # A cancellation follows its request through both queues too, because that may still be in the first.
         self._to_prepare.put(message)
 
     def prepare_forever(self) -> None:
@@ -92,41 +96,34 @@ class Worker:
         while True:
             message = self._to_prepare.get()
             try:
-                if message["op"] == "cancel":
-                    self._to_run.put(Cancel(message["id"], last=True))
-                elif message["id"] in self._cancelled:
-                    continue
-                elif message["op"] == "generate":
-                    self._to_run.put(self._prepare(message))
-                else:
-                    self._send([{"id": message["id"], "result": self._convert(message)}])
-            except (Refused, ConfigError, GenerationError) as error:
-                refused = {"message": str(error), "param": getattr(error, "param", None)}
-                self._send([{"id": message["id"], "refused": refused | {"code": getattr(error, "code", None)}}])
+                if isinstance(message, Cancel):
+                    self._to_run.put(Drop(message.id, last=True))
+                elif message.id not in self._cancelled:
+                    self._begin(message)
+            except OVAFMError as error:
+                self._send([Failure(message.id, error)])
             except Exception:
-                # A fault of one request must not end the thread that all others need.
-                logger.exception("request %s could not be prepared", message["id"])
-                self._send([{"id": message["id"], "failed": "the request could not be prepared"}])
+                # A bug that one request meets must not end the thread that all others need.
+                logger.exception("request %s could not be prepared", message.id)
+                self._send([Failure(message.id, EngineLost("the request could not be prepared"))])
 
     def run_forever(self) -> None:
         """Step the engine while there is something to generate."""
         while True:
-            self._take(wait=not self._batch.busy)
-            if self._batch.busy:
-                events: list[Message] = list(self._batch.step())
-                events.append({"cache": self._batch.cache_usage()})
-                self._send(events)
+            self._take(wait=not self._engine.busy)
+            if self._engine.busy:
+                self._send([*self._engine.step(), CacheUsage(self._engine.cache_usage())])
 
     def _take(self, *, wait: bool) -> None:
-        """Start and cancel what the other threads handed over."""
+        """Start and cancel what the other threads handed over; with `wait`, wait for the first of it."""
         while True:
             try:
-                item = self._to_run.get(timeout=IDLE_POLL_S if wait else None, block=wait)
+                item = self._to_run.get(block=wait)
             except queue.Empty:
                 return
             wait = False
-            if isinstance(item, Cancel):
-                self._batch.cancel(item.id)
+            if isinstance(item, Drop):
+                self._engine.cancel(item.id)
                 if item.last:
                     self._cancelled.discard(item.id)
             elif item.id not in self._cancelled:
@@ -134,130 +131,90 @@ class Worker:
 
     def _start(self, job: Job) -> None:
         try:
-            self._batch.add(job)
+            self._engine.add(job)
         except (RuntimeError, TypeError) as error:
             logger.warning("the engine refused a request: %r", str(error))
-            self._send([{"id": job.id, "failed": "the engine refused the request"}])
+            self._send([Failure(job.id, EngineLost("the engine refused the request"))])
 
-    def _convert(self, message: Message) -> Message:
-        if message["op"] == "detokenize":
-            return {"prompt": self._batch.tokenizer.decode(message["tokens"], skip_special_tokens=False)}
-        tokens = self._tokens(message)
-        return {"tokens": tokens, "count": len(tokens), "max_model_len": self._batch.context_length}
+    def _begin(self, request: Request) -> None:
+        """Answer a request, or hand it to the engine's thread."""
+        task = request.task
+        if isinstance(task, Generate):
+            job = self._prepare(request.id, task)
+            self._send([PromptTokens(job.id, len(job.tokens))])
+            self._to_run.put(job)
+        elif isinstance(task, Tokenize):
+            self._send([Result(request.id, self._tokens(task.prompt))])
+        else:
+            text = self._session.tokenizer.decode(list(task.tokens), skip_special_tokens=False)
+            self._send([Result(request.id, text)])
 
-    def _tokens(self, message: Message) -> list[int]:
-        if "tokens" in message:
-            tokens = list(message["tokens"])
-            if tokens and max(tokens) >= self._batch.vocab:
-                raise Refused(f"token {max(tokens)} is not in the vocabulary of {self._batch.vocab}", param="prompt")
-            return tokens
-        if "messages" in message:
-            return self._prompter.chat(message["messages"], message.get("tools"), message.get("template_options"))
-        return self._prompter.text(message["prompt"], special=message.get("special", True))
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, Chat):
+            return self._prompter.chat(prompt.messages, prompt.tools, prompt.template_options)
+        if isinstance(prompt, Text):
+            return self._prompter.text(prompt.text, special=prompt.special)
+        largest, vocab = max(prompt.ids, default=0), self._session.model.geometry.vocab
+        if largest >= vocab:
+            raise APIError(f"token {largest} is not in the vocabulary of {vocab}", "prompt")
+        return list(prompt.ids)
 
-    def _prepare(self, message: Message) -> Job:
-        tokens = self._tokens(message)
-        param = "messages" if "messages" in message else "prompt"
-        limit = self._batch.context_length
-        if not tokens:
-            raise Refused("the prompt has 0 tokens; give it some text", param=param)
-        if len(tokens) >= limit:
-            raise Refused(
-                f"the prompt has {len(tokens)} tokens and the context is {limit} tokens; shorten it",
-                param=param,
-                code="context_length_exceeded",
-            )
-        if len(tokens) > self._batch.max_prompt_tokens:
-            longest = self._batch.max_prompt_tokens
-            raise Refused(
-                f"the prompt has {len(tokens)} tokens and {self._batch.device} takes up to {longest}; shorten it",
-                param=param,
-                code="context_length_exceeded",
-            )
-        if message.get("logprobs") and not self._batch.logprobs:
-            raise Refused(
-                f"logprobs are not available on {self._batch.device}; leave them out",
-                param="logprobs",
-                code="unsupported_parameter",
-            )
-        fields = dict(message["params"])
-        wanted = fields.get("max_new_tokens")
-        if wanted is not None and wanted > limit:
-            raise Refused(
-                f"max_tokens is {wanted} and the context is {limit} tokens; ask for fewer",
-                param="max_tokens",
-                code="context_length_exceeded",
-            )
-        params = Params(**{**fields, "stop": tuple(fields.get("stop", ()))})
-        config = params.apply(self._default_config(), room=limit - len(tokens))
-        config.logprobs = 1 if message.get("logprobs") else 0
-        stop = tuple(sorted({*params.stop, *config.stop_strings}))
-        # Matched by the assembler, which never shows a beginning of one.
-        config.stop_strings = set()
-        if form := message.get("form"):
-            wanted_form = structured_output(form)
-            self._grammar.check(wanted_form)
-            config.structured_output_config = wanted_form
+    def _prepare(self, request_id: int, task: Generate) -> Job:
+        tokens = self._tokens(task.prompt)
+        self._check(task, tokens)
+        config = self._session.generation_config(task.params, prompt_tokens=len(tokens))
+        config.logprobs = int(task.logprobs)
+        if task.output_format is not None:
+            structure = structured_output(task.output_format)
+            self._grammar.check(structure)
+            config.structured_output_config = structure
         try:
             config.validate()
         except RuntimeError as error:
-            raise Refused(last_line(error)) from error
-        self._send([{"id": message["id"], "prompt_tokens": len(tokens)}])
-        return Job(message["id"], tokens, config, self._batch.assembler(stop), bool(message.get("logprobs")))
+            raise APIError(last_line(error)) from error
+        return Job(request_id, tokens, config, self._session.assembler(task.params.stop), task.logprobs)
 
-    def _default_config(self) -> Any:
-        import openvino_genai
+    def _check(self, task: Generate, tokens: Sequence[int]) -> None:
+        """Refuse what the engine cannot do."""
+        session, new_tokens = self._session, task.params.max_new_tokens
+        try:
+            session.check_prompt_length(len(tokens))
+        except GenerationError as error:
+            param = "messages" if isinstance(task.prompt, Chat) else "prompt"
+            raise APIError(str(error), param, TOO_LONG if tokens else None) from error
+        if task.logprobs and not self._engine.logprobs:
+            message = f"logprobs are not available on {session.device_label}; leave them out"
+            raise APIError(message, "logprobs", "unsupported_parameter")
+        if new_tokens is not None and new_tokens > session.context_length:
+            message = f"max_tokens is {new_tokens} and the context is {session.context_length} tokens; ask for fewer"
+            raise APIError(message, "max_tokens", TOO_LONG)
 
-        path = self._model_dir / "generation_config.json"
-        config = openvino_genai.GenerationConfig(path) if path.exists() else openvino_genai.GenerationConfig()
-        if not config.stop_token_ids:
-            config.set_eos_token_id(self._batch.tokenizer.get_eos_token_id())
-        return config
 
-
-def main() -> None:
-    """Serve the pipe until it closes."""
+def run(channel: Channel, spec: EngineSpec) -> None:
+    """Load a model and serve the pipe until it closes; see `child_process.WorkerProcess`."""
     logging.basicConfig(level=logging.WARNING, format="engine: %(levelname)s: %(message)s", stream=sys.stderr)
-    # The pipes stay ours: native code that writes to descriptor 1 writes to the log, and a process forked from
-    # here (telemetry does) closes a `sys.stdin` that no thread is reading.
-    requests, channel = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    with Path(os.devnull).open("rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-    spec = EngineSpec(**json.loads(requests.readline()))
-    lock = threading.Lock()
 
-    def send(messages: list[Message]) -> None:
-        with lock:
-            _write(channel, messages)
+    def send(messages: Sequence[object]) -> None:
+        try:
+            channel.send(messages)
+        except OSError:
+            os._exit(0)
 
     ready: Future[Worker] = Future()
-    threading.Thread(target=_read, args=(requests, ready), daemon=True).start()
+    threading.Thread(target=_read, args=(channel, ready), daemon=True).start()
     try:
         worker = Worker(spec, send)
     except OVAFMError as error:
-        send([{"unusable": str(error)}])
-        os._exit(1)
-    send([{"ready": worker.info()}])
+        send([Unusable(str(error))])
+        return
+    send([worker.info])
     ready.set_result(worker)
     threading.Thread(target=worker.prepare_forever, daemon=True).start()
     worker.run_forever()
 
 
-def _read(requests: IO[bytes], ready: Future[Worker]) -> None:
-    for line in requests:
-        ready.result().receive(json.loads(line))
-    # The server has gone or wants us gone; native libraries may hang while they are unloaded.
+def _read(channel: Channel, ready: Future[Worker]) -> None:
+    for message in channel:
+        ready.result().receive(message)
+    # The server closed the pipe or died. Native libraries may hang while they are unloaded.
     os._exit(0)
-
-
-def _write(channel: IO[str], messages: list[Message]) -> None:
-    try:
-        channel.write(json.dumps(messages) + "\n")
-        channel.flush()
-    except BrokenPipeError:
-        os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -12,16 +12,16 @@ import jsonschema_rs
 import openai
 import pytest
 from support import serving
+from support.exact import EXACT_OPTIONS
 
-from ov_afm.runtime.sampling import Params
+from ov_afm.serve.app import sampling
+from ov_afm.serve.protocol import CompletionRequest
 
 
 @pytest.fixture(scope="module")
 def server(tiny_model: Path) -> Iterator[serving.Server]:
     # Requests that are computed together must not round otherwise than those that are alone.
-    exact = ("--kv-cache", "f32", "--ov-config", "INFERENCE_PRECISION_HINT=f32")
-    exact += ("--ov-config", "DYNAMIC_QUANTIZATION_GROUP_SIZE=0")
-    arguments = ("--model", f"tiny={tiny_model}", "--cache-size-gb", "0.05", "--max-body-mb", "8", *exact)
+    arguments = ("--model", f"tiny={tiny_model}", "--cache-size-gb", "0.05", "--max-body-mb", "8", *EXACT_OPTIONS)
     with serving.server(*arguments) as running:
         yield running
 
@@ -154,11 +154,8 @@ def test_null_means_absent(server: serving.Server) -> None:
 
 
 def test_load_generators_can_ask_for_answers_of_a_fixed_length() -> None:
-    from ov_afm.serve.app import sampling
-    from ov_afm.serve.protocol import CompletionRequest
-
-    assert Params(**sampling(CompletionRequest(prompt="x", ignore_eos=True), 8)).ignore_eos
-    assert not Params(**sampling(CompletionRequest(prompt="x"), 8)).ignore_eos
+    assert sampling(CompletionRequest(prompt="x", ignore_eos=True), 8).ignore_eos
+    assert not sampling(CompletionRequest(prompt="x"), 8).ignore_eos
 
 
 def test_max_completion_tokens_wins(server: serving.Server) -> None:

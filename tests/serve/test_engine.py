@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from pathlib import Path
 
 import pytest
 
-from ov_afm.serve.batching import EngineSpec
-from ov_afm.serve.engine import Engine, EngineTimeout, Stream
+from ov_afm.serve.engine import Engine, Stream
+from ov_afm.serve.errors import EngineTimeout
+from ov_afm.serve.messages import EngineSpec, Generate, Piece, Text
 
-PIECE = {"id": 7, "text": "a", "tokens": 1}
+PIECE = Piece(7, "a", 1)
 TURNS = range(5)
 
 
@@ -74,13 +76,13 @@ def test_time_runs_while_waiting_and_while_running() -> None:
 
 def _engine(request_timeout_s: float = 60) -> Engine:
     """One slot and no process behind it."""
-    engine = Engine(EngineSpec(model_dir="none", max_running=1), request_timeout_s=request_timeout_s)
+    engine = Engine(EngineSpec(Path("none"), max_running=1), request_timeout_s=request_timeout_s)
     engine.state = "ready"
     return engine
 
 
 def _slot(engine: Engine) -> contextlib.AbstractAsyncContextManager[Stream]:
-    return engine.open([{"op": "generate"}])
+    return engine.open([Generate(Text("Hello"))])
 
 
 async def _hold(engine: Engine) -> None:

@@ -207,14 +207,14 @@ def test_engine_ends_with_a_server_that_was_killed(tiny_model: Path) -> None:
 )
 def test_wrong_start_is_one_line(arguments: list[str], message: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "ov_afm.cli.serve", *arguments], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "ov_afm", "serve", *arguments], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (1, f"ov-afm: error: {message}\n")
 
 
 def test_model_that_cannot_be_loaded_ends_the_server_with_one_line(tiny_model: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "ov_afm.cli.serve", str(tiny_model), "--port", "0", "--cache-size-gb", "0.0000001"],
+        [sys.executable, "-m", "ov_afm", "serve", str(tiny_model), "--port", "0", "--cache-size-gb", "0.0000001"],
         capture_output=True,
         text=True,
         timeout=60,

@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from ov_afm.serve.engine import Stream
+from ov_afm.serve.messages import Piece
 from ov_afm.serve.prometheus import Instruments
 from ov_afm.serve.responses import Answer, EventStream
 
@@ -27,10 +28,10 @@ def test_silence_is_filled_with_comments_and_no_event_is_lost() -> None:
         stream = Stream([7])
         answer = Answer("tiny", True, Instruments())
         response = EventStream(answer, stream, contextlib.AsyncExitStack(), keep_alive_s=QUIET_S / 3)
-        serving = asyncio.create_task(response({"type": "http"}, never, send))
+        serving = asyncio.create_task(response({"type": "http", "method": "POST"}, never, send))
         for text, end in (("a", None), ("b", "stop")):
             await asyncio.sleep(QUIET_S)
-            stream.put({"id": 7, "text": text, "tokens": 1} | ({} if end is None else {"end": end}))
+            stream.put(Piece(7, text, 1, end=end))
         await asyncio.wait_for(serving, 5)
 
     asyncio.run(serve())

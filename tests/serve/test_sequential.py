@@ -86,7 +86,7 @@ def test_what_the_npu_cannot_do_is_refused(server: serving.Server, fields: dict[
 
 def test_size_of_a_cache_that_is_not_there_is_refused(tiny_model: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "ov_afm.cli.serve", str(tiny_model), "--device", "NPU-EMULATED"]
+        [sys.executable, "-m", "ov_afm", "serve", str(tiny_model), "--device", "NPU-EMULATED"]
         + ["--cache-size-gb", "1", "--port", "0"],
         capture_output=True,
         text=True,

@@ -10,6 +10,7 @@ import jsonschema_rs
 import openai
 import pytest
 from support import serving, tiny
+from support.exact import EXACT_OPTIONS
 
 from ov_afm import export
 
@@ -19,7 +20,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.Server]
     """A model that begins each answer with `<tool_call>`, and knows nothing of what follows."""
     checkpoint = tiny.write_caller(tmp_path_factory.mktemp("caller") / "checkpoint")
     model = export(str(checkpoint), tmp_path_factory.mktemp("models") / "caller", recipe="fp32").path
-    with serving.server("--model", f"caller={model}", "--cache-size-gb", "0.05", "--kv-cache", "f32") as running:
+    with serving.server("--model", f"caller={model}", "--cache-size-gb", "0.05", *EXACT_OPTIONS) as running:
         yield running
 
 

@@ -46,7 +46,7 @@ class Server:
     def __init__(self, *arguments: str | Path, port: int = 0) -> None:
         self.log: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "ov_afm.cli.serve", "--port", str(port), *map(str, arguments)],
+            [sys.executable, "-m", "ov_afm", "serve", "--port", str(port), *map(str, arguments)],
             stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ...errors import ConfigError, DeviceError
 from ...system import console
 from ..app import Settings
-from ..batching import EngineSpec
+from ..messages import EngineSpec
 from ..registry import Limits
 
 __all__ = ["Cluster", "replica_range", "run"]

@@ -10,7 +10,7 @@ from ray import serve
 
 from ...errors import DeviceError
 from ..app import Settings, build
-from ..batching import EngineSpec
+from ..messages import EngineSpec
 from ..registry import Limits, models_for
 
 __all__ = ["Replica"]

@@ -19,7 +19,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 from starlette.types import Message, Receive, Scope, Send
 
-from ..errors import RETRY_AFTER_S, WireError
+from ..errors import RETRY, APIError
 from ..middleware import Guard
 
 __all__ = ["Front", "conversation_of"]
@@ -34,7 +34,6 @@ ELSEWHERE = (429, 503)
 # ASGI's fields that another process can use.
 FIELDS = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers", "client", "server")
 PROMPT_CHARACTERS = 1024
-RETRY = {"Retry-After": str(RETRY_AFTER_S)}
 
 
 class Conversation(NamedTuple):
@@ -141,13 +140,15 @@ class _Relay:
                 if await self._relay(home, fields, body, conversation.key, last=not left):
                     return
             except BackPressureError:
-                await self._fail(WireError(429, "too many requests are waiting", code="queue_full", headers=RETRY))
+                await self._fail(
+                    APIError("too many requests are waiting", code="queue_full", status=429, headers=RETRY)
+                )
                 return
             except (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError) as error:
                 logger.warning("a replica was lost: %s", " ".join(str(error).split())[:200])
                 if self._spoken or not left:
                     lost = "the replica that answered is gone; ask again"
-                    await self._fail(WireError(503, lost, code="engine_unavailable", headers=RETRY))
+                    await self._fail(APIError(lost, code="engine_unavailable", status=503, headers=RETRY))
                     return
 
     async def _relay(self, home: str, fields: Mapping[str, Any], body: bytes, conversation: str, *, last: bool) -> bool:
@@ -175,7 +176,7 @@ class _Relay:
         self._spoken = self._spoken or (bool(message.get("body")) and not message["body"].startswith(b":"))
         await self._send(message)
 
-    async def _fail(self, error: WireError) -> None:
+    async def _fail(self, error: APIError) -> None:
         if self._started:
             await self._send({"type": "http.response.body", "body": _event(json.dumps(error.envelope).encode())})
             return

@@ -1,0 +1,316 @@
+"""What crosses the pipe between the server and an engine's process, in both directions.
+
+The server sends one `Request` or `Cancel` at a time. The engine sends lists, because one of its steps has something for
+many requests at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import OVAFMError
+from ..runtime.sampling import Params
+
+__all__ = [
+    "Answer",
+    "CacheUsage",
+    "Cancel",
+    "Chat",
+    "Detokenize",
+    "EngineSpec",
+    "Failure",
+    "Function",
+    "FunctionCalls",
+    "Generate",
+    "JSONSchema",
+    "ModelInfo",
+    "OutputFormat",
+    "Piece",
+    "Prompt",
+    "PromptTokens",
+    "Request",
+    "Result",
+    "Task",
+    "Text",
+    "TokenLogprob",
+    "Tokenize",
+    "Tokens",
+    "Unusable",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What an engine's process is started with.
+
+    Attributes:
+        model_dir: The model directory.
+        device: Name of the device, as the user gave it.
+        cache_size_gb: Bound of the KV cache; None takes a share of the free memory.
+        max_running: Most sequences that are generated at once.
+        prefill_tokens: Most tokens in one step: a long prompt is computed in pieces of this size, and
+            a cancelled one ends with its piece.
+        kv_cache: Precision of the KV cache.
+        threads: CPU threads.
+        ov_config: OpenVINO properties.
+        adapter: File and weight of a LoRA adapter; None serves the model as it is.
+    """
+
+    model_dir: Path
+    device: str = "CPU"
+    cache_size_gb: float | None = None
+    max_running: int = 32
+    prefill_tokens: int = 256
+    kv_cache: str | None = None
+    threads: int | None = None
+    ov_config: Mapping[str, Any] = field(default_factory=dict)
+    adapter: tuple[Path, float] | None = None
+
+
+# -- From the server
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation, to be rendered by the model's chat template.
+
+    Attributes:
+        messages: Role and content of each message, in the template's terms.
+        tools: Functions on offer, for a template that knows tools.
+        template_options: Further variables of the template.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    template_options: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Plain text.
+
+    Attributes:
+        text: The text; control tokens in it are recognized.
+        special: Add the tokens that the tokenizer puts around a text.
+    """
+
+    text: str
+    special: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A prompt that the client has tokenized.
+
+    Attributes:
+        ids: The tokens.
+    """
+
+    ids: Sequence[int]
+
+
+Prompt = Chat | Text | Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class JSONSchema:
+    """The answer must be JSON that a schema allows.
+
+    Attributes:
+        schema: The schema, as JSON text.
+    """
+
+    schema: str
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function that the model may call.
+
+    Attributes:
+        name: Its name.
+        parameters: JSON schema of its arguments.
+    """
+
+    name: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionCalls:
+    """Calls in the answer must be calls of these functions.
+
+    Attributes:
+        functions: The functions.
+        required: The answer must be a call.
+        once: There may be one call at most.
+    """
+
+    functions: Sequence[Function]
+    required: bool = False
+    once: bool = False
+
+
+OutputFormat = JSONSchema | FunctionCalls
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Continue a prompt.
+
+    Attributes:
+        prompt: What is to be continued.
+        params: Sampling parameters.
+        output_format: What the answer must look like; None for free text.
+        logprobs: Report each token's log probability.
+    """
+
+    prompt: Prompt
+    params: Params = field(default_factory=Params)
+    output_format: OutputFormat | None = None
+    logprobs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenize:
+    """Ask for the tokens of a prompt."""
+
+    prompt: Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Detokenize:
+    """Ask for the text of tokens."""
+
+    tokens: Sequence[int]
+
+
+Task = Generate | Tokenize | Detokenize
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A task and the number that its answers carry."""
+
+    id: int
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Nobody waits for a request any more."""
+
+    id: int
+
+
+# -- From the engine: answers to a request
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokens:
+    """The engine has taken a request.
+
+    Attributes:
+        id: The request.
+        count: Tokens of its prompt.
+    """
+
+    id: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The log probability of a generated token.
+
+    Attributes:
+        token: Its text.
+        logprob: The natural logarithm of its probability.
+        bytes: Its bytes, which alone may be no text.
+    """
+
+    token: str
+    logprob: float
+    bytes: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one step of the engine added to an answer.
+
+    Attributes:
+        id: The request.
+        text: Text that is certain now; often empty.
+        tokens: Tokens generated.
+        logprobs: One entry a token, where they were asked for.
+        end: Why the answer ends here: `stop`, `length`, or `cache` when the KV cache has no room; None if it does not.
+    """
+
+    id: int
+    text: str
+    tokens: int
+    logprobs: Sequence[TokenLogprob] = ()
+    end: str | None = None
+
+    def __reduce__(self) -> tuple[type[Piece], tuple[Any, ...]]:
+        """Every token crosses the pipe as one of these; the way of a frozen dataclass takes four times as long."""
+        return Piece, (self.id, self.text, self.tokens, self.logprobs, self.end)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Tokens or text that were asked for.
+
+    Attributes:
+        id: The request.
+        value: The tokens of a `Tokenize`, the text of a `Detokenize`.
+    """
+
+    id: int
+    value: list[int] | str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A request ended with an error."""
+
+    id: int
+    error: OVAFMError
+
+
+Answer = PromptTokens | Piece | Result | Failure
+
+
+# -- From the engine: what is not about one request
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The model is loaded.
+
+    Attributes:
+        device: Name of the device that runs it.
+        context_length: Tokens that prompt and answer may have together.
+        template_knows_tools: Whether the chat template renders tools.
+    """
+
+    device: str
+    context_length: int
+    template_knows_tools: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """The model can never be loaded."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUsage:
+    """The share of the KV cache in use, from 0 to 1."""
+
+    share: float
