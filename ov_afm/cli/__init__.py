@@ -52,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage(), end="")
         return 0
     if verb == "--version":
-        from .. import __version__
+        from importlib import metadata
 
-        print(f"ov-afm {__version__}")
+        print(f"ov-afm {metadata.version('ov-afm')}")
         return 0
     if verb not in COMMANDS:
         print(f"ov-afm: error: no command {verb!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
