@@ -44,10 +44,10 @@ def main() -> None:
             ("drafted", drafted, {"num_assistant_tokens": args.assistant_tokens}),
         ):
             started = time.perf_counter()
-            found = pipeline.generate([question], **config, **extra)
+            result = pipeline.generate([question], **config, **extra)
             seconds[name].append(time.perf_counter() - started)
-            answers[name] = found.texts[0]
-        metrics = found.extended_perf_metrics
+            answers[name] = result.texts[0]
+        metrics = result.extended_perf_metrics
         accepted += metrics.get_num_accepted_tokens()
         proposed += metrics.get_num_draft_tokens()
         same += answers["alone"] == answers["drafted"]

@@ -22,7 +22,7 @@ from typing import Any
 from ov_afm.evaluation import scoring
 from ov_afm.evaluation.divergence import summarize
 from ov_afm.evaluation.text import load_text
-from ov_afm.model_dir import manifest
+from ov_afm.model_dir.geometry import Geometry
 from ov_afm.system import console
 
 FILE_TYPES = {"Q4_0": 2, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_M": 17, "Q8_0": 7}
@@ -38,8 +38,8 @@ def names_of(config: dict[str, Any]) -> Any:
     """From a tensor's name in transformers to its name in a GGUF."""
     import gguf
 
-    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.ARCEE, config["num_hidden_layers"])
-    return lambda name: known.get_name(name, try_suffixes=(".weight", ".bias"))
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.ARCEE, config["num_hidden_layers"])
+    return lambda name: names.get_name(name, try_suffixes=(".weight", ".bias"))
 
 
 def write_gguf(checkpoint: Path, path: Path, config: dict[str, Any]) -> None:
@@ -48,19 +48,19 @@ def write_gguf(checkpoint: Path, path: Path, config: dict[str, Any]) -> None:
     import torch
     from safetensors import safe_open
 
-    shape = manifest.geometry_of(config)
+    shape = Geometry.from_config(config)
     writer = gguf.GGUFWriter(path, "arcee")
-    writer.add_context_length(shape["max_positions"])
-    writer.add_embedding_length(shape["hidden"])
-    writer.add_block_count(shape["layers"])
-    writer.add_feed_forward_length(shape["intermediate"])
-    writer.add_head_count(shape["heads"])
-    writer.add_head_count_kv(shape["kv_heads"])
-    writer.add_key_length(shape["head_dim"])
-    writer.add_value_length(shape["head_dim"])
-    writer.add_rope_dimension_count(shape["head_dim"])
+    writer.add_context_length(shape.max_positions)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.intermediate)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
+    writer.add_rope_dimension_count(shape.head_dim)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(shape["vocab"])
+    writer.add_vocab_size(shape.vocab)
     writer.add_tokenizer_model("no_vocab")
     name_of = names_of(config)
     for file in sorted(checkpoint.glob("*.safetensors")):
@@ -80,13 +80,13 @@ def read_back(path: Path, checkpoint: Path, folder: Path, config: dict[str, Any]
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    held = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    tensors_of_gguf = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     name_of = names_of(config)
     weights, kinds, stored, count = {}, dict[str, int](), 0, 0
     for file in sorted(checkpoint.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118
-                tensor = held[name_of(name)]
+                tensor = tensors_of_gguf[name_of(name)]
                 values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
                 weights[name] = torch.from_numpy(values.reshape(tensors.get_slice(name).get_shape()).copy())
                 if weights[name].ndim > 1:

@@ -2,21 +2,24 @@
 
     python benchmarks/recipes.py CHECKPOINT_OR_FP32_MODEL --work-dir DIR [--only NAME ...] [--text FILE] [--plot FILE]
 
-Calibration is the packaged text (a book on Rust), evaluation the packaged one, written for this project: different
-texts of different origin. Time is of the processor, all cores together, so that a busy machine does not change it.
-What is in the work folder already is not made again.
+Calibration is on the packaged calibration text (a book on Rust), evaluation on the packaged evaluation text, which was
+written for this project. Time is processor time of all cores together, which a busy machine does not change. Models
+that are in the work folder already are not made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
-from ov_afm import compress, export, presets
+from ov_afm import export, presets
 from ov_afm.evaluation import fidelity, table
-from ov_afm.system import child_process, console
+from ov_afm.system import console
 
 INT4 = presets.Recipe("custom", weight_format="int4", sym=True, group_size=64, num_samples=64)
 INT8 = presets.RECIPES["int8"]
@@ -40,29 +43,27 @@ DEFAULT = list(RECIPES)[:5]
 
 
 def make(source: Path, folder: Path, recipe: presets.Recipe) -> dict[str, float]:
-    """Compress in a child, from the repository's root; returns its processor seconds and its peak memory in bytes."""
-    arguments = {"source": str(source), "target": str(folder), "recipe": recipe.to_dict()}
-    found: dict[str, float] = child_process.run("benchmarks.recipes:_compress", arguments)
-    return found
-
-
-def _compress(source: str, target: str, recipe: dict[str, object]) -> dict[str, float]:
-    import resource
-
-    compress(source, target, recipe=presets.Recipe.from_dict(recipe))
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    """Compress in a process of its own; returns its processor seconds and its peak memory in bytes."""
+    file = folder.with_name(f"{folder.name}.recipe.json")
+    file.write_text(json.dumps({"recipe": recipe.to_dict()}))
+    words: list[str | Path] = [sys.executable, "-m", "ov_afm", "compress", source, "--output", folder, "--recipe", file]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    # With what it has waited for: NNCF runs in a child.
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{folder.name} could not be made")
     return {"seconds": used.ru_utime + used.ru_stime, "peak_bytes": 1024.0 * used.ru_maxrss}
 
 
-def row(found: fidelity.Fidelity, cost: dict[str, float]) -> str:
+def row(result: fidelity.Fidelity, cost: dict[str, float]) -> str:
     """One line of the table."""
-    figures = found.figures
+    figures = result.figures
     quantiles = [figures.kl_mean, figures.kl_median, figures.kl_p99]
     kl = " | ".join(f"{each.value:.4f}" for each in quantiles if each)
     top1 = f"{figures.top1_agreement.value:.1%}" if figures.top1_agreement else ""
     spent = f"{cost['seconds'] / 60:.1f} | {console.human_bytes(cost['peak_bytes'])}" if cost else " | "
     return (
-        f"| {found.model} | {found.bits_per_weight:.2f} | {found.weights_bytes / 1e6:.1f} | {kl} | {top1} | "
+        f"| {result.model} | {result.bits_per_weight:.2f} | {result.weights_bytes / 1e6:.1f} | {kl} | {top1} | "
         f"{figures.perplexity.value:.2f} | {spent} |"
     )
 
