@@ -16,7 +16,6 @@ from .model_dir import bundle, manifest
 from .model_dir.model_directory import ModelDirectory
 from .presets import Recipe
 from .quantization.compress_weights import compress_ir
-from .quantization.cost import cost_between
 from .quantization.recipes import resolve_recipe
 from .system import console, resources
 from .system.atomic import disk_full_as_error, staging
@@ -92,6 +91,8 @@ def compress(
 
 def _cost(source: ModelDirectory, target: Path, log: Path) -> dict[str, Any]:
     """What compression cost, where memory holds the uncompressed model."""
+    from .quantization.cost import cost_between
+
     required = 2.0 * source.weights_bytes + 2e9
     if required > resources.free_memory():
         return {"skipped": f"the uncompressed model needs {required / 1e9:.1f} GB of memory"}

@@ -15,11 +15,10 @@ import pytest
 from support import tiny
 
 from ov_afm.errors import ConfigError, DeviceError, GenerationError, SourceError
+from ov_afm.model_dir.inference import EXACT
 from ov_afm.pipeline import Params, Pipeline
 
 GREEDY = Params(max_new_tokens=40, greedy=True, ignore_eos=True)
-# What makes a token's logits independent of how many tokens were computed with it.
-EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 CHAT = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "def add(a, b):\n    return a + b  # 你好 🙂 <|im_end|>"},
@@ -41,6 +40,22 @@ def copy_without_manifest(model: Path, target: Path, **generation_config: Any) -
     return target
 
 
+def tokenizer(pipeline: Pipeline) -> Any:
+    import openvino_genai
+
+    return openvino_genai.Tokenizer(pipeline.model_dir)
+
+
+def greedy_tokens(pipeline: Pipeline, prompt: str, count: int) -> list[int]:
+    """What GenAI generates without ov_afm."""
+    import openvino_genai
+
+    engine = openvino_genai.LLMPipeline(pipeline.model_dir, "CPU", **EXACT)
+    inputs = engine.get_tokenizer().encode(pipeline.render(prompt), add_special_tokens=False)
+    tokens: list[int] = engine.generate(inputs, max_new_tokens=count, do_sample=False, ignore_eos=True).tokens[0]
+    return tokens
+
+
 def test_stream_joins_to_what_generate_returns(pipeline: Pipeline) -> None:
     deltas = list(pipeline.stream("hello", GREEDY))
     whole = pipeline.generate("hello", GREEDY)
@@ -52,14 +67,9 @@ def test_stream_joins_to_what_generate_returns(pipeline: Pipeline) -> None:
 
 
 def test_text_is_what_the_detokenizer_makes_of_the_tokens(pipeline: Pipeline) -> None:
-    import openvino_genai
-
-    tokenizer = openvino_genai.Tokenizer(pipeline.model_dir)
-    engine = openvino_genai.LLMPipeline(pipeline.model_dir, "CPU", **EXACT)
-    inputs = tokenizer.encode(pipeline.render("hello"), add_special_tokens=False)
-    tokens = engine.generate(inputs, max_new_tokens=40, do_sample=False, ignore_eos=True).tokens[0]
+    tokens = greedy_tokens(pipeline, "hello", 40)
     assert len(tokens) == 40
-    text = tokenizer.decode(tokens)
+    text = tokenizer(pipeline).decode(tokens)
     answer = pipeline.generate("hello", GREEDY).text
     assert answer in (text, text.removesuffix("\ufffd"))
 
@@ -73,9 +83,9 @@ def test_prompt_ids_equal_transformers_chat_template(
     reference = AutoTokenizer.from_pretrained(tiny_checkpoint)
     expected = reference.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert pipeline.render(messages) == expected
-    inputs, count = pipeline._encode(messages, False)
-    assert inputs.input_ids.data[0].tolist() == reference(expected, add_special_tokens=False)["input_ids"]
-    assert count == pipeline.count_tokens(messages) == inputs.input_ids.shape[1]
+    ids = tokenizer(pipeline).encode(expected, add_special_tokens=False).input_ids.data[0].tolist()
+    assert ids == reference(expected, add_special_tokens=False)["input_ids"]
+    assert pipeline.count_tokens(messages) == len(ids)
 
 
 def test_text_is_templated_once(pipeline: Pipeline) -> None:
@@ -135,8 +145,7 @@ def test_stop_string_that_does_not_come_changes_nothing(pipeline: Pipeline) -> N
 
 
 def test_end_of_text_token_ends_the_answer(tiny_model: Path, tmp_path: Path, pipeline: Pipeline) -> None:
-    inputs, _ = pipeline._encode("hello", False)
-    tokens = pipeline._engine.generate(inputs, max_new_tokens=10, do_sample=False, ignore_eos=True).tokens[0]
+    tokens = greedy_tokens(pipeline, "hello", 10)
     end = next(index for index in range(1, 10) if tokens[index] not in tokens[:index])
     copy = copy_without_manifest(tiny_model, tmp_path / "copy", eos_token_id=tokens[end])
     with Pipeline(copy, **EXACT) as other:
@@ -247,19 +256,6 @@ def test_prompt_lookup_gives_the_same_greedy_answer(pipeline: Pipeline, tiny_mod
     with Pipeline(tiny_model, prompt_lookup=True, **EXACT) as other:
         prompt = "one two three one two three one two"
         assert other.generate(prompt, GREEDY).text == pipeline.generate(prompt, GREEDY).text
-
-
-def test_bundles_sampling_holds_when_drafting(pipeline: Pipeline, tiny_model: Path) -> None:
-    with Pipeline(tiny_model, prompt_lookup=True, warm_up=False) as other:
-        assert other._config().repetition_penalty == pipeline._config().repetition_penalty != 1.0
-        assert other._config().stop_token_ids == {2}
-
-
-def test_damaged_generation_config_is_named(tiny_model: Path, tmp_path: Path) -> None:
-    copy = copy_without_manifest(tiny_model, tmp_path / "copy")
-    (copy / "generation_config.json").write_text("{")
-    with pytest.raises((SourceError, DeviceError), match=r"generation_config\.json|parse error"):
-        Pipeline(copy)
 
 
 def test_draft_model_gives_the_same_greedy_answer(pipeline: Pipeline, tiny_model: Path) -> None:

@@ -8,8 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ..model_dir.model_directory import ModelDirectory
-from ..runtime import device_cache, device_report
-from ..runtime.devices import EMULATED_NPU, KINDS, inventory
+from ..runtime import device_cache, device_report, devices
 from ..runtime.properties import DEFAULT_CONTEXT_TOKENS
 from ..system.console import LoadDisplay, human_bytes
 from .command import command, parser
@@ -42,10 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _test(model: ModelDirectory, names: list[str] | None, *, as_json: bool) -> int:
     verdicts = {}
-    for name in names or [each.name for each in inventory().devices]:
+    for name in names or [each.name for each in devices.inventory().devices]:
         with LoadDisplay() as on_phase:
             verdict = verdicts[name] = device_report.test(model, name, on_phase)
-        label = "emulated NPU" if name.upper() == EMULATED_NPU else name
+        label = "emulated NPU" if name.upper() == devices.EMULATED_NPU else name
         if not as_json:
             print(f"{label}: {'passed' if verdict.passed else 'FAILED'}: {verdict.evidence}", flush=True)
     if as_json:
@@ -71,7 +70,7 @@ def _render(report: dict[str, Any]) -> str:
             lines += [f"  {line}" for line in _model_lines(row["model"])]
     lines += [f"{kind}: could not be asked: {reason}" for kind, reason in report["not_usable"].items()]
     present = {row["name"].partition(".")[0] for row in report["devices"]} | set(report["not_usable"])
-    lines += [f"{kind}: not here" for kind in KINDS if kind not in present]
+    lines += [f"{kind}: not here" for kind in devices.KINDS if kind not in present]
     return "\n".join(lines)
 
 

@@ -22,7 +22,6 @@ from ..presets import DEFAULT_MODEL, EMBEDDED_MODEL
 from ..runtime.lora import Adapter
 from ..system.console import Progress
 from . import checkpoint, embedded, hub
-from .gguf.weights import convert_cached
 
 __all__ = ["Source", "resolve"]
 
@@ -246,6 +245,9 @@ def _embedded(progress: Progress | None) -> Source:
 
 
 def _from_gguf(path: Path, *, kind: Kind, id: str, progress: Progress | None) -> Source:
+    # It needs numpy, which commands that only ask for a source's name do not.
+    from .gguf.weights import convert_cached
+
     with hub.byte_progress(progress, "converting GGUF") as advance:
         folder = convert_cached(path, lambda done, total: advance(done, total=total))
     checkpoint.find_weights(folder)

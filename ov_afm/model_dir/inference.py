@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    # Not at run time: `import ov_afm` must stay cheap.
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["EXACT", "decoder_inputs", "input_names", "ir_logits", "kl_divergence", "log_softmax"]
 
-F = TypeVar("F", bound=np.floating[Any])
+F = TypeVar("F", bound="np.floating[Any]")
 # OpenVINO's defaults differ between CPUs: bf16 where the CPU has it, an 8-bit KV cache, activations rounded to int8.
 EXACT: dict[str, Any] = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -38,6 +40,8 @@ def decoder_inputs(
         names: Inputs that the IR has (see `input_names`); those that it lacks are left out.
         past: Tokens that its KV cache holds already.
     """
+    import numpy as np
+
     tokens = np.atleast_2d(np.asarray(ids, np.int64))
     batch, count = tokens.shape
     inputs: dict[str, NDArray[Any]] = {
@@ -62,6 +66,8 @@ def ir_logits(ir: Path, ids: Sequence[int], **properties: Any) -> NDArray[np.flo
 
 def log_softmax(logits: NDArray[F]) -> NDArray[F]:
     """Log-probabilities over the last axis, in the type of `logits`; sums are taken at f64."""
+    import numpy as np
+
     shifted = logits - logits.max(-1, keepdims=True)
     total = np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64)
     result: NDArray[F] = shifted - np.log(total).astype(logits.dtype)
@@ -70,6 +76,8 @@ def log_softmax(logits: NDArray[F]) -> NDArray[F]:
 
 def kl_divergence(log_p: NDArray[F], log_q: NDArray[F]) -> NDArray[F]:
     """KL(p || q) in nats over the last axis; `log_p` need be normalised only up to rounding."""
+    import numpy as np
+
     p = np.exp(log_p)
     mass = p.sum(-1, dtype=np.float64)
     # Summed at f64: for models that are close it is a small difference of large terms.

@@ -10,8 +10,8 @@ from ..errors import DeviceError
 from ..kernels.select import engine_model
 from ..model_dir.model_directory import ModelDirectory
 from ..presets import RECIPES
-from . import device_cache, properties, self_test
-from .devices import EMULATED_NPU, Choice, DeviceInfo, choose, inventory
+from . import device_cache, devices, properties, self_test
+from .devices import EMULATED_NPU, Choice, DeviceInfo
 from .driver_faults import known_faults
 from .loading import (
     LoadRequest,
@@ -34,9 +34,10 @@ def describe(model: ModelDirectory | None = None) -> dict[str, Any]:
     Args:
         model: Describe also how this model would be loaded on each.
     """
+    found = devices.inventory()
     return {
-        "devices": [_device(info, model) for info in inventory().devices],
-        "not_usable": dict(inventory().faults),
+        "devices": [_device(info, model) for info in found.devices],
+        "not_usable": dict(found.faults),
     }
 
 
@@ -78,7 +79,7 @@ def test(model: ModelDirectory, device: str, on_phase: OnPhase | None = None) ->
     Raises:
         DeviceError: There is no such device, or it cannot run the model's recipe.
     """
-    choice: Choice = choose(device, model.recipe)[0]
+    choice = devices.choose(device, model.recipe)[0]
     # On NPU, enough for the long prompt: the test is of the device, not of the default limits.
     use = Use(prompt_tokens=self_test.ROOM_TOKENS) if choice.kind == "NPU" else DEFAULT_USE
     loaded_with = properties.build(choice.device, use, emulated=choice.emulated)

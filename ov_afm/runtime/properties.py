@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from ..errors import ConfigError, DeviceError
 from ..model_dir.geometry import Geometry
+from ..model_dir.inference import EXACT
 from .rules import kind_of
 
 __all__ = ["DEFAULT_USE", "MemoryEstimate", "Use", "build", "check_memory", "estimate_memory"]
@@ -202,8 +203,6 @@ def _cpu_or_gpu(use: Use) -> dict[str, Any]:
     if use.threads is not None:
         properties["INFERENCE_NUM_THREADS"] = use.threads
     if use.exact:
-        from ..model_dir.inference import EXACT
-
         properties |= EXACT
     if use.kv_cache is not None:
         properties["KV_CACHE_PRECISION"] = use.kv_cache

@@ -1,12 +1,12 @@
-"""Does a device say what the model says?
+"""Does a device answer as the model should?
 
-A driver can compute nonsense without one error (https://github.com/openvinotoolkit/openvino/issues/37419).
-So export records how the finished model answers two prompts on CPU at f32, one of them longer than
-2,048 tokens with a needle to find, and with what log-probability it would have said something else.
-A device is then asked the same. It need not give the same text, because rounding may flip a close
-call; but where it first says another word, the reference must hold that word nearly as likely. After
-that place the two answer different questions, so nothing is compared there. On the first tokens of the
-short prompt its probabilities are compared too, the recorded answer put before each.
+A driver can compute nonsense without any error (https://github.com/openvinotoolkit/openvino/issues/37419).
+So export records how the finished model answers two prompts on CPU at f32, with the log-probabilities
+of the best other tokens. One prompt is longer than 2,048 tokens, with a needle to find. A device then
+gets the same prompts. Its text may differ, because rounding may decide between two tokens that are
+nearly as likely; but where it first differs, the reference must hold the device's token nearly as likely
+as its own. After that place the two answer different questions, so nothing is compared there. For the
+first tokens of the short prompt, each with the recorded ones before it, the probabilities are compared too.
 """
 
 from __future__ import annotations
@@ -17,27 +17,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OVAFMError, SourceError, last_line
-from ..system import child_process
+from ..model_dir.inference import EXACT, decoder_inputs, input_names, log_softmax
+from ..model_dir.manifest import MODEL_XML
+from ..model_dir.model_directory import read_config
+from ..system.child_process import ChildDied, ChildProcess
+from .sampling import default_config
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["ANSWER_TOKENS", "KL_NATS", "MARGIN_NATS", "Verdict", "ask", "judge", "make_golden", "run"]
+__all__ = [
+    "ANSWER_TOKENS",
+    "KL_NATS",
+    "MARGIN_NATS",
+    "ROOM_TOKENS",
+    "Verdict",
+    "answers",
+    "ask",
+    "judge",
+    "make_golden",
+    "run",
+]
 
 ANSWER_TOKENS = 16
 # Long enough to need more than 2,048 positions, where reported faults begin.
 LONG_TOKENS = 2112
 # What a device with static shapes needs to be loaded for, to take the long prompt.
 ROOM_TOKENS = 2304
-# How much less likely than the reference's choice a device's first other word may be. Half precision and
-# 8-bit activations move log-probabilities by tenths; a word at e^-2 of the best was not a close call.
+# How much less likely than the reference's choice a device's first other token may be. Half precision and
+# 8-bit activations move log-probabilities by tenths; a token at e^-2 of the best was not a close call.
 MARGIN_NATS = 2.0
 # Tokens of the short prompt whose probabilities are compared, and by how much they may differ in the mean (KL).
-# SmolLM2 at 4 bits has 0.000 at the CPU's defaults and on the emulated NPU; chance among 64 words has whole nats.
+# SmolLM2 at 4 bits has 0.000 at the CPU's defaults and on the emulated NPU; chance among 64 tokens has whole nats.
 FIRST_TOKENS = 4
 KL_NATS = 0.25
-# Each of them computes the prompt anew.
+# Each of them computes the prompt again.
 SHORT_TOKENS = 128
 # What is recorded of each step: the best candidates, down to well below the margin.
 STORED = 64
@@ -47,7 +62,6 @@ TIMEOUT_S = 1800.0
 QUESTION = "What is the capital of France? Answer in one word."
 NO_ANSWER: Mapping[str, Any] = {"text": QUESTION, "tokens": []}
 NEEDLE = "7316"
-EXACT = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +88,12 @@ def make_golden(model_dir: Path) -> dict[str, Any]:
         `tokens` is the greedy answer of up to 16 tokens, and each of `steps` lists `token:log-probability` of the
         best candidates.
     """
-    import json
-
     import openvino_genai
 
-    folder = model_dir
-    tokenizer = openvino_genai.Tokenizer(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    reference = _Reference(folder, {tokenizer.get_eos_token_id(), *_end_tokens(folder)})
-    room = int(config["max_position_embeddings"]) - ANSWER_TOKENS
+    tokenizer = openvino_genai.Tokenizer(model_dir)
+    end_tokens = {tokenizer.get_eos_token_id(), *default_config(model_dir).stop_token_ids}
+    reference = _Reference(model_dir, end_tokens)
+    room = int(read_config(model_dir)["max_position_embeddings"]) - ANSWER_TOKENS
     prompts = []
     for name, text in (("short", QUESTION), ("long", _long_prompt(tokenizer, min(LONG_TOKENS, room)))):
         templated = _templated(tokenizer, text)
@@ -94,13 +105,6 @@ def make_golden(model_dir: Path) -> dict[str, Any]:
             entry["needle_found"] = NEEDLE in answer
         prompts.append({**entry, "steps": steps})
     return {"runtime": "f32", "prompts": prompts}
-
-
-def _end_tokens(folder: Path) -> set[int]:
-    import openvino_genai
-
-    path = folder / "generation_config.json"
-    return set(openvino_genai.GenerationConfig(path).stop_token_ids) if path.exists() else set()
 
 
 def _long_prompt(tokenizer: Any, tokens: int) -> str:
@@ -137,15 +141,14 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 
 class _Reference:
-    """The model on CPU at f32, token by token, with all logits in hand."""
+    """The model on CPU at f32, token by token, with all logits at hand."""
 
     def __init__(self, folder: Path, end_tokens: set[int]) -> None:
         import openvino
 
         self._end_tokens = end_tokens
-
-        compiled = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", EXACT)
-        self._inputs = {name for port in compiled.inputs for name in port.names}
+        compiled = openvino.Core().compile_model(folder / MODEL_XML, "CPU", EXACT)
+        self._inputs = input_names(compiled)
         self._request = compiled.create_infer_request()
 
     def answer(self, ids: Sequence[int]) -> tuple[list[int], list[str]]:
@@ -155,50 +158,39 @@ class _Reference:
         self._request.reset_state()
         # In chunks: logits of a long prompt over a large vocabulary would take a gigabyte.
         for begin in range(0, len(ids), CHUNK_TOKENS):
-            logits = self._step(ids[begin : begin + CHUNK_TOKENS], begin)
+            scores = self._step(ids[begin : begin + CHUNK_TOKENS], begin)
         tokens: list[int] = []
         steps: list[str] = []
         for position in range(len(ids), len(ids) + ANSWER_TOKENS):
-            scores = logits - logits.max()
-            scores = scores - np.log(np.exp(scores).sum())
             best = [int(each) for each in np.argsort(-scores)[:STORED]]
             kept = [token for token in best if scores[token] >= scores[best[0]] - STORED_NATS]
             steps.append(" ".join(f"{token}:{scores[token]:.3f}" for token in kept))
             tokens.append(best[0])
             if best[0] in self._end_tokens:
                 break
-            logits = self._step([best[0]], position)
+            scores = self._step([best[0]], position)
         return tokens, steps
 
     def _step(self, ids: Sequence[int], past: int) -> NDArray[np.float64]:
-        """Logits after some more tokens: (vocab,)."""
-        import numpy as np
-
-        values = {
-            "input_ids": np.array([ids], np.int64),
-            "attention_mask": np.ones((1, past + len(ids)), np.int64),
-            "position_ids": np.arange(past, past + len(ids), dtype=np.int64)[None],
-            "beam_idx": np.zeros(1, np.int32),
-        }
-        self._request.infer({name: value for name, value in values.items() if name in self._inputs})
-        logits: NDArray[np.float64] = self._request.get_tensor("logits").data[0, -1].astype(np.float64)
-        return logits
+        """Log-probabilities after some more tokens: (vocab,)."""
+        self._request.infer(decoder_inputs(ids, self._inputs, past=past))
+        return log_softmax(self._request.get_tensor("logits").data[0, -1].astype(np.float64))
 
 
-def judge(golden: Mapping[str, Any], answers: Sequence[Mapping[str, Any] | None]) -> Verdict:
+def judge(golden: Mapping[str, Any], given: Sequence[Mapping[str, Any] | None]) -> Verdict:
     """Compare a device's answers with the recorded ones.
 
     Args:
         golden: From `make_golden`.
-        answers: What `ask` gives for each prompt; None for one that did not fit the device.
+        given: What `ask` gives for each prompt; None for one that did not fit the device.
     """
     notes = []
-    for prompt, answer in zip(golden["prompts"], answers, strict=True):
+    for prompt, answer in zip(golden["prompts"], given, strict=True):
         name = prompt["name"]
         if answer is None:
             notes.append(f"{name}: not run, {prompt['prompt_tokens']} tokens are more than it was loaded for")
             continue
-        verdict = _judge_words(prompt, answer)
+        verdict = _judge_tokens(prompt, answer)
         if not verdict.passed:
             return verdict
         divergence = _divergence(prompt["steps"], answer["first"])
@@ -213,13 +205,13 @@ def judge(golden: Mapping[str, Any], answers: Sequence[Mapping[str, Any] | None]
     return Verdict(True, "; ".join(notes))
 
 
-def _judge_words(prompt: Mapping[str, Any], answer: Mapping[str, Any]) -> Verdict:
-    expected, found = prompt["tokens"], answer["tokens"]
-    same = next((at for at, (one, other) in enumerate(zip(expected, found, strict=False)) if one != other), None)
-    if same is None and len(found) >= len(expected):
+def _judge_tokens(prompt: Mapping[str, Any], answer: Mapping[str, Any]) -> Verdict:
+    expected, given = prompt["tokens"], answer["tokens"]
+    pairs = enumerate(zip(expected, given, strict=False))
+    at = next((place for place, (one, other) in pairs if one != other), len(given))
+    if at >= len(expected):
         return Verdict(True, f"all {len(expected)} tokens as recorded")
-    at = len(found) if same is None else same
-    margin, beyond = _margin(prompt["steps"][at], found[at] if at < len(found) else None)
+    margin, beyond = _margin(prompt["steps"][at], given[at] if at < len(given) else None)
     if margin > MARGIN_NATS:
         return Verdict(
             False,
@@ -237,8 +229,8 @@ def _scores(step: str) -> dict[int, float]:
 def _divergence(steps: Sequence[str], first: Sequence[tuple[int, float]]) -> float:
     """A lower bound of the mean KL divergence of a device's next tokens from the recorded ones, in nats.
 
-    An engine tells the probability of the token that it chooses, so the two distributions are compared as far as "this
-    token or another" goes; to look less closely never makes a divergence greater.
+    An engine reports the probability of the token that it chooses, so the two distributions are compared on "this token
+    or another" only; merging outcomes never makes a divergence greater.
     """
     import math
 
@@ -277,20 +269,14 @@ def run(
         model_dir: The model directory.
         golden: The manifest's `checks["golden"]`; None tests only that the device loads and answers.
         device: OpenVINO's name.
-        properties: What to load it with; what is no JSON value is left out.
+        properties: What to load it with; objects of GenAI, which cannot be sent to a child, are left out.
         timeout_s: Seconds after which it counts as hung.
     """
-    # Lists are paths: of extensions.
-    plain = {
-        key: [str(each) for each in value] if isinstance(value, list) else value
-        for key, value in properties.items()
-        if isinstance(value, str | int | float | list)
-    }
-    asked = ("text", "tokens")
-    prompts = [{key: each[key] for key in asked} for each in golden["prompts"]] if golden else [dict(NO_ANSWER)]
+    plain = {key: value for key, value in properties.items() if isinstance(value, str | int | float | list)}
+    prompts = golden["prompts"] if golden else [NO_ANSWER]
     try:
-        given = child_process.ChildProcess(timeout_s=timeout_s).run(answers, model_dir, device, plain, prompts)
-    except child_process.ChildDied as error:
+        given = ChildProcess(timeout_s=timeout_s).run(answers, model_dir, device, plain, prompts)
+    except ChildDied as error:
         return Verdict(False, f"loading and asking it in a child process failed: {error}")
     except (OVAFMError, RuntimeError) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -301,9 +287,12 @@ def run(
 
 
 def answers(
-    model_dir: Path, device: str, properties: dict[str, Any], prompts: list[dict[str, Any]]
+    model_dir: Path, device: str, properties: Mapping[str, Any], prompts: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any] | None]:
-    """A device's answers, None for a prompt longer than it was loaded for; may end the process with the driver."""
+    """A device's answer to each prompt, None for one that is longer than it was loaded for.
+
+    A faulty driver may end the process.
+    """
     import openvino_genai
 
     try:
@@ -314,7 +303,7 @@ def answers(
 
 
 def ask(engine: Any, prompt: Mapping[str, Any], limit: int | None = None) -> dict[str, Any] | None:
-    """Have an engine answer one of the golden prompts.
+    """Give one of the golden prompts to an engine.
 
     Args:
         engine: GenAI's `LLMPipeline` or `ContinuousBatchingPipeline`.

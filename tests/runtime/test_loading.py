@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import simulated_faults
 
 from ov_afm.errors import ConfigError, DeviceError
 from ov_afm.model_dir import manifest
+from ov_afm.model_dir.model_directory import ModelDirectory
 from ov_afm.pipeline import Params, Pipeline, Use
 from ov_afm.runtime import device_cache, devices, loading, self_test
-from ov_afm.serve.batching import Batch, EngineSpec
+from ov_afm.serve.batching import BatchingEngine
+from ov_afm.serve.messages import EngineSpec
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OV_AFM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support"))
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(tiny_model, copy)
     contents = manifest.read(copy)
     assert contents is not None
-    contents.checks["golden"] = self_test.make_golden(str(copy))
+    contents.checks["golden"] = self_test.make_golden(copy)
     manifest.write(copy, contents)
     return copy
 
@@ -39,7 +41,7 @@ def simulate_gpu(monkeypatch: pytest.MonkeyPatch, fault: str, memory_bytes: int 
     gpu = devices.DeviceInfo("GPU", "Simulated Arc", "1.0", memory_bytes, ("FP16",))
     cpu = devices.DeviceInfo("CPU", "CPU", None, None, ("FP32",))
     monkeypatch.setattr(devices, "inventory", lambda: devices.Inventory((cpu, gpu)))
-    monkeypatch.setattr(self_test, "TRIAL", f"simulated_faults:{fault}")
+    simulated_faults.replace(monkeypatch, self_test, "answers", getattr(simulated_faults, fault))
 
 
 @pytest.mark.parametrize("asked", ["AUTO", "GPU"])
@@ -78,7 +80,7 @@ def test_answers_that_export_did_not_record_are_recorded_once_when_a_device_need
     for _ in range(2):
         with Pipeline(copy, "GPU", warm_up=False, on_phase=lambda name, _: steps.append(name)) as pipeline:
             assert "where the model says" in pipeline.device_note
-        device_cache.remember("verdicts", loading.verdict_key(device_cache.model_key(copy, contents), "GPU"), None)
+        device_cache.remember("verdicts", loading.verdict_key(ModelDirectory.open(copy).key, "GPU"), None)
     assert [name for name in steps if name.startswith("recording answers")] == steps[:1]
     (known,) = device_cache.read("golden").values()
     assert [prompt["tokens"] for prompt in known["prompts"]] == [prompt["tokens"] for prompt in recorded["prompts"]]
@@ -204,9 +206,9 @@ def test_a_cpu_that_answers_something_else_is_refused(model: Path, tmp_path: Pat
     short["steps"] = [f"{token}:-0.010" for token in short["tokens"]]
     manifest.write(copy, contents)
     with pytest.raises(DeviceError, match=r"gives wrong answers on this CPU: short prompt: the prob.* \(KL\)"):
-        Batch(EngineSpec(str(copy), cache_size_gb=0.02)) if batch else Pipeline(copy)
+        BatchingEngine(EngineSpec(copy, cache_size_gb=0.02)) if batch else Pipeline(copy)
 
 
 def test_a_cache_smaller_than_the_recorded_prompt_is_warmed_up_without_it(model: Path) -> None:
-    batch = Batch(EngineSpec(str(model), cache_size_gb=1.1e-5))
-    assert batch.cache_tokens == 32
+    engine = BatchingEngine(EngineSpec(model, cache_size_gb=1.1e-5))
+    assert engine.session.cache_tokens == engine.session.context_length == 32

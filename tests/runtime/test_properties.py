@@ -8,27 +8,56 @@ from typing import Any
 import pytest
 
 from ov_afm.errors import ConfigError, DeviceError
+from ov_afm.model_dir.geometry import Geometry
 from ov_afm.runtime.properties import Use, build, check_memory, estimate_memory
 
-AFM = {"layers": 36, "kv_heads": 4, "head_dim": 128, "max_positions": 65_536}
+AFM = Geometry("ArceeForCausalLM", 2560, 36, 20, 4, 128, 18_432, 128_004, 65_536, "relu2")
 
 
-def answer(model: Path, device: str, properties: dict[str, Any]) -> list[int]:
+def answer(model: Path, device: str, properties: dict[str, Any], *, batched: bool = False) -> list[int]:
     import openvino_genai
 
+    if batched:
+        scheduler = properties.pop("scheduler_config", openvino_genai.SchedulerConfig())
+        batching = openvino_genai.ContinuousBatchingPipeline(model, scheduler, device, properties)
+        config = openvino_genai.GenerationConfig(max_new_tokens=4, ignore_eos=True)
+        ids = batching.get_tokenizer().encode("hello", add_special_tokens=False).input_ids
+        return list(batching.generate([ids], [config])[0].m_generation_ids[0])
     engine = openvino_genai.LLMPipeline(model, device, **properties)
     inputs = engine.get_tokenizer().encode("hello", add_special_tokens=False)
     tokens: list[int] = engine.generate(inputs, max_new_tokens=4, do_sample=False, ignore_eos=True).tokens[0]
     return tokens
 
 
+@pytest.mark.parametrize("batched", [False, True], ids=["alone", "batched"])
 @pytest.mark.parametrize(
     "use",
-    [Use(), Use(threads=1, kv_cache="f16"), Use(exact=True), Use(prefix_caching=False)],
-    ids=["default", "threads", "exact", "no-prefix-caching"],
+    [
+        Use(),
+        Use(threads=1),
+        Use(kv_cache="u8"),
+        Use(kv_cache="f16"),
+        Use(kv_cache="f32"),
+        Use(exact=True),
+        Use(prefix_caching=False),
+    ],
+    ids=["default", "threads", "u8", "f16", "f32", "exact", "no-prefix-caching"],
 )
-def test_cpu_plugin_takes_what_is_built(tiny_model: Path, use: Use) -> None:
-    assert len(answer(tiny_model, "CPU", build("CPU", use))) == 4
+def test_cpu_plugin_takes_what_is_built(tiny_model: Path, use: Use, batched: bool) -> None:
+    assert len(answer(tiny_model, "CPU", build("CPU", use), batched=batched)) == 4
+
+
+def test_f32_cache_brings_the_inference_precision_that_it_needs() -> None:
+    # A CPU with bf16 refuses the cache otherwise: "expect kvcache type bf16, current: f32 , f32".
+    assert build("CPU", Use(kv_cache="f32"))["INFERENCE_PRECISION_HINT"] == "f32"
+    assert build("CPU", user_properties={"KV_CACHE_PRECISION": "f32"})["INFERENCE_PRECISION_HINT"] == "f32"
+    assert "INFERENCE_PRECISION_HINT" not in build("CPU", Use(kv_cache="f16"))
+    assert "INFERENCE_PRECISION_HINT" not in build("GPU", Use(kv_cache="f32"))
+
+
+def test_properties_of_the_user_override_all_others() -> None:
+    mine = {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "u8"}
+    assert build("CPU", Use(kv_cache="f32"), user_properties=mine) == mine
 
 
 @pytest.mark.parametrize(

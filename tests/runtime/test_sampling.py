@@ -40,21 +40,21 @@ def test_bad_value_is_refused_naming_field_and_value(field: str, value: Any) -> 
 def config() -> Any:
     import openvino_genai
 
-    bundle = openvino_genai.GenerationConfig()
-    bundle.temperature, bundle.top_k, bundle.do_sample = 0.5, 50, True
-    return bundle
+    defaults = openvino_genai.GenerationConfig()
+    defaults.temperature, defaults.top_k, defaults.do_sample = 0.5, 50, True
+    return defaults
 
 
-def test_what_is_not_given_comes_from_the_bundle() -> None:
+def test_what_is_not_given_comes_from_the_model() -> None:
     applied = Params().apply(config())
     assert (applied.do_sample, applied.temperature, applied.top_k) == (True, 0.5, 50)
     assert applied.max_new_tokens == DEFAULT_MAX_NEW_TOKENS
 
 
-def test_a_least_length_of_the_bundle_gives_way_to_the_longest_asked_for() -> None:
-    bundle = config()
-    bundle.min_new_tokens = 100
-    applied = Params(max_new_tokens=2).apply(bundle)
+def test_a_least_length_of_the_model_gives_way_to_the_limit_of_the_request() -> None:
+    defaults = config()
+    defaults.min_new_tokens = 100
+    applied = Params(max_new_tokens=2).apply(defaults)
     assert (applied.min_new_tokens, applied.max_new_tokens) == (2, 2)
     applied.validate()
 
@@ -65,9 +65,9 @@ def test_greedy_wins_over_sampling(params: Params) -> None:
 
 
 def test_a_sampling_value_turns_sampling_on() -> None:
-    bundle = config()
-    bundle.do_sample = False
-    assert Params(top_p=0.9).apply(bundle).do_sample
+    defaults = config()
+    defaults.do_sample = False
+    assert Params(top_p=0.9).apply(defaults).do_sample
 
 
 def test_top_k_zero_keeps_all() -> None:

@@ -1,4 +1,4 @@
-"""A device is believed when it says what the model says, and refused with evidence when it does not."""
+"""A device is trusted when it answers as the model should, and refused with evidence when it does not."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import simulated_faults
 
 from ov_afm.model_dir import manifest
+from ov_afm.model_dir.inference import EXACT
 from ov_afm.runtime import properties, self_test
 
 GOLDEN: dict[str, Any] = {
@@ -32,7 +34,7 @@ GOLDEN: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def golden(tiny_model: Path) -> dict[str, Any]:
-    return self_test.make_golden(str(tiny_model))
+    return self_test.make_golden(tiny_model)
 
 
 def judged(*tokens: int, first: Sequence[tuple[int, float]] = ()) -> self_test.Verdict:
@@ -57,14 +59,18 @@ def test_first_tokens_probabilities_are_compared() -> None:
     assert "short prompt: the probabilities of its first tokens are at least 0.38 nats (KL)" in verdict.evidence
 
 
-def test_what_is_told_of_a_divergence_is_never_more_than_it_is() -> None:
+def test_reported_divergence_is_a_lower_bound_of_the_whole_one() -> None:
     random = np.random.default_rng(0)
     for _ in range(200):
         p, q = (random.dirichlet(np.full(8, 0.5)) + 1e-9 for _ in range(2))
         step = " ".join(f"{token}:{math.log(score)}" for token, score in enumerate(p))
-        chosen = int(q.argmax())
-        told = self_test._divergence([step], [(chosen, math.log(q[chosen]))])
-        assert 0 <= told <= float((p * np.log(p / q)).sum()) + 1e-6
+        best, chosen = int(p.argmax()), int(q.argmax())
+        golden = {"prompts": [{**GOLDEN["prompts"][0], "tokens": [best], "steps": [step]}]}
+        answer = {"tokens": [best], "text": "", "first": [(chosen, math.log(q[chosen]))]}
+        evidence = self_test.judge(golden, [answer]).evidence
+        reported = re.search(r"KL (\d+\.\d+)|at least (\d+\.\d+) nats", evidence)
+        assert reported is not None, evidence
+        assert 0 <= float(reported[1] or reported[2]) <= float((p * np.log(p / q)).sum()) + 0.006
 
 
 @pytest.mark.parametrize(
@@ -101,7 +107,7 @@ def test_golden_answers_are_json_with_a_prompt_beyond_2048_tokens(golden: dict[s
 
 def test_reference_is_the_engines_own_answer_at_f32(golden: dict[str, Any], tiny_model: Path) -> None:
     prompts = golden["prompts"]
-    answers = self_test._answer(str(tiny_model), "CPU", self_test.EXACT, prompts)
+    answers = self_test.answers(tiny_model, "CPU", EXACT, prompts)
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer is not None
         assert answer["tokens"][: len(prompt["tokens"])] == prompt["tokens"]
@@ -146,8 +152,7 @@ def test_model_with_wrong_weights_is_refused(golden: dict[str, Any], tiny_model:
 def test_simulated_fault_fails_the_test(
     golden: dict[str, Any], tiny_model: Path, monkeypatch: pytest.MonkeyPatch, fault: str, reason: str
 ) -> None:
-    monkeypatch.setattr(self_test, "TRIAL", f"simulated_faults:{fault}")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support"))
+    simulated_faults.replace(monkeypatch, self_test, "answers", getattr(simulated_faults, fault))
     verdict = self_test.run(tiny_model, golden, "NPU", {}, timeout_s=3 if "hangs" in fault else 60)
     assert not verdict.passed
     assert reason in verdict.evidence
