@@ -325,6 +325,6 @@ def _adopt(source: Source, partial: Path, verify: bool, bars: console.Progress, 
 
 
 if __name__ == "__main__":
-    from .cli.export import main
+    from .cli import main
 
-    sys.exit(main())
+    sys.exit(main(["export", *sys.argv[1:]]))
