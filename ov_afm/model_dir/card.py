@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..system.console import markdown_table
 from .manifest import Manifest
 
 __all__ = ["check_lines", "render"]
@@ -17,8 +18,6 @@ CARD = """---
 
 {source} converted to [OpenVINO](https://docs.openvino.ai) IR by ov_afm: {recipe}.
 
-| | |
-|---|---|
 {facts}
 
 ## Checks made at export
@@ -69,11 +68,11 @@ def render(manifest: Manifest) -> str:
     if source.get("synthetic"):
         origin = f"A synthetic checkpoint of random weights ({origin}; it speaks no language)"
     facts = {
-        "architecture": manifest.geometry.get("architecture"),
+        "architecture": manifest.geometry.architecture if manifest.geometry else None,
         "source revision": source.get("revision"),
         "weights": ", ".join(f"{count} × {kind}" for kind, count in recipe.get("layers", {}).items()) or recipe["name"],
         "calibration data": (recipe.get("calibration") or {}).get("name"),
-        "context": f"{manifest.geometry['max_positions']} tokens" if "max_positions" in manifest.geometry else None,
+        "context": f"{manifest.geometry.max_positions} tokens" if manifest.geometry else None,
         "made with": ", ".join(f"{package} {version}" for package, version in versions.items() if version),
     }
     return CARD.format(
@@ -81,7 +80,7 @@ def render(manifest: Manifest) -> str:
         title=f"{name} {recipe['name']} (OpenVINO)",
         source=origin,
         recipe=f"recipe `{recipe['name']}`",
-        facts="\n".join(f"| {key} | {value} |" for key, value in facts.items() if value),
+        facts=markdown_table(["", ""], [(key, value) for key, value in facts.items() if value]),
         checks="\n".join(f"- {line}" for line in check_lines(manifest.checks)) or "- none",
         name=name,
     )

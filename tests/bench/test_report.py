@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from ov_afm.bench import report
 from ov_afm.bench.recommendation import RULE, recommend
-from ov_afm.bench.summary import summarize
-from ov_afm.cli.bench import report
+from ov_afm.bench.statistics import summarize
 
 RUNS = 3
 

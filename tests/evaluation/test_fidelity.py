@@ -10,16 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 import pytest
 from support import tiny
 
-from ov_afm.conversion import verify
+from ov_afm.cli.evaluate import main
 from ov_afm.errors import ConfigError, OVAFMError, SourceError
-from ov_afm.evaluation import scoring, table
-from ov_afm.evaluation import text as eval_text
+from ov_afm.evaluation import logits, scoring, table
 from ov_afm.evaluation.cache import FLOOR, Expected, Journal, Store
-from ov_afm.evaluation.divergence import Interval, Scores, log_softmax, summarize
-from ov_afm.evaluation.evaluate import Fidelity, compare, evaluate, kl, main, uncompressed
+from ov_afm.evaluation.divergence import Interval, Scores, summarize
+from ov_afm.evaluation.fidelity import Fidelity, compare, evaluate, uncompressed
+from ov_afm.evaluation.text import DEFAULT_TEXT, Encoder, load_text
+from ov_afm.model_dir import manifest
+from ov_afm.model_dir.model_directory import finish
+from ov_afm.model_dir.geometry import Geometry
+from ov_afm.model_dir.inference import ir_logits, log_softmax
+from ov_afm.model_dir.model_directory import read_config
+from ov_afm.presets import RECIPES
 from ov_afm.system.console import Progress
 
 TOKENS, BLOCK = 900, 200
@@ -35,11 +42,11 @@ def measured(model: Path, reference: Path | None, **options: Any) -> Fidelity:
     return evaluate(model, reference, **{"tokens": TOKENS, "block_tokens": BLOCK, **options})
 
 
-def message(error: type[OVAFMError], *arguments: Any, **options: Any) -> str:
-    with pytest.raises(error) as caught:
+def refusal(*arguments: Any, **options: Any) -> OVAFMError:
+    with pytest.raises(OVAFMError) as caught:
         measured(*arguments, **options)
     assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return caught.value
 
 
 # -- The figures
@@ -47,12 +54,12 @@ def message(error: type[OVAFMError], *arguments: Any, **options: Any) -> str:
 
 def test_figures_are_those_of_whole_distributions(tiny_model: Path, tiny_fp32: Path) -> None:
     found = measured(tiny_model, tiny_fp32)
-    ids = eval_text.Encoder(tiny_model)(eval_text.load_text().content)[:TOKENS]
+    ids = Encoder(tiny_model)(load_text().content)[:TOKENS]
     divergence, nll, agreement = [], [], []
     for first in range(0, TOKENS, BLOCK):
         block = ids[first : first + BLOCK]
         log_p, log_q = (
-            log_softmax(verify.ir_logits(model / "openvino_model.xml", block))[:-1] for model in (tiny_fp32, tiny_model)
+            log_softmax(ir_logits(model / "openvino_model.xml", block))[:-1] for model in (tiny_fp32, tiny_model)
         )
         divergence.append((np.exp(log_p) * (log_p - log_q)).sum(-1, dtype=np.float64))
         nll.append(-log_q[np.arange(len(block) - 1), block[1:]])
@@ -99,12 +106,9 @@ def test_without_a_reference_there_is_perplexity_alone(tiny_model: Path, tiny_fp
     alone = measured(tiny_model, None)
     assert alone.figures.kl_mean is None
     assert alone.figures.perplexity == measured(tiny_model, tiny_fp32).figures.perplexity
-    with pytest.raises(ConfigError, match="tiny-int8 was evaluated without a reference"):
+    with pytest.raises(ConfigError, match="tiny-int8 was evaluated without a reference") as caught:
         _ = alone.kl_mean
-
-
-def test_kl_is_what_a_search_asks(tiny_model: Path, tiny_fp32: Path) -> None:
-    assert kl(tiny_model, tiny_fp32, tokens=TOKENS, block_tokens=BLOCK) == measured(tiny_model, tiny_fp32)
+    assert caught.value.code == "no-reference"
 
 
 def test_bits_per_weight_count_the_file(tiny_model: Path, tiny_fp32: Path) -> None:
@@ -145,40 +149,45 @@ def test_packed_distribution_is_within_its_step() -> None:
 
 
 def test_evaluation_text_shares_no_passage_with_calibration_text() -> None:
-    root = Path(eval_text.__file__).parents[1]
+    root = DEFAULT_TEXT.parents[2]
 
     def passages(text: str) -> set[tuple[str, ...]]:
         words = re.findall(r"\w+", text.lower())
         return {tuple(words[at : at + 8]) for at in range(len(words) - 7)}
 
-    mine = passages(eval_text.load_text().content)
+    mine = passages(load_text().content)
     others = [path for path in root.rglob("*") if path.suffix in (".py", ".txt", ".md", ".jsonl")]
     for path in others:
-        if path != eval_text.DEFAULT_TEXT:
+        if path != DEFAULT_TEXT:
             assert not mine & passages(path.read_text(encoding="utf-8")), path
     assert len(mine) > 3000
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "code", "message"),
     [
-        (b" \n\n", "evaluation text t.txt is empty; give a text of a few thousand words"),
-        (b"too short", "evaluation text t.txt gives 9 tokens; at least 32 are needed"),
-        (b"caf\xe9 " * 99, "evaluation text t.txt is not UTF-8 (byte 3); convert it"),
+        (b" \n\n", "text-empty", "evaluation text t.txt is empty; give a text of a few thousand words"),
+        (b"too short", "text-short", "evaluation text t.txt gives 9 tokens; at least 32 are needed"),
+        (b"caf\xe9 " * 99, "text-encoding", "evaluation text t.txt is not UTF-8 (byte 3); convert it"),
     ],
     ids=["empty", "short", "latin-1"],
 )
-def test_text_that_says_nothing_is_refused(tiny_model: Path, tmp_path: Path, content: bytes, said: str) -> None:
+def test_text_that_says_nothing_is_refused(
+    tiny_model: Path, tmp_path: Path, content: bytes, code: str, message: str
+) -> None:
     (tmp_path / "t.txt").write_bytes(content)
-    assert message(ConfigError, tiny_model, None, text=tmp_path / "t.txt") == said
+    error = refusal(tiny_model, None, text=tmp_path / "t.txt")
+    assert isinstance(error, ConfigError)
+    assert (error.code, str(error)) == (code, message)
 
 
 def test_missing_text_and_short_block_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "none.txt"
-    assert message(ConfigError, tiny_model, None, text=path) == (
-        f"cannot read evaluation text {path} (No such file or directory); give a UTF-8 text file"
-    )
-    assert message(ConfigError, tiny_model, None, block_tokens=8) == "a block needs at least 32 tokens, found 8"
+    missing = refusal(tiny_model, None, text=path)
+    assert missing.code == "text-unreadable"
+    assert str(missing) == f"cannot read evaluation text {path} (No such file or directory); give a UTF-8 text file"
+    short = refusal(tiny_model, None, block_tokens=8)
+    assert (short.code, str(short)) == ("block-short", "a block needs at least 32 tokens, found 8")
 
 
 # -- Reference and cache
@@ -191,31 +200,34 @@ def test_reference_with_another_tokenizer_is_refused(tiny_model: Path, tiny_chec
     vocab = fields["model"]["vocab"]
     vocab["T"], vocab["Q"] = vocab["Q"], vocab["T"]
     (other / "tokenizer.json").write_text(json.dumps(fields), encoding="utf-8")
-    said = message(ConfigError, tiny_model, other)
-    ours = eval_text.Encoder(tiny_model)("T")
+    error = refusal(tiny_model, other)
+    ours = Encoder(tiny_model)("T")
+    assert error.code == "other-tokenizer"
     assert re.fullmatch(
         r"the reference other has another tokenizer than tiny-int8: token \d+ of evaluation\.txt is "
         rf"\[{vocab['T']}\] there and \[{ours[0]}\] here; compare models of one tokenizer",
-        said,
+        str(error),
     )
 
 
 def test_reference_with_another_vocabulary_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     other = tiny.write_arcee(tmp_path / "wide", vocab_size=640)
-    assert message(ConfigError, tiny_model, other) == ("tiny-int8 has 512 logits a token, the reference wide has 640")
+    error = refusal(tiny_model, other)
+    assert error.code == "other-vocabulary"
+    assert str(error) == "tiny-int8 has 512 logits a token, the reference wide has 640"
 
 
 def test_reference_that_does_not_exist_is_named(tiny_model: Path, tmp_path: Path) -> None:
-    assert message(SourceError, tiny_model, tmp_path / "gone") == f"no such file or folder: {tmp_path / 'gone'}"
+    error = refusal(tiny_model, tmp_path / "gone")
+    assert isinstance(error, SourceError)
+    assert str(tmp_path / "gone") in str(error)
 
 
 def test_reference_too_large_for_memory_names_the_way_out(
     tiny_model: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ov_afm.evaluation import logits
-
     monkeypatch.setattr(logits.resources, "free_memory", lambda: 10**9)
-    assert message(OVAFMError, tiny_model, tiny_checkpoint) == (
+    assert str(refusal(tiny_model, tiny_checkpoint)) == (
         "the reference needs about 1.0 GB of memory at f32, 1.0 GB are free; "
         f"run: ov-afm export {tiny_checkpoint} --recipe fp16 --output DIR, and give DIR as the reference"
     )
@@ -225,14 +237,15 @@ def test_logits_that_are_not_finite_are_told(tiny_fp32: Path, tmp_path: Path) ->
     broken = tmp_path / "broken"
     shutil.copytree(tiny_fp32, broken)
     data = (broken / "openvino_model.bin").read_bytes()
-    matrices = dict(verify._matrices(broken / "openvino_model.xml"))
-    head = matrices["lm_head.weight"].tobytes()
+    constants = openvino.Core().read_model(tiny_fp32 / "openvino_model.xml").get_ops()
+    (head,) = [op.data.tobytes() for op in constants if op.get_friendly_name() == "self.lm_head.weight"]
     assert data.count(head) == 1
     data = data.replace(head, np.full(len(head) // 4, np.nan, dtype=np.float32).tobytes())
     (broken / "openvino_model.bin").write_bytes(data)
+    error = refusal(broken, None)
+    assert error.code == "logits-not-finite"
     assert re.fullmatch(
-        r"broken gives logits that are not finite after \d+ tokens of a block; the model is damaged",
-        message(OVAFMError, broken, None),
+        r"broken gives logits that are not finite after \d+ tokens of a block; the model is damaged", str(error)
     )
 
 
@@ -290,8 +303,11 @@ def test_journal_drops_a_torn_line() -> None:
 def test_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("OV_AFM_CACHE", str(tmp_path / "file"))
-    with pytest.raises(OVAFMError, match=r"cannot write to the cache .*set OV_AFM_CACHE to a folder of yours"):
+    with pytest.raises(
+        OVAFMError, match=r"cannot write to the cache .*set OV_AFM_CACHE to a folder of yours"
+    ) as caught:
         Store("reference", "key")
+    assert caught.value.code == "cache-unwritable"
 
 
 # -- Table, plot, command
@@ -308,18 +324,10 @@ def fidelity(model: str, size: int, divergence: float) -> Fidelity:
 
 
 def test_table_has_one_row_a_model_smallest_first() -> None:
-    rows = table.markdown([fidelity("large", 900_000, 0.0123), fidelity("small", 500_000, 0.5)]).splitlines()
+    rows = table.fidelity_table([fidelity("large", 900_000, 0.0123), fidelity("small", 500_000, 0.5)]).splitlines()
     assert [row.split(" | ")[0].strip("| ") for row in rows[2:]] == ["small", "large"]
     assert "| 500.0 kB | 4.00 | 0.500 (0.450–0.600) |" in rows[2]
     assert "0.0123 (0.0111–0.0148)" in rows[3]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.0, "0"), (3e-8, "3e-08"), (0.000123456, "0.000123"), (0.98, "0.980"), (7.389, "7.39"), (2548.4, "2548")],
-)
-def test_numbers_have_three_digits(value: float, text: str) -> None:
-    assert table.number(value) == text
 
 
 def test_plot_names_every_model_but_the_reference(tmp_path: Path) -> None:
@@ -332,8 +340,9 @@ def test_plot_names_every_model_but_the_reference(tmp_path: Path) -> None:
     table.plot(results, tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.png", "p.svg"]
-    with pytest.raises(ConfigError, match="nothing to draw: no model differs from the reference"):
+    with pytest.raises(ConfigError, match="nothing to draw: no model differs from the reference") as caught:
         table.plot(results[2:], tmp_path / "p.svg")
+    assert caught.value.code == "plot-empty"
 
 
 def test_plot_that_cannot_be_written_is_refused_before_the_work(
@@ -357,14 +366,12 @@ def test_comparing_compressed_models_alone_needs_a_reference(
 
 
 def test_uncompressed_model_among_several_is_the_reference(tiny_model: Path, tiny_fp32: Path, tmp_path: Path) -> None:
-    from ov_afm.model_dir import bundle, manifest
-    from ov_afm.presets import RECIPES
-
     named = tmp_path / "named"
     shutil.copytree(tiny_fp32, named)
     with Progress() as progress:
-        recipe = RECIPES["fp32"].recorded()
-        bundle.finish(named, manifest.Manifest({"kind": "folder", "id": "x"}, bundle.geometry(named), recipe), progress)
+        geometry = Geometry.from_config(read_config(named))
+        contents = manifest.Manifest({"kind": "folder", "id": "x"}, geometry, RECIPES["fp32"].recorded())
+        finish(named, contents, progress)
     assert uncompressed([tiny_model, named]) == named
 
 
@@ -398,7 +405,7 @@ def test_damaged_model_is_found_before_any_work(
     (cut / "openvino_model.bin").write_bytes(data[:-10])
     monkeypatch.setattr(scoring, "opened", never)
     with pytest.raises(SourceError, match="is damaged"):
-        compare([tiny_fp32, cut])
+        compare([tiny_fp32, cut], None, load_text())
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -10,14 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ov_afm.conversion import verify
+from ov_afm.bench.plan import Settings
+from ov_afm.cli.evaluate import main
 from ov_afm.errors import ConfigError, OVAFMError
-from ov_afm.evaluation import long_context, scorecard, suite
-from ov_afm.evaluation.divergence import log_softmax
-from ov_afm.evaluation.evaluate import main
+from ov_afm.evaluation import long_context, scoring, suite, table
 from ov_afm.evaluation.fidelity import compare
+from ov_afm.evaluation.lm_eval import HarnessModel, run_harness
+from ov_afm.evaluation.speed import Speed, measure_speed
 from ov_afm.evaluation.tasks import Result, wilson
 from ov_afm.evaluation.text import Encoder, load_text
+from ov_afm.model_dir.inference import ir_logits, log_softmax
+from ov_afm.system import resources
 from ov_afm.system.console import Progress
 
 
@@ -35,7 +39,7 @@ def along(model: Path, max_tokens: int | None) -> long_context.LongContext:
 def test_perplexity_by_position_is_that_of_one_long_passage(tiny_fp32: Path) -> None:
     found = along(tiny_fp32, 600)
     ids = Encoder(tiny_fp32)(load_text().content)[:600]
-    log_p = log_softmax(verify.ir_logits(tiny_fp32 / "openvino_model.xml", ids))[:-1]
+    log_p = log_softmax(ir_logits(tiny_fp32 / "openvino_model.xml", ids))[:-1]
     nll = -log_p[np.arange(599), ids[1:]]
     expected = [(first, end, math.exp(nll[first:end].mean())) for first, end in ((0, 128), (128, 256), (256, 512))]
     assert found.perplexity[:3] == tuple((first, end, pytest.approx(value, rel=1e-3)) for first, end, value in expected)
@@ -67,42 +71,41 @@ def test_real_model_finds_the_needle(smollm2_model: Path) -> None:
 def test_length_outside_the_context_is_refused(tiny_model: Path, tokens: int) -> None:
     with pytest.raises(ConfigError) as caught:
         along(tiny_model, tokens)
+    assert caught.value.code == "long-tokens"
     assert str(caught.value) == (
         f"the longest prompt must lie between 256 and the model's context of 2560, found {tokens}"
     )
 
 
 def test_cache_that_does_not_fit_in_memory_is_refused(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ov_afm.system import resources
-
     monkeypatch.setattr(resources, "free_memory", lambda: 1000)
     with pytest.raises(OVAFMError, match="a prompt of 2560 tokens at f32 needs about 1.00 GB of memory"):
         along(tiny_model, None)
 
 
-SPEED = scorecard.Speed(10.0, 500.0, 3e9, None, "not available: no counter here")
+SPEED = Speed(10.0, 500.0, 3e9, None, "not available: no counter here")
 
 
 def test_card_has_a_column_for_each_model_and_says_why_energy_is_missing(tiny_model: Path, tiny_fp32: Path) -> None:
-    fidelity = compare([tiny_model, tiny_fp32], tiny_fp32, tokens=600)
-    extras = [
-        suite.Extras(tasks=[Result("code", 5, 20, wilson(5, 20), {})], speed=SPEED),
-        suite.Extras(tasks=[Result("code", 20, 20, wilson(20, 20), {})]),
+    fidelity = compare([tiny_model, tiny_fp32], tiny_fp32, load_text(tokens=600))
+    results = [
+        suite.SuiteResult(tasks=[Result("code", 5, 20, wilson(5, 20), {})], speed=SPEED),
+        suite.SuiteResult(tasks=[Result("code", 20, 20, wilson(20, 20), {})]),
     ]
-    table = scorecard.markdown(fidelity, extras)
-    assert table.splitlines()[0] == "| | tiny-int8 | tiny-fp32 |"
-    assert "| code accuracy | 5 of 20, 25% (11%–47%) | 20 of 20, 100% (84%–100%) |" in table
-    assert "| decode, tokens/s | 10.0 | – |" in table
-    assert "| energy, J/token | no counter | – |" in table
-    assert scorecard.remarks(extras) == ["energy: not available: no counter here"]
+    text = table.card(fidelity, results)
+    assert text.splitlines()[0] == "|  | tiny-int8 | tiny-fp32 |"
+    assert "| code accuracy | 5 of 20, 25% (11%–47%) | 20 of 20, 100% (84%–100%) |" in text
+    assert "| decode, tokens/s | 10.0 | – |" in text
+    assert "| energy, J/token | no counter | – |" in text
+    assert table.card_notes(results) == ["energy: not available: no counter here"]
 
 
 @pytest.mark.slow
 def test_card_measures_all_of_it(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = scorecard.Settings(devices=("CPU",), prompt_tokens=(32,), new_tokens=4, runs=1)
-    monkeypatch.setattr(scorecard.measure_speed, "__defaults__", (settings,))
+    short = Settings(devices=("CPU",), prompt_tokens=(32,), new_tokens=4, runs=1)
+    monkeypatch.setattr(suite, "measure_speed", functools.partial(measure_speed, settings=short))
     tasks = tmp_path / "one.jsonl"
     tasks.write_text(json.dumps({"id": "1", "kind": "math", "prompt": "1?", "answer": 1}))
     assert main([str(tiny_model), "--suite", "card", "--tasks", str(tasks), "--tokens", "300"]) == 0
@@ -116,8 +119,6 @@ def test_card_measures_all_of_it(
 def test_peer_of_another_tokenizer_is_measured_without_divergence(
     tiny_model: Path, tiny_fp32: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ov_afm.evaluation import scoring
-
     real = scoring.Encoder
 
     def other(model: Path) -> Any:
@@ -126,8 +127,8 @@ def test_peer_of_another_tokenizer_is_measured_without_divergence(
 
     monkeypatch.setattr(scoring, "Encoder", other)
     with pytest.raises(scoring.OtherTokenizer):
-        compare([tiny_model], tiny_fp32, tokens=300)
-    found = compare([tiny_model], tiny_fp32, tokens=300, peers=True)[0]
+        compare([tiny_model], tiny_fp32, load_text(tokens=300))
+    found = compare([tiny_model], tiny_fp32, load_text(tokens=300), peers=True)[0]
     assert found.reference is None
     assert found.figures.kl_mean is None
     assert found.bits_per_byte > 0
@@ -163,8 +164,6 @@ def task_dir(tmp_path: Path) -> Path:
 def test_harness_that_is_not_installed_is_named(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ov_afm.system import resources
-
     monkeypatch.setattr(resources, "_installed", lambda name: name != "lm_eval")
     assert main([str(tiny_model), "--harness", "arc_easy"]) == 1
     assert capsys.readouterr().err == ("ov-afm: error: lm_eval not installed; run: pip install 'ov-afm[eval]'\n")
@@ -173,8 +172,6 @@ def test_harness_that_is_not_installed_is_named(
 @pytest.mark.slow
 def test_harness_runs_local_tasks_offline(smollm2_model: Path, task_dir: Path) -> None:
     pytest.importorskip("lm_eval")
-    from ov_afm.evaluation.lm_eval import run_harness
-
     with Progress() as progress:
         found = run_harness(smollm2_model, ["local_choice", "local_words"], progress, task_dir=task_dir)
     assert found["local_choice"]["acc,none"] == 1.0
@@ -184,21 +181,17 @@ def test_harness_runs_local_tasks_offline(smollm2_model: Path, task_dir: Path) -
 @pytest.mark.slow
 def test_harness_names_a_task_that_it_does_not_know(tiny_model: Path, task_dir: Path) -> None:
     pytest.importorskip("lm_eval")
-    from ov_afm.evaluation.lm_eval import run_harness
-
     with Progress() as progress, pytest.raises(ConfigError, match="the harness knows no task 'local_none'"):
         run_harness(tiny_model, ["local_none"], progress, task_dir=task_dir)
 
 
 def test_likelihood_is_that_of_the_distribution(tiny_fp32: Path) -> None:
-    from ov_afm.evaluation.lm_eval import HarnessModel
-
     model = HarnessModel(tiny_fp32)
     found, greedy = model.likelihood("The quick ", "brown fox")
     encoder = Encoder(tiny_fp32)
     start = encoder.start or encoder("\n")
     before, ids = [*start, *encoder("The quick")], [*start, *encoder("The quick brown fox")]
-    log_p = log_softmax(verify.ir_logits(tiny_fp32 / "openvino_model.xml", ids))
+    log_p = log_softmax(ir_logits(tiny_fp32 / "openvino_model.xml", ids))
     rows = range(len(before) - 1, len(ids) - 1)
     assert found == pytest.approx(sum(float(log_p[row, ids[row + 1]]) for row in rows), abs=1e-3)
     assert greedy == all(log_p[row].argmax() == ids[row + 1] for row in rows)

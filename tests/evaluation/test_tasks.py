@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from ov_afm.cli.evaluate import main
 from ov_afm.errors import ConfigError
 from ov_afm.evaluation import sandbox
-from ov_afm.evaluation.evaluate import main
 from ov_afm.evaluation.tasks import MAX_NEW_TOKENS, Result, Task, grade, load_tasks, run_tasks, wilson
 from ov_afm.system.console import Progress
 
@@ -171,12 +171,14 @@ def test_file_that_holds_no_tasks_is_refused(tmp_path: Path, line: str, said: st
     path.write_text('{"id": "a", "kind": "math", "prompt": "1", "answer": 1}\n' + line + "\n")
     with pytest.raises(ConfigError) as caught:
         load_tasks(str(path))
+    assert caught.value.code == "tasks-unreadable"
     assert str(caught.value).startswith(said)
 
 
 def test_unknown_set_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no tasks 'physics': give code, math or a readable .jsonl file"):
+    with pytest.raises(ConfigError, match="no tasks 'physics': give code, math or a readable .jsonl file") as caught:
         load_tasks("physics")
+    assert caught.value.code == "tasks-unknown"
 
 
 class Scripted:

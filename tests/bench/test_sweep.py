@@ -10,30 +10,33 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support import simulated_faults
 
 from ov_afm.bench import energy, report
+from ov_afm.bench import run as bench_run
+from ov_afm.bench import sweep as bench_sweep
 from ov_afm.bench.bandwidth import read_bandwidth, weight_bytes_per_token
 from ov_afm.bench.compare import compare
+from ov_afm.bench.engine import Timeline
 from ov_afm.bench.plan import Combination, Settings
 from ov_afm.bench.prompts import Prompts
 from ov_afm.bench.records import FILE_NAME, read
-from ov_afm.cli.bench import bench, main
-from ov_afm.cli.bench import memory as resources_used
-from ov_afm.cli.bench import run as bench_run
+from ov_afm.bench.run import Run
+from ov_afm.bench.statistics import number, spread
+from ov_afm.bench.sweep import bench
+from ov_afm.cli.bench import main
 from ov_afm.errors import ConfigError, DeviceError
 from ov_afm.model_dir import manifest
+from ov_afm.model_dir.model_directory import ModelDirectory
 from ov_afm.pipeline import Pipeline, Use
 from ov_afm.runtime import device_cache
-from ov_afm.runtime.metrics import percentile, spread
 from ov_afm.runtime.sampling import Params
-from ov_afm.system import child_process
+from ov_afm.system.child_process import ChildProcess
 
 FEW = Settings(devices=("CPU",), prompt_tokens=(32,), new_tokens=8, runs=2)
 FAST = ["--device", "CPU", "--prompt-tokens", "32", "--new-tokens", "8", "--runs", "2"]
@@ -80,15 +83,13 @@ def test_prompts_have_the_length_asked_for_and_no_common_beginning(tiny_model: P
 def test_prefix_caching_cannot_flatter_the_first_token(tiny_model: Path) -> None:
     settings = Settings(prompt_tokens=(2048,), new_tokens=2, runs=3)
     fresh = Combination("tiny", "CPU", "prefix-cache", 2048, 2, 1)
-    runs = []
-    child_process.run(
-        "ov_afm.bench.run:measure",
-        {"model_dir": str(tiny_model), "combination": fresh.to_dict(), "settings": asdict(settings)},
-        on_event=lambda event: runs.append(event) if event["event"] == "run" else None,
-    )
+    events: list[object] = []
+    ChildProcess(on_event=events.append).run(bench_run.measure, ModelDirectory.open(tiny_model), fresh, settings)
+    runs = [event for event in events if isinstance(event, Run)]
+    assert len(runs) == 3
     # The same prompt again is served from the cache, several times faster: the cache is on, and would be seen.
-    repeated = min(run["ttft_repeated_ms"] for run in runs)
-    assert min(run["ttft_ms"] for run in runs) > 2 * repeated
+    repeated = min(run.ttft_repeated_ms or 0 for run in runs)
+    assert min(run.ttft_ms for run in runs) > 2 * repeated > 0
 
 
 # Drafting changes speed, never the answer
@@ -185,8 +186,7 @@ def test_speeds_are_remembered_for_auto_but_not_those_of_emulations(
     swept: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OV_AFM_CACHE", str(swept.parent / "cache"))
-    key = device_cache.model_key(tiny_model, manifest.read(tiny_model))
-    assert list(device_cache.speeds(key)) == ["CPU"]
+    assert list(device_cache.speeds(ModelDirectory.open(tiny_model).key)) == ["CPU"]
 
 
 @pytest.mark.slow
@@ -211,7 +211,7 @@ def test_resumed_sweep_measures_only_what_is_missing(tiny_model: Path, tmp_path:
 def test_ctrl_c_keeps_finished_runs_and_writes_the_report(tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     options = ["--device", "CPU", "--prompt-tokens", "32", "--new-tokens", "8", "--runs", "100000", "--report"]
-    command = [sys.executable, "-m", "ov_afm.cli.bench", str(tiny_model), *options, str(folder)]
+    command = [sys.executable, "-m", "ov_afm", "bench", str(tiny_model), *options, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         path = folder / FILE_NAME
         deadline = time.monotonic() + 300
@@ -222,7 +222,7 @@ def test_ctrl_c_keeps_finished_runs_and_writes_the_report(tiny_model: Path, tmp_
         shown, said = child.communicate(timeout=300)
     assert child.returncode == 130
     assert "Traceback" not in said
-    assert said.splitlines()[-1] == "ov-afm: interrupted; the same command goes on from here"
+    assert said.splitlines()[-1] == "ov-afm: interrupted; the same command continues from here"
     assert len(read(path)) > 3
     assert "| CPU | plain | 32 |" in shown
     assert "Interrupted: this is a part of the sweep" in (folder / report.HTML_NAME).read_text()
@@ -231,22 +231,27 @@ def test_ctrl_c_keeps_finished_runs_and_writes_the_report(tiny_model: Path, tmp_
 def test_ctrl_c_before_the_first_run_leaves_a_folder_that_can_be_used(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("ov_afm.bench.sweep.Runner._measure_all", interrupted)
+        patch.setattr(ChildProcess, "run", interrupted)
         sweep = bench(tiny_model, settings=FEW, report_dir=tmp_path / "out")
     assert (sweep.records, sweep.interrupted) == ([], True)
     assert len(bench(tiny_model, settings=FEW, report_dir=tmp_path / "out").records) == 2
 
 
 def test_crash_of_one_combination_is_a_row_and_the_sweep_goes_on(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: Path, drafting_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ov_afm.bench.sweep.MEASURE", "ov_afm.bench.run:no_such_function_simulates_a_fault")
-    found = bench(tiny_model, settings=FEW).records
-    assert [(record["status"], record["reason"][:14]) for record in found] == [("failed", "AttributeError")]
+    monkeypatch.setattr(bench_sweep, "measure", simulated_faults.bench_that_crashes)
+    records = bench(drafting_model, tiny_model, settings=FEW).records
+    assert [(record["model"], record["status"]) for record in records] == [
+        ("draft", "failed"),
+        ("tiny-int8", "ok"),
+        ("tiny-int8", "ok"),
+    ]
+    assert records[0]["reason"] == "bench that crashes: the process was ended by SIGSEGV"
 
 
 def test_compare_tells_a_regression_from_noise(swept: Path) -> None:
@@ -425,50 +430,62 @@ def test_absent_sensor_has_a_reason_and_no_figure(tmp_path: Path, swept: Path) -
 
 
 def test_energy_of_a_token_leaves_out_idle_power_and_the_prompt() -> None:
-    class Meter:
-        readings: Iterator[float] = iter([0.0, 500.0, 40.0])
+    class Meter(energy.Meter):
+        def __init__(self) -> None:
+            self.readings = iter([0.0, 500.0, 40.0])
 
         def read_j(self) -> float:
             return next(self.readings)
 
     class Engine:
-        def run(self, prompts: Any, new_tokens: int, on_first: Any) -> Any:
-            times = bench_run.Timeline(0.0)
+        device, emulated, kernels = "CPU", False, False
+
+        def run(self, prompts: Any, new_tokens: int, on_first: Any = None) -> Any:
+            times = Timeline(0.0)
             on_first()
             times.arrivals = [(5.0 + index, 1) for index in range(5)]
             times.tokens, times.end = [1] * 5, 9.0
             return [times]
 
-    figures = bench_run._figures(Engine(), [[1, 2]], 5, Meter(), 4.0)  # type: ignore[arg-type]
+    run = bench_run.measure_run(Engine(), [[1, 2]], 5, Meter(), 4.0)
     # 40 J over 4 s of decoding, less 4 W of idling, for the 4 tokens after the first.
-    assert figures["energy_per_token_j"] == pytest.approx((40 - 16) / 4)
-    assert figures["ttft_ms"] == 5000
-    assert figures["tpot_p50_ms"] == 1000
+    assert run.energy_per_token_j == pytest.approx((40 - 16) / 4)
+    assert (run.ttft_ms, run.tpot_p50_ms, run.decode_tokens_per_s) == (5000, 1000, 1.0)
+    assert (run.prefill_tokens_per_s, run.generated_tokens) == (0.4, 5)
+    assert bench_run.measure_run(Engine(), [[1, 2]], 5).energy_per_token_j is None
 
 
 def test_device_memory_counts_a_driver_client_once(tmp_path: Path) -> None:
-    assert resources_used.drm_bytes(tmp_path) is None
+    assert bench_run.device_bytes(tmp_path) is None
     (tmp_path / "fdinfo").mkdir()
     memory = "drm-resident-gtt:\t2048 KiB\ndrm-resident-stolen:\t0\n"
     text = f"drm-driver:\txe\ndrm-client-id:\t7\ndrm-pdev:\t0000:00:02.0\n{memory}"
     (tmp_path / "fdinfo" / "5").write_text(text)
     (tmp_path / "fdinfo" / "6").write_text(text)
     (tmp_path / "fdinfo" / "7").write_text("pos:\t0\nflags:\t02\n")
-    assert resources_used.drm_bytes(tmp_path) == 2 << 20
+    assert bench_run.device_bytes(tmp_path) == 2 << 20
 
 
 def test_peak_memory_is_this_process_s_own() -> None:
     ballast = np.ones(40_000_000)
     child = subprocess.run(
-        [sys.executable, "-c", "from ov_afm.bench.memory import peak_rss_bytes; print(peak_rss_bytes())"],
+        [sys.executable, "-c", "from ov_afm.bench.run import peak_rss_bytes; print(peak_rss_bytes())"],
         capture_output=True,
         check=True,
     )
     assert ballast.nbytes > int(child.stdout)
 
 
-def test_bandwidth_is_a_plausible_figure() -> None:
-    assert 0.5e9 < read_bandwidth(1, buffer_bytes=64 << 20, seconds=0.05) < 1e13
+def test_bandwidth_is_that_of_a_plain_sum() -> None:
+    buffer = np.ones(8 << 20, np.uint64)
+    seconds = []
+    for _ in range(10):
+        begin = time.perf_counter()
+        np.add.reduce(buffer)
+        seconds.append(time.perf_counter() - begin)
+    expected = buffer.nbytes / min(seconds)
+    # A wrong unit or a buffer counted twice would be a factor of at least 2 to 1000; a busy machine makes less.
+    assert read_bandwidth(1, buffer_bytes=buffer.nbytes, seconds=0.3) == pytest.approx(expected, rel=0.45)
 
 
 def test_weights_of_a_token_leave_out_the_looked_up_table(tiny_model: Path) -> None:
@@ -486,9 +503,12 @@ def test_spread_of_runs() -> None:
     assert spread([None]) is None
 
 
-@pytest.mark.parametrize(("percent", "expected"), [(0, 1.0), (50, 2.5), (95, 3.85), (100, 4.0)])
-def test_percentiles_interpolate(percent: float, expected: float) -> None:
-    assert percentile([4.0, 1.0, 3.0, 2.0], percent) == pytest.approx(expected)
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (3e-8, "3e-08"), (0.000123456, "0.000123"), (0.98, "0.980"), (7.389, "7.39"), (2548.4, "2548")],
+)
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert number(value) == text
 
 
 # Peers
@@ -519,7 +539,7 @@ def test_peer_gguf_has_the_model_s_geometry(tiny_model: Path, tmp_path: Path) ->
     random_gguf = importlib.machinery.SourceFileLoader(
         "random_gguf", str(Path(manifest.__file__).parents[2] / "benchmarks" / "random_gguf.py")
     ).load_module()
-    random_gguf.write_gguf(tiny_model, tmp_path / "peer.gguf", "int4")
+    random_gguf.write_gguf(ModelDirectory.open(tiny_model), tmp_path / "peer.gguf", "int4")
     reader = gguf.GGUFReader(tmp_path / "peer.gguf")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     assert len(tensors) == 3 + 2 * 8
