@@ -6,7 +6,7 @@ The named ones are starting points. A `Recipe` is validated when it is made, so 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -90,6 +90,12 @@ class Recipe:
         Raises:
             ConfigError: A field is out of range, or two fields contradict each other.
         """
+        for problem in self._problems():
+            raise ConfigError(problem, code="recipe-invalid")
+        ordered = tuple(sorted(self.kinds, key=lambda pair: KINDS.index(pair[0])))
+        object.__setattr__(self, "kinds", ordered)
+
+    def _problems(self) -> Iterator[str]:
         for what, value, choices in (
             ("weight format", self.weight_format, WeightFormat),
             ("backup precision", self.backup_precision, BackupPrecision),
@@ -97,37 +103,28 @@ class Recipe:
             ("rounding", self.rounding, Rounding),
         ):
             if value not in get_args(choices):
-                raise ConfigError(
-                    f"{what} {value!r} is unknown; choose one of {', '.join(get_args(choices))}", code="recipe-choice"
-                )
-        self._check_ranges()
-        self._check_combinations()
-        for kind, stored in self.kinds:
-            self._check_kind(kind, stored)
-        if len(dict(self.kinds)) < len(self.kinds):
-            raise ConfigError(
-                f"a kind of matrices has one format, found {' '.join('='.join(pair) for pair in self.kinds)}",
-                code="recipe-kind-twice",
-            )
-        ordered = tuple(sorted(self.kinds, key=lambda pair: KINDS.index(pair[0])))
-        object.__setattr__(self, "kinds", ordered)
-
-    def _check_ranges(self) -> None:
+                yield f"{what} {value!r} is unknown; choose one of {', '.join(get_args(choices))}"
         if not 0.0 <= self.ratio <= 1.0:
-            raise ConfigError(f"ratio must lie between 0 and 1, found {self.ratio}", code="recipe-range")
+            yield f"ratio must lie between 0 and 1, found {self.ratio}"
         if self.group_size != CHANNEL_WISE and (self.group_size < 16 or self.group_size % 16):
-            raise ConfigError(
-                f"group size must be -1 (one scale a row) or a multiple of 16, found {self.group_size}",
-                code="recipe-range",
-            )
+            yield f"group size must be -1 (one scale a row) or a multiple of 16, found {self.group_size}"
         if self.num_samples < 1:
-            raise ConfigError(
-                f"number of calibration samples must be at least 1, found {self.num_samples}", code="recipe-range"
-            )
+            yield f"number of calibration samples must be at least 1, found {self.num_samples}"
+        yield from self._conflicts()
+        for kind, stored in self.kinds:
+            yield from self._problems_of_kind(kind, stored)
+        if len(dict(self.kinds)) < len(self.kinds):
+            yield f"a kind of matrices has one format, found {' '.join('='.join(pair) for pair in self.kinds)}"
 
-    def _check_combinations(self) -> None:
+    def _conflicts(self) -> Iterator[str]:
         fitters = {"--awq": self.awq, "--scale-estimation": self.scale_estimation, "--gptq": self.gptq}
         replaced = [flag for flag, used in fitters.items() if used]
+        if self.rounding == "fitted" and replaced:
+            yield f"fitted rounding takes the place of {', '.join(replaced)}; choose one"
+        if self.rounding == "fitted" and self.bits > 8:
+            yield f"fitted rounding is for int8 and int4, found {self.weight_format}"
+        if self.equalise == "full" and self.bits > 8:
+            yield f"equalisation 'full' prepares for int8 and int4, found {self.weight_format}; choose fp16 or none"
         four_bit_only = {
             "--group-size": self.group_size != CHANNEL_WISE,
             "--ratio": self.ratio != 1.0,
@@ -136,40 +133,18 @@ class Recipe:
             **fitters,
         }
         flags = [flag for flag, used in four_bit_only.items() if used]
-        conflict = None
-        if self.rounding == "fitted" and replaced:
-            conflict = f"fitted rounding takes the place of {', '.join(replaced)}; choose one"
-        elif self.rounding == "fitted" and self.bits > 8:
-            conflict = f"fitted rounding is for int8 and int4, found {self.weight_format}"
-        elif self.equalise == "full" and self.bits > 8:
-            conflict = (
-                f"equalisation 'full' prepares for int8 and int4, found {self.weight_format}; choose fp16 or none"
-            )
-        elif flags and self.weight_format != "int4":
-            conflict = f"{', '.join(flags)} only applies to int4, found weight format {self.weight_format}"
-        if conflict:
-            raise ConfigError(conflict, code="recipe-conflict")
+        if flags and self.weight_format != "int4":
+            yield f"{', '.join(flags)} only applies to int4, found weight format {self.weight_format}"
 
-    def _check_kind(self, kind: str, stored: str) -> None:
+    def _problems_of_kind(self, kind: str, stored: str) -> Iterator[str]:
         if kind not in KINDS:
-            raise ConfigError(
-                f"kind of matrices {kind!r} is unknown; choose one of {', '.join(KINDS)}", code="recipe-choice"
-            )
+            yield f"kind of matrices {kind!r} is unknown; choose one of {', '.join(KINDS)}"
         if stored not in KIND_FORMATS:
-            raise ConfigError(
-                f"format {stored!r} of kind {kind} is unknown; choose one of {', '.join(KIND_FORMATS)}",
-                code="recipe-choice",
-            )
+            yield f"format {stored!r} of kind {kind} is unknown; choose one of {', '.join(KIND_FORMATS)}"
         if stored == "int8" and self.backup_precision == "none":
-            raise ConfigError(
-                f"{kind}=int8 takes the backup precision, found none; choose int8_sym or int8_asym",
-                code="recipe-conflict",
-            )
+            yield f"{kind}=int8 takes the backup precision, found none; choose int8_sym or int8_asym"
         if kind in TABLES and self.all_layers:
-            raise ConfigError(
-                f"--all-layers has a format for embedding and head already, found {kind}={stored}; choose one",
-                code="recipe-conflict",
-            )
+            yield f"--all-layers has a format for embedding and head already, found {kind}={stored}; choose one"
 
     def in_backup(self, kind: str) -> bool:
         """Whether an int4 recipe keeps a kind of matrices out of its 4 bits, whatever `ratio` chooses."""
@@ -198,8 +173,8 @@ class Recipe:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Recipe:
         """The recipe of a manifest; keys that a newer ov_afm added are ignored."""
-        known = {key: value for key, value in fields.items() if key in cls.__dataclass_fields__}
-        return cls(**{**known, "kinds": tuple(dict(known.get("kinds", ())).items())})
+        own = {key: value for key, value in fields.items() if key in cls.__dataclass_fields__}
+        return cls(**{**own, "kinds": tuple(dict(own.get("kinds", ())).items())})
 
 
 RECIPES: dict[str, Recipe] = {

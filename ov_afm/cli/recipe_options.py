@@ -41,7 +41,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _kinds(text: str) -> tuple[tuple[str, str], ...]:
-    """`head=int4,down=int8` as a recipe has it; what is wrong with it the recipe says."""
+    """`head=int4,down=int8` as pairs; `Recipe` refuses what is wrong with them."""
     words = (word.partition("=") for word in text.split(","))
     return tuple((kind.strip(), stored.strip()) for kind, _, stored in words)
 

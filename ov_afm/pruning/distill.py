@@ -1,4 +1,4 @@
-"""Healing: knowledge distillation that teaches a pruned model what the original would have said.
+"""Healing: knowledge distillation, in which a pruned model learns to predict what the original predicts.
 
 Student and teacher read the same calibration text; what is minimised is KL(teacher || student) of the next-token
 distribution. Small models are trained whole, large ones through LoRA (PEFT) that is merged afterwards. The state is
@@ -100,8 +100,8 @@ class _Run:
         started = time.perf_counter()
         with torch.no_grad():
             expected = guide(batch, use_cache=False).logits.float().log_softmax(-1)
-        found = self.model(batch, use_cache=False).logits.float().log_softmax(-1)
-        loss = (expected.exp() * (expected - found)).sum(-1).mean()
+        log_q = self.model(batch, use_cache=False).logits.float().log_softmax(-1)
+        loss = (expected.exp() * (expected - log_q)).sum(-1).mean()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * min(1.0, (self.step + 1) / WARMUP_STEPS)
         self.optimizer.zero_grad()
@@ -135,8 +135,8 @@ class _Run:
         if [each.shape for each in self.weights] != [each.shape for each in content["weights"]]:
             return  # the state of a model of another shape: start again
         with torch.no_grad():
-            for mine, saved in zip(self.weights, content["weights"], strict=True):
-                mine.copy_(saved)
+            for weight, saved in zip(self.weights, content["weights"], strict=True):
+                weight.copy_(saved)
         self.optimizer.load_state_dict(content["optimizer"])
         record = json.loads(content["record"])
         self.step, self.seconds, self.losses = record["step"], record["seconds"], record["losses"]

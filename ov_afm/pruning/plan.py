@@ -66,9 +66,7 @@ def parse_count(text: str) -> int:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMB]?)", text.strip().upper())
     if not match or float(match[1]) == 0:
-        raise ConfigError(
-            f"{text!r} is no number of parameters; give one such as 2.8B or 120M", code="parameter-count-unreadable"
-        )
+        raise ConfigError(f"{text!r} is no number of parameters; give one such as 2.8B or 120M")
     return int(float(match[1]) * UNITS[match[2]])
 
 
@@ -91,8 +89,7 @@ def plan(
     before = source.parameters(tied=tied)
     if target is not None and target >= before:
         raise ConfigError(
-            f"the model has {before / 1e9:.3f} B parameters already, no more than the target of {target / 1e9:.3f} B",
-            code="target-reached-already",
+            f"the model has {before / 1e9:.3f} B parameters already, no more than the target of {target / 1e9:.3f} B"
         )
     shape, reasons = source, []
     if vocab is not None:
@@ -100,9 +97,7 @@ def plan(
         reasons.append(f"{vocab} of {source.vocab} rows of the vocabulary")
     if kv_heads is not None:
         if config.get("attention_bias"):
-            raise ConfigError(
-                "KV heads are pruned in attention without biases; config.json has attention_bias", code="attention-bias"
-            )
+            raise ConfigError("KV heads are pruned in attention without biases; config.json has attention_bias")
         shape = _with_heads(shape, kv_heads)
         queries = f"{shape.heads} of {source.heads} query heads"
         reasons.append(f"{kv_heads} of {source.kv_heads} KV heads and {queries} in each layer")
@@ -121,15 +116,14 @@ def plan(
 def _with_heads(shape: Geometry, kv_heads: int) -> Geometry:
     """The shape where that many KV heads stay, with their query heads."""
     if not 1 <= kv_heads <= shape.kv_heads:
-        raise ConfigError(f"KV heads to keep must be 1 to {shape.kv_heads}, found {kv_heads}", code="kv-heads")
+        raise ConfigError(f"KV heads to keep must be 1 to {shape.kv_heads}, found {kv_heads}")
     group = shape.heads // shape.kv_heads
     # transformers refuses other configurations, though none of its code needs that where head_dim is given.
     possible = [count for count in range(1, shape.kv_heads + 1) if shape.hidden % (count * group) == 0]
     if kv_heads not in possible:
         raise ConfigError(
             f"{kv_heads} KV heads leave {kv_heads * group} query heads, and transformers wants a number that divides "
-            f"the hidden size {shape.hidden}; KV heads to keep may be {', '.join(map(str, possible))}",
-            code="kv-heads",
+            f"the hidden size {shape.hidden}; KV heads to keep may be {', '.join(map(str, possible))}"
         )
     return replace(shape, heads=kv_heads * group, kv_heads=kv_heads)
 

@@ -147,22 +147,16 @@ class _Options:
 
     def check(self) -> None:
         if self.heal_minutes < 0:
-            raise ConfigError(
-                f"minutes of healing must not be negative, found {self.heal_minutes}", code="heal-minutes"
-            )
+            raise ConfigError(f"minutes of healing must not be negative, found {self.heal_minutes}")
         calibration.check(self.dataset)
         if any(part.name == calibration.SELF for part in calibration.parts(self.dataset)):
             raise ConfigError(
-                "prune reads its calibration text before there is a model to sample from; give a file, or packaged",
-                code="dataset-self",
+                "prune reads its calibration text before there is a model to sample from; give a file, or packaged"
             )
 
     def check_resources(self, shape: Plan) -> None:
         if self.heal_minutes and not shape.narrowed:
-            raise ConfigError(
-                "rows of the vocabulary alone leave nothing to heal; leave --heal out, or prune more",
-                code="nothing-to-heal",
-            )
+            raise ConfigError("rows of the vocabulary alone leave nothing to heal; leave --heal out, or prune more")
         if self.heal_minutes and shape.parameters > FULL_PARAMETERS:
             resources.require("heal", "peft")
         # Weights, and with a refit the residual stream after each layer; where heads go, after its attention too.

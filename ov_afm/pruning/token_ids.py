@@ -1,4 +1,4 @@
-"""Token ids in the files of a checkpoint: which there are, and new ones in their place."""
+"""Token ids in the files of a checkpoint: to list them, and to replace them by new ones."""
 
 from __future__ import annotations
 

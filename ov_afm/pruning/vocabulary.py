@@ -1,10 +1,10 @@
-"""Leave out the vocabulary rows of scripts that are not wanted.
+"""Remove the vocabulary rows of scripts that the user does not keep.
 
-A token of a byte-level BPE is a run of bytes. It goes if a whole letter of an unwanted script is among them. Single
-bytes, parts of characters and added tokens stay, so that every text can still be written: one in a dropped script takes
-more tokens. Every other text keeps the tokens that it had. UTF-8 shows where a character begins, so a piece of such a
-text holds no unwanted letter either; and the parts of a token that stays hold no letter that it does not, so that they,
-and the merges that make it of them, stay too.
+A token of a byte-level BPE is a sequence of bytes. It is dropped if they hold a whole letter of a dropped script.
+Single bytes, parts of characters and added tokens stay, so that every text can still be written: a text in a dropped
+script takes more tokens, every other text keeps its tokens. That holds because UTF-8 marks where a character begins, so
+that no token of such a text holds a dropped letter; and because the parts of a token that stays hold no other letters
+than the token, so that they stay too, with the merges that join them.
 
 A script is the first word of a letter's Unicode name: LATIN, GREEK, CYRILLIC, CJK, HANGUL.
 """
@@ -37,8 +37,8 @@ class Cut:
         rows: Their old ids, ascending; the place of one is its new id.
         before: Rows of the source.
         scripts: What is kept.
-        dropped: Tokens dropped, by the first unwanted script in each, most first.
-        unused: Rows dropped that no token has, which pad the matrix.
+        dropped: Tokens dropped, by the first dropped script in each, largest number first.
+        unused: Rows dropped that belong to no token and only pad the matrix.
     """
 
     rows: tuple[int, ...]
@@ -48,7 +48,7 @@ class Cut:
     unused: int
 
     def to_dict(self) -> dict[str, Any]:
-        """What a report says of it."""
+        """As the report records it."""
         return {
             "scripts": list(self.scripts),
             "rows": {"before": self.before, "after": len(self.rows)},
@@ -135,8 +135,8 @@ def choose(tokenizer: Mapping[str, Any], rows: int, scripts: Sequence[str], name
     tokens = {index: token for token, index in vocabulary.items()} | added
     if max(tokens) >= rows:
         raise SourceError(f"token {tokens[max(tokens)]!r} has the id {max(tokens)}, but the embedding has {rows} rows")
-    letters, wanted = _byte_letters(), {script.upper() for script in scripts}
-    known: Counter[str] = Counter()
+    letters, kept_scripts = _byte_letters(), {script.upper() for script in scripts}
+    present: Counter[str] = Counter()
     dropped: dict[int, str] = {}
     for index, token in tokens.items():
         if index in added:
@@ -145,21 +145,21 @@ def choose(tokenizer: Mapping[str, Any], rows: int, scripts: Sequence[str], name
             raise CompressionError(
                 f"token {token!r} is not spelt in bytes; --keep-scripts takes byte-level BPE tokenizers"
             )
-        found = _scripts_of(token, letters)
-        known.update(set(found))
-        unwanted = [script for script in found if script not in wanted]
-        if unwanted and len(token) > 1 and index not in named:
-            dropped[index] = unwanted[0]
-    if unknown := sorted(wanted - known.keys()):
-        found_here = ", ".join(script for script, _ in known.most_common())
-        raise ConfigError(f"no token has a letter of {', '.join(unknown)}; the vocabulary has {found_here}")
+        of_token = _scripts_of(token, letters)
+        present.update(set(of_token))
+        others = [script for script in of_token if script not in kept_scripts]
+        if others and len(token) > 1 and index not in named:
+            dropped[index] = others[0]
+    if unknown := sorted(kept_scripts - present.keys()):
+        existing = ", ".join(script for script, _ in present.most_common())
+        raise ConfigError(f"no token has a letter of {', '.join(unknown)}; the vocabulary has {existing}")
     if not vocabulary.keys() >= set("".join(tokens[index] for index in dropped)):
         raise CompressionError(
             "a byte of the tokens to drop is no token of its own, so that their text could not be written any more"
         )
     kept = sorted((tokens.keys() - dropped.keys()) | {index for index in named if 0 <= index < rows})
     counts = dict(Counter(dropped.values()).most_common())
-    return Cut(tuple(kept), rows, tuple(sorted(wanted)), counts, rows - len(kept) - len(dropped))
+    return Cut(tuple(kept), rows, tuple(sorted(kept_scripts)), counts, rows - len(kept) - len(dropped))
 
 
 def cut_checkpoint(source: Path, output: Path, rows: Sequence[int]) -> None:
@@ -200,7 +200,7 @@ def select_rows(model: Any, rows: Sequence[int]) -> None:
     index = torch.tensor(rows)
     embedding.weight = torch.nn.Parameter(embedding.weight.detach()[index], requires_grad=False)
     head.weight = embedding.weight if tied else torch.nn.Parameter(head.weight.detach()[index], requires_grad=False)
-    # It says which row training leaves alone, and would have to be a new id.
+    # The row that training leaves alone; its old id would be wrong.
     embedding.padding_idx = None
     embedding.num_embeddings = head.out_features = model.config.vocab_size = len(rows)
 
@@ -211,12 +211,12 @@ def _write_tokenizer(
     """Write tokenizer.json with new ids; `vocabulary` is what the old one has, added tokens included."""
     from tokenizers import Tokenizer
 
-    made = Tokenizer.from_str(json.dumps(renumber_tokenizer(fields, new)))
-    if made.get_vocab() != {token: new[index] for token, index in vocabulary.items() if index in new}:
+    renumbered = Tokenizer.from_str(json.dumps(renumber_tokenizer(fields, new)))
+    if renumbered.get_vocab() != {token: new[index] for token, index in vocabulary.items() if index in new}:
         raise CompressionError(
             "the tokenizer cannot be renumbered: its added tokens take ids of their own; leave --keep-scripts out"
         )
-    made.save(str(folder / "tokenizer.json"))
+    renumbered.save(str(folder / "tokenizer.json"))
     path = folder / "tokenizer_config.json"
     content = read_json(path)
     if "added_tokens_decoder" in content:

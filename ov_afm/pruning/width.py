@@ -3,11 +3,12 @@
 One forward pass over the calibration text narrows all layers from the first to the last, each on the inputs that the
 layers narrowed before it give, so that a layer sees what it will see later.
 
-Both blocks are the same to it. `h` (features, tokens) is what goes into the block's last matrix `W`: an MLP's hidden
-activation and its down_proj, or the heads' output and o_proj. Of an MLP the neurons S of largest E[h_j²]·|W_j|² are
-kept; of attention the KV heads, with their query heads, of largest E|W_g·h_g|². Then W_S takes over by least squares
-what it can of all that is missing from the residual stream by then, its own dropped features' output and what earlier
-blocks could not make up for: the correction Δ minimises |Δ·h_S − m|² + λ|Δ|², which is Δ = m·h_Sᵀ·(h_S·h_Sᵀ + λI)⁻¹.
+Both kinds of blocks are treated alike. `h` (features, tokens) is the input of the block's last matrix `W`: an MLP's
+hidden activation and its down_proj, or the heads' output and o_proj. Of an MLP the neurons S of largest E[h_j²]·|W_j|²
+are kept; of attention the KV heads, with their query heads, of largest E|W_g·h_g|². Then W_S takes over by least
+squares what it can of all that is missing from the residual stream by then: the output of its own dropped features, and
+what earlier blocks could not make up for. The correction Δ minimises |Δ·h_S − m|² + λ|Δ|², which is
+Δ = m·h_Sᵀ·(h_S·h_Sᵀ + λI)⁻¹.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ def narrow(
 
     kept, layers, inputs = Kept(), model.model.layers, torch.tensor(ids)
     with torch.no_grad(), ExitStack() as hooks:
-        wanted = _streams(model, inputs, kv_heads is not None, intermediate is not None) if refit else None
+        streams = _streams(model, inputs, kv_heads is not None, intermediate is not None) if refit else None
         for index, layer in enumerate(layers):
-            after_attention, after_layer = wanted[index] if wanted else (None, None)
+            after_attention, after_layer = streams[index] if streams else (None, None)
             if kv_heads is not None:
                 _replace(
                     hooks,
@@ -223,13 +224,13 @@ def _spread(heads: Any, width: int) -> Any:
     return (heads[:, None] * width + torch.arange(width)).flatten()
 
 
-def _refitted(weight: Any, seen: Any, wanted: Any) -> Any:
-    """A matrix (hidden, features) changed towards giving `wanted` (tokens, hidden) from `seen` (tokens, features)."""
+def _refitted(weight: Any, inputs: Any, expected: Any) -> Any:
+    """A matrix (hidden, features), refitted: `inputs` (tokens, features) shall give `expected` (tokens, hidden)."""
     import torch
 
-    gram = seen.T @ seen
+    gram = inputs.T @ inputs
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
-    return weight + torch.linalg.solve(gram, seen.T @ (wanted - seen @ weight.T)).T
+    return weight + torch.linalg.solve(gram, inputs.T @ (expected - inputs @ weight.T)).T
 
 
 def _set(linear: Any, weight: Any) -> None:

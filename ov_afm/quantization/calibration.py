@@ -59,7 +59,7 @@ class Part:
 
     @property
     def path(self) -> Path | None:
-        """The file behind it; None where there is none."""
+        """Its file; None where it has none."""
         if self.name == PACKAGED:
             return PACKAGED_TEXT
         return None if self.name == SELF or self.name in NAMED else Path(self.name)
@@ -84,15 +84,11 @@ def parts(dataset: str) -> list[Part]:
             sources.append(Part(item, 1.0))
             continue
         if not 0 < float(weight) < float("inf"):
-            raise ConfigError(
-                f"the weight of calibration source {name} must be positive, found {weight}", code="dataset-weight"
-            )
+            raise ConfigError(f"the weight of calibration source {name} must be positive, found {weight}")
         sources.append(Part(name, float(weight)))
     names = [part.name for part in sources]
     if len(set(names)) < len(names):
-        raise ConfigError(
-            f"a calibration source is named twice in {dataset!r}; name each once, with its weight", code="dataset-twice"
-        )
+        raise ConfigError(f"a calibration source is named twice in {dataset!r}; name each once, with its weight")
     return sources
 
 
@@ -221,8 +217,7 @@ def _documents(part: Part, tokenizer: Any, count: int, ir: Path | None) -> Itera
     if part.name == SELF:
         if ir is None:
             raise CompressionError(
-                "calibration data `self` needs the uncompressed model, which is not at hand here; give a file",
-                code="dataset-self",
+                "calibration data `self` needs the uncompressed model, which is not at hand here; give a file"
             )
         from .self_generated import sample_texts
 
@@ -237,9 +232,7 @@ def _file(path: Path, tokenizer: Any) -> Iterator[str]:
     try:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise CompressionError(
-            f"calibration file {path.name} is not UTF-8 text (byte {error.start})", code="dataset-unreadable"
-        ) from error
+        raise CompressionError(f"calibration file {path.name} is not UTF-8 text (byte {error.start})") from error
     if path.suffix == ".txt":
         yield from (f"{paragraph}\n\n" for paragraph in content.split("\n\n") if paragraph.strip())
         return
@@ -256,8 +249,7 @@ def _file(path: Path, tokenizer: Any) -> Iterator[str]:
                 yield str(record["text"])
         except (ValueError, KeyError, TypeError) as error:
             raise CompressionError(
-                f'{path.name} line {number} is neither {{"text": ...}} nor {{"messages": [...]}} ({error!r})',
-                code="dataset-unreadable",
+                f'{path.name} line {number} is neither {{"text": ...}} nor {{"messages": [...]}} ({error!r})'
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""From an IR to a compressed IR: what NNCF is asked for, and what it did.
+"""From an IR to a compressed IR: what the recipe asks NNCF for, and what NNCF did.
 
 Where NNCF would skip an algorithm or change a layer's format in silence, this module notes it: the manifest has both
 what was requested and what was done.

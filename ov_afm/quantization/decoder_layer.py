@@ -110,7 +110,7 @@ def _named(layer: Layer) -> list[tuple[str, Weight]]:
 
 
 class _Reached(Exception):
-    """Ends a forward pass whose wanted value has been captured."""
+    """Ends a forward pass once the value that is needed was captured."""
 
 
 def _input_of(module: Any, run: Callable[[], Any]) -> Any:

@@ -186,18 +186,18 @@ class Matrix:
 
 def find_matrices(model: Any) -> list[Matrix]:
     """The matrices of an IR that Optimum exported, uncompressed: those of its decoder layers, embedding and head."""
-    found = []
+    matrices = []
     for node in model.get_ordered_ops():
         name, type_name = node.get_friendly_name(), node.get_type_name()
         match = MATRIX.search(name)
         if type_name == "Gather" and "embed_tokens/" in name:
-            found.append(Matrix("embedding", name, Weight(node.input(0)).key))
+            matrices.append(Matrix("embedding", name, Weight(node.input(0)).key))
         elif type_name == "MatMul" and "lm_head/" in name:
-            found.append(Matrix("head", name, Weight(node.input(1)).key))
+            matrices.append(Matrix("head", name, Weight(node.input(1)).key))
         elif type_name == "MatMul" and match:
             kind = match[2] if match[2] in ("up", "gate", "down") else "attention"
-            found.append(Matrix(kind, name, Weight(node.input(1)).key))
-    return found
+            matrices.append(Matrix(kind, name, Weight(node.input(1)).key))
+    return matrices
 
 
 def _find_embedding(model: Any) -> Any:
@@ -206,8 +206,7 @@ def _find_embedding(model: Any) -> Any:
         if constant and EMBEDDING.search(node.get_friendly_name()):
             return node
     raise CompressionError(
-        "the model's token embedding was not found; calibration knows models that `ov-afm export` makes",
-        code="embedding-missing",
+        "the model's token embedding was not found; calibration knows models that `ov-afm export` makes"
     )
 
 
@@ -249,7 +248,7 @@ def _layer(index: int, matmuls: dict[str, Any]) -> Layer:
 
 
 def _norm(output: Any, index: int) -> Weight:
-    """The weight of the RMSNorm that makes an output; put there where all ones were folded away."""
+    """The weight of the RMSNorm that makes an output; a weight of ones is added where it was folded away."""
     from openvino import opset13 as ops
 
     node = output.get_node()

@@ -160,10 +160,7 @@ def _observe(module: DecoderLayer, layer: Layer, stream: list[Any]) -> _Activati
         stream[:] = [x + inner.mlp.down_proj(module.hidden(y)) for x, y in zip(stream, mlp, strict=True)]
     activations = _Activations(_rows(attention), _rows(heads), _rows(mlp), peaks)
     if not all(np.isfinite(part).all() for part in (activations.attention, activations.heads, activations.mlp, peaks)):
-        raise CompressionError(
-            f"layer {layer.index} gives activations that are not finite on the calibration text",
-            code="activations-not-finite",
-        )
+        raise CompressionError(f"layer {layer.index} gives activations that are not finite on the calibration text")
     return activations
 
 

@@ -68,18 +68,18 @@ def round_with_feedback(weight: Any, root: Any, quantizer: Quantizer) -> Rounded
     rows, columns = weight.shape
     size = quantizer.group_of(columns)
     block = min(size, BLOCK)
-    left = weight.clone()
-    codes = torch.empty_like(left)
+    remaining = weight.clone()
+    codes = torch.empty_like(weight)
     importance = root.diagonal().square().reciprocal()
     scales, zeros = [], []
     for start in range(0, columns, block):
         end = min(start + block, columns)
         if start % size == 0:
-            scale, zero = fit_grid(left[:, start : start + size], importance[start : start + size], quantizer)
+            scale, zero = fit_grid(remaining[:, start : start + size], importance[start : start + size], quantizer)
             scales.append(scale)
             zeros.append(zero)
         # Column by column: rows of the transposed block lie together in memory.
-        part = left[:, start:end].T.contiguous()
+        part = remaining[:, start:end].T.contiguous()
         errors = torch.empty_like(part)
         inner = root[start:end, start:end]
         for at in range(end - start):
@@ -87,7 +87,7 @@ def round_with_feedback(weight: Any, root: Any, quantizer: Quantizer) -> Rounded
             codes[:, start + at] = code
             errors[at] = (part[at] - (code - zeros[-1]) * scales[-1]) / inner[at, at]
             part[at + 1 :].addr_(inner[at, at + 1 :], errors[at], alpha=-1)
-        left[:, end:].addmm_(errors.T, root[start:end, end:], alpha=-1)
+        remaining[:, end:].addmm_(errors.T, root[start:end, end:], alpha=-1)
     return Rounded(codes, torch.stack(scales, 1), torch.stack(zeros, 1))
 
 
@@ -100,13 +100,13 @@ def fit_grid(weight: Any, importance: Any, quantizer: Quantizer) -> tuple[Any, A
         for wide, offset in quantizer.grids(weight, share):
             # As it will be stored.
             narrow = wide.half().float()
-            tried = torch.where(narrow == 0, torch.ones_like(narrow), narrow)
-            code = quantizer.code(weight, tried[:, None], offset[:, None])
-            error = ((code - offset[:, None]) * tried[:, None] - weight).square() @ importance
+            candidate = torch.where(narrow == 0, torch.ones_like(narrow), narrow)
+            code = quantizer.code(weight, candidate[:, None], offset[:, None])
+            error = ((code - offset[:, None]) * candidate[:, None] - weight).square() @ importance
             if best is None:
-                best, scale, zero = error, tried, offset
+                best, scale, zero = error, candidate, offset
                 continue
             better = error < best
             best = torch.where(better, error, best)
-            scale, zero = torch.where(better, tried, scale), torch.where(better, offset, zero)
+            scale, zero = torch.where(better, candidate, scale), torch.where(better, offset, zero)
     return scale, zero

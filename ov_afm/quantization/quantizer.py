@@ -155,5 +155,5 @@ def _errors(rows: Any, scales: Array, roots: Any, quantizer: Quantizer) -> NDArr
 
     factor = torch.from_numpy(scales)
     difference = quantizer.round_trip(rows * factor).div_(factor).sub_(rows)
-    found: NDArray[np.float64] = torch.linalg.vector_norm(torch.bmm(difference, roots), dim=(1, 2)).double().numpy()
-    return np.square(found)
+    norms: NDArray[np.float64] = torch.linalg.vector_norm(torch.bmm(difference, roots), dim=(1, 2)).double().numpy()
+    return np.square(norms)

@@ -34,7 +34,7 @@ def test_recipe_of_a_file_is_read(tmp_path: Path) -> None:
         ("[]", "recipe-unreadable"),
         ("{}", "recipe-unreadable"),
         ('{"recipe": [1]}', "recipe-unreadable"),
-        ('{"recipe": {"weight_format": "int3"}}', "recipe-choice"),
+        ('{"recipe": {"weight_format": "int3"}}', "recipe-invalid"),
     ],
     ids=["no-json", "list", "no-recipe", "no-object", "impossible"],
 )
