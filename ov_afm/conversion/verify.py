@@ -9,16 +9,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ExportError
 from ..model_dir.geometry import Geometry
 from ..model_dir.inference import ir_logits
 from ..model_dir.manifest import MODEL_XML
 from ..quantization.cost import cost
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = [
     "CONVERSATIONS",
@@ -252,6 +253,8 @@ def logits_equal(model: Any, ir: Path, ids: Sequence[int]) -> dict[str, Any]:
     Raises:
         ExportError: A difference is above the bound, or a logit is not finite.
     """
+    import numpy as np
+
     expected = _source_logits(model, ids)
     measured = ir_logits(ir, ids)
     scale = float(np.abs(expected).max())
@@ -289,10 +292,14 @@ def _source_logits(model: Any, ids: Sequence[int]) -> NDArray[np.float32]:
 
 def save_reference(model: Any, ids: Sequence[int], path: Path) -> None:
     """Keep the source's logits for some tokens, for `compression_cost`."""
+    import numpy as np
+
     np.savez(path, ids=np.array(ids), logits=_source_logits(model, ids))
 
 
 def compression_cost(ir: Path, reference: Path) -> dict[str, Any]:
     """`cost.cost` of a compressed IR against the logits that `save_reference` wrote."""
+    import numpy as np
+
     with np.load(reference) as saved:
         return cost(ir, saved["ids"].tolist(), saved["logits"])
