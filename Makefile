@@ -64,8 +64,10 @@ tools:
 test: tools lint
 	$(PYTEST)
 
+# `ov_afm` alone would be its public API; the packages add the rest.
 api: $(VENV)/installed
-	$(BIN)/pdoc --docformat google --output-directory build/api ov_afm
+	$(BIN)/pdoc --docformat google --output-directory build/api ov_afm ov_afm.errors ov_afm.presets ov_afm.pipeline \
+		$(subst /,.,$(patsubst %/__init__.py,%,$(wildcard ov_afm/*/__init__.py)))
 	@echo "open build/api/index.html"
 
 clean:
