@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def _ask_server(url: str, sets: Sequence[str], *, as_json: bool) -> int:
     with console.Progress() as progress:
         results = [ask(name, tasks, server, progress) for name, tasks in loaded]
     if as_json:
-        print(json.dumps({"model": server.model, "tasks": [each.to_dict() for each in results]}))
+        print(json.dumps({"model": server.model, "tasks": [asdict(each) for each in results]}))
     else:
         print("\n".join(f"{server.model}, {each.tasks}: {each.share}" for each in results))
     return 0

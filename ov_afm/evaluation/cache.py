@@ -15,13 +15,14 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OVAFMError
 from ..model_dir import manifest
+from ..system import console
 from ..system.atomic import disk_full_as_error, replacing, write_text
 from ..system.paths import cache_dir
 from ..system.resources import check_disk
@@ -169,17 +170,18 @@ class Journal:
 
 
 def key_of(**fields: Any) -> str:
-    """A file name for what a result depends on."""
-    fields["method"] = METHOD
+    """A file name for a result that depends on these values, on how it is computed, and on OpenVINO."""
+    versions = manifest.installed_versions()
+    fields |= {"method": METHOD, "versions": [versions["openvino"], versions["openvino_genai"]]}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def identity(model: Path, on_bytes: Callable[[int], None] | None = None) -> dict[str, str]:
+def identity(model: Path, progress: console.Progress) -> dict[str, str]:
     """sha256 of every file that determines a model's results: from its manifest, else computed.
 
     Args:
         model: Model directory or checkpoint folder.
-        on_bytes: Gets the size of each block hashed.
+        progress: Where to draw progress.
     """
     recorded: Mapping[str, Any] = {}
     if (model / manifest.MODEL_XML).exists():
@@ -188,7 +190,8 @@ def identity(model: Path, on_bytes: Callable[[int], None] | None = None) -> dict
         paths = [model / manifest.MODEL_XML, model / manifest.MODEL_BIN]
     else:
         paths = [model / "config.json", *sorted(model.glob("*.safetensors")), *sorted(model.glob("*.bin"))]
-    return {
-        path.name: str(recorded[path.name]["sha256"]) if path.name in recorded else manifest.sha256(path, on_bytes)
-        for path in paths
-    }
+    hashed = [path for path in paths if path.name not in recorded]
+    total = sum(path.stat().st_size for path in hashed)
+    with progress.step(f"identifying {model.name}", total=total, unit="B") as advance:
+        computed = {path.name: manifest.sha256(path, advance) for path in hashed}
+    return {path.name: computed.get(path.name) or str(recorded[path.name]["sha256"]) for path in paths}

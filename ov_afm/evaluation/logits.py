@@ -10,7 +10,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..errors import OVAFMError, SourceError, last_line
 from ..kernels.select import engine_model
@@ -29,20 +29,6 @@ __all__ = ["IrModel", "LogitModel", "TorchModel", "opened"]
 REPORTED = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION")
 # 128 positions of 128,256 logits at f32 are 66 MB.
 CHUNK_TOKENS = 128
-
-
-class LogitModel(Protocol):
-    """A model that is evaluated.
-
-    Attributes:
-        vocab: Width of the logits.
-    """
-
-    vocab: int
-
-    def logits(self, ids: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
-        """Logits (positions, vocab) of a block from an empty cache, in chunks of positions; each replaces the last."""
-        ...
 
 
 class IrModel:
@@ -80,14 +66,12 @@ class IrModel:
         self.vocab = int(compiled.output("logits").get_partial_shape()[2].get_length())
 
     def logits(self, ids: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
-        """See `LogitModel`."""
-        import numpy as np
-
+        """Logits (positions, vocab) of a block from an empty cache, in chunks of positions; each replaces the last."""
         self._request.reset_state()
         for first in range(0, len(ids), CHUNK_TOKENS):
             inputs = decoder_inputs(ids[first : first + CHUNK_TOKENS], self._inputs, past=first)
             wait_for(lambda inputs=inputs: self._request.infer(inputs))  # type: ignore[misc]
-            yield self._request.get_tensor("logits").data[0].astype(np.float32, copy=False)
+            yield self._request.get_tensor("logits").data[0].astype("float32", copy=False)
 
 
 class TorchModel:
@@ -127,7 +111,7 @@ class TorchModel:
         self.runtime = {"INFERENCE_PRECISION_HINT": "f32 (transformers)", "KV_CACHE_PRECISION": "f32"}
 
     def logits(self, ids: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
-        """See `LogitModel`."""
+        """See `IrModel.logits`."""
         import torch
 
         cache: Any = None
@@ -139,8 +123,11 @@ class TorchModel:
             yield out.logits[0].float().numpy()
 
 
+LogitModel = IrModel | TorchModel
+
+
 @contextmanager
-def opened(model: Path, *, runtime_defaults: bool = False) -> Iterator[IrModel | TorchModel]:
+def opened(model: Path, *, runtime_defaults: bool = False) -> Iterator[LogitModel]:
     """Load a model directory or a checkpoint folder, and free its memory at the end.
 
     Args:
@@ -150,7 +137,7 @@ def opened(model: Path, *, runtime_defaults: bool = False) -> Iterator[IrModel |
     Raises:
         OVAFMError: It cannot be loaded.
     """
-    loaded: IrModel | TorchModel
+    loaded: LogitModel
     if (model / MODEL_XML).exists():
         verify(model)
         loaded = IrModel(model, runtime_defaults=runtime_defaults)

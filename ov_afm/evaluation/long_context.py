@@ -14,10 +14,9 @@ import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from ..model_dir import manifest
 from ..model_dir.inference import log_softmax
 from ..model_dir.model_directory import ModelDirectory
 from ..system import console, resources
@@ -79,17 +78,13 @@ class LongContext:
     text: str
     runtime: dict[str, str]
 
-    def to_dict(self) -> dict[str, Any]:
-        """All figures, for JSON."""
-        return asdict(self)
-
 
 def long_context(
     model_dir: str | Path,
     text: Text,
     progress: console.Progress,
-    *,
     max_tokens: int | None = None,
+    *,
     runtime_defaults: bool = False,
 ) -> LongContext:
     """Measure a model along its context, on CPU.
@@ -117,13 +112,7 @@ def long_context(
     # The cache is copied when it grows.
     need = 2 * cache_bytes + 2 * directory.weights_bytes + BASE_BYTES
     resources.check_memory(need, f"a prompt of {longest} tokens at f32")
-    with progress.step(f"identifying {directory.name}", unit="B") as advance:
-        key = key_of(
-            model=identity(directory.path, advance),
-            text=text.sha256,
-            runtime=runtime_defaults,
-            openvino=manifest.installed_versions()["openvino"],
-        )
+    key = key_of(model=identity(directory.path, progress), text=text.sha256, runtime=runtime_defaults)
     journal = Journal("long", key)
     cells = [(length, depth) for length in _lengths(longest) for depth in DEPTHS]
     encoder = Encoder(directory.path)

@@ -1,8 +1,8 @@
-"""Run a program that a model wrote, so that its mistakes stay its own.
+"""Run a program that a model wrote, without harm to this machine.
 
-A process of its own, in an empty folder: killed after a time, refused memory beyond a limit, without network (an empty
-network namespace where Linux grants one), and stopped by an audit hook at whatever reaches outside its folder: sockets,
-processes, native calls, files. That holds off accidents, which is what models produce. It is no prison for an attacker:
+The program runs in a separate process in an empty folder: killed after a time, with limited memory, without network (an
+empty network namespace where Linux grants one), and an audit hook stops whatever reaches outside its folder: sockets,
+processes, native calls, files. That protects against accidents, which is what models produce, not against an attacker:
 evaluate a model you distrust in a virtual machine.
 """
 
@@ -26,8 +26,8 @@ MEMORY_BYTES = 512 * 1024 * 1024
 POLL_S = 0.02
 REASON_CHARACTERS = 200
 
-# Runs inside: reads the request, gives up what it will not need, runs the program, says how it went. A program that
-# ends by itself (`exit()`, a crash) says nothing, and nothing is a failure.
+# Runs inside: reads the request, drops rights that it does not need, runs the program and reports the result. A program
+# that ends by itself (`exit()`, a crash) reports nothing, which counts as a failure.
 LAUNCHER = r"""
 import builtins, json, os, sys
 request = json.loads(sys.stdin.readline())
@@ -37,12 +37,11 @@ for descriptor in (0, 1, 2):
     os.dup2(null, descriptor)
 def tell(**fields):
     os.write(answer, (json.dumps({"nonce": request["nonce"], **fields}) + "\n").encode())
-isolated = False
 if sys.platform.startswith("linux"):
     import ctypes
     libc = ctypes.CDLL(None, use_errno=True)
     # CLONE_NEWNET, alone for root, and with CLONE_NEWUSER for others
-    isolated = libc.unshare(0x40000000) == 0 or libc.unshare(0x50000000) == 0
+    libc.unshare(0x40000000) == 0 or libc.unshare(0x50000000)
 if os.name == "posix":
     import resource
     seconds = int(request["timeout_s"]) + 1
@@ -71,26 +70,24 @@ try:
     exec(compile(request["program"], "program", "exec"), scope)
     exec(compile(request["tests"], "tests", "exec"), scope)
 except BaseException as error:
-    tell(passed=False, reason=(type(error).__name__ + ": " + str(error))[:200], isolated=isolated)
+    tell(passed=False, reason=(type(error).__name__ + ": " + str(error))[:200])
 else:
-    tell(passed=True, reason="", isolated=isolated)
+    tell(passed=True, reason="")
 os._exit(0)
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a program fared.
+    """The result of a program.
 
     Attributes:
         passed: It ran, and its tests raised nothing.
         reason: What went wrong; empty when it passed.
-        isolated: It ran in a network namespace of its own; the audit hook refuses sockets either way.
     """
 
     passed: bool
     reason: str
-    isolated: bool
 
 
 def run(program: str, tests: str, *, timeout_s: float = TIMEOUT_S, memory_bytes: int = MEMORY_BYTES) -> Outcome:
@@ -122,23 +119,23 @@ def run(program: str, tests: str, *, timeout_s: float = TIMEOUT_S, memory_bytes:
         )
         watch = _Watch(child, timeout_s, memory_bytes)
         try:
-            said, _ = child.communicate((json.dumps(request) + "\n").encode())
+            output, _ = child.communicate((json.dumps(request) + "\n").encode())
         finally:
             watch.stop()
             _kill(child)
-    for line in said.decode("utf-8", "replace").splitlines():
+    for line in output.decode("utf-8", "replace").splitlines():
         answer = _parsed(line)
         if answer.get("nonce") == nonce:
-            return Outcome(bool(answer["passed"]), str(answer["reason"])[:REASON_CHARACTERS], bool(answer["isolated"]))
-    return Outcome(False, watch.verdict or f"the program ended by itself (status {child.returncode})", False)
+            return Outcome(bool(answer["passed"]), str(answer["reason"])[:REASON_CHARACTERS])
+    return Outcome(False, watch.verdict or f"the program ended by itself (status {child.returncode})")
 
 
 def _parsed(line: str) -> dict[str, object]:
     try:
-        found = json.loads(line)
+        answer = json.loads(line)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return answer if isinstance(answer, dict) else {}
 
 
 class _Watch:

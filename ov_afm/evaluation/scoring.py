@@ -60,21 +60,6 @@ class Reference:
         return Expected(**arrays)
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Some scored positions of a block.
-
-    Attributes:
-        first: Index of the first among the block's scored positions.
-        log_p: Log-probabilities (positions, vocab).
-        following: The tokens that follow them.
-    """
-
-    first: int
-    log_p: NDArray[np.float32]
-    following: NDArray[np.int64]
-
-
 def tokens_of(model: Path, text: Text, reference: Path | None = None) -> Blocks:
     """The blocks of a text for a model and its reference.
 
@@ -101,10 +86,7 @@ def prepare_reference(model: Path, blocks: Blocks, progress: console.Progress) -
     Raises:
         OVAFMError: It cannot be loaded, does not fit on the disk or in memory, or gives logits that are not finite.
     """
-    with progress.step("identifying the reference", total=_weights_bytes(model), unit="B") as advance:
-        key = key_of(
-            model=identity(model, advance), blocks=blocks.sha256, openvino=manifest.installed_versions()["openvino"]
-        )
+    key = key_of(model=identity(model, progress), blocks=blocks.sha256)
     store = Store("reference", key)
     missing = [block for block in range(len(blocks.ids)) if not store.has(block)]
     if missing:
@@ -124,14 +106,15 @@ def prepare_reference(model: Path, blocks: Blocks, progress: console.Progress) -
 def _expected(model: LogitModel, blocks: Blocks, block: int, name: str) -> Expected:
     import numpy as np
 
-    chunks = _log_probs(model, blocks, blocks.ids[block], name)
-    parts = [Expected.of(chunk.log_p, chunk.following) for chunk in chunks]
+    parts = [Expected.of(*chunk) for chunk in _log_probs(model, blocks, blocks.ids[block], name)]
     fields = ("codes", "step", "top", "nll")
     return Expected(*(np.concatenate([getattr(part, field) for part in parts]) for field in fields))
 
 
-def _log_probs(model: LogitModel, blocks: Blocks, ids: NDArray[np.int64], name: str) -> Iterator[Chunk]:
-    """The scored positions of a block, a chunk at a time."""
+def _log_probs(
+    model: LogitModel, blocks: Blocks, ids: NDArray[np.int64], name: str
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """Log-probabilities (positions, vocab) of a block's scored positions, a chunk at a time, and the tokens scored."""
     import numpy as np
 
     begin, end = blocks.first_scored(), len(ids) - 1
@@ -145,7 +128,7 @@ def _log_probs(model: LogitModel, blocks: Blocks, ids: NDArray[np.int64], name: 
                     f"{name} gives logits that are not finite after {low + 1} tokens of a block; the model is damaged",
                     code="logits-not-finite",
                 )
-            yield Chunk(low - begin, log_softmax(rows), ids[low + 1 : high + 1])
+            yield log_softmax(rows), ids[low + 1 : high + 1]
         position += len(logits)
 
 
@@ -169,14 +152,12 @@ def score(
     Raises:
         OVAFMError: It cannot be loaded, its vocabulary is not the reference's, or its logits are not finite.
     """
-    with progress.step(f"identifying {model.name}", total=_weights_bytes(model), unit="B") as advance:
-        key = key_of(
-            model=identity(model, advance),
-            reference=reference.key if reference else None,
-            blocks=blocks.sha256,
-            openvino=manifest.installed_versions()["openvino"],
-            runtime=_runtime(model) if runtime_defaults else "f32",
-        )
+    key = key_of(
+        model=identity(model, progress),
+        reference=reference.key if reference else None,
+        blocks=blocks.sha256,
+        runtime=_runtime(model) if runtime_defaults else "f32",
+    )
     store = Store("scores", key)
     runtime_file = store.folder / "runtime.json"
     scores = {block: Scores(**arrays) for block in range(len(blocks.ids)) if (arrays := store.read(block)) is not None}
@@ -203,10 +184,6 @@ def _runtime(model: Path) -> str | list[str]:
     return [manifest.sha256(path) for path in (folder / manifest.MODEL_XML, *map(Path, properties["extensions"]))]
 
 
-def _weights_bytes(model: Path) -> int:
-    return sum(path.stat().st_size for pattern in ("*.bin", "*.safetensors") for path in model.glob(pattern))
-
-
 def _check_vocabulary(name: str, vocab: int, reference: Reference | None) -> None:
     if reference and reference.vocab != vocab:
         raise ConfigError(
@@ -220,13 +197,14 @@ def _scores(model: LogitModel, blocks: Blocks, block: int, reference: Reference 
 
     expected = reference.expected(block) if reference else None
     nll, kl, same = [], [], []
-    for chunk in _log_probs(model, blocks, blocks.ids[block], name):
-        rows = np.arange(len(chunk.log_p))
-        nll.append(-chunk.log_p[rows, chunk.following])
+    first = 0
+    for log_p, following in _log_probs(model, blocks, blocks.ids[block], name):
+        nll.append(-log_p[np.arange(len(log_p)), following])
         if expected:
-            last = chunk.first + len(rows)
-            kl.append(kl_divergence(expected.log_p(chunk.first, last), chunk.log_p))
-            same.append(chunk.log_p.argmax(-1) == expected.top[chunk.first : last])
+            last = first + len(log_p)
+            kl.append(kl_divergence(expected.log_p(first, last), log_p))
+            same.append(log_p.argmax(-1) == expected.top[first:last])
+            first = last
     empty = np.empty(0, dtype=np.float32)
     return Scores(
         np.concatenate(nll),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..bench.plan import Settings
 from ..bench.statistics import summarize
@@ -34,10 +33,6 @@ class Speed:
     peak_rss_bytes: float | None
     energy_per_token_j: float | None
     energy_source: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """All figures, for JSON."""
-        return asdict(self)
 
 
 def measure_speed(model: str | Path, progress: console.Progress, settings: Settings = SETTINGS) -> Speed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,14 @@ __all__ = ["Suite", "SuiteResult"]
 class SuiteResult:
     """Results of one model; empty where nothing was requested."""
 
-    long: long_context.LongContext | None = None
     tasks: list[Result] = field(default_factory=list)
     harness: dict[str, dict[str, float]] = field(default_factory=dict)
+    long: long_context.LongContext | None = None
     speed: Speed | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, for JSON."""
-        fields: dict[str, Any] = {
-            "tasks": [each.to_dict() for each in self.tasks],
-            "harness": self.harness,
-            "long": self.long.to_dict() if self.long else None,
-            "speed": self.speed.to_dict() if self.speed else None,
-        }
-        return {key: value for key, value in fields.items() if value}
+        return {key: value for key, value in asdict(self).items() if value}
 
     def blocks(self, model: str, *, tasks: bool = True) -> list[str]:
         """Tables and lines for people, each for a block of its own.
@@ -97,16 +91,11 @@ class Suite:
         """
         long = None
         if self.long:
-            long = long_context.long_context(
-                model,
-                load_text(self.text),
-                progress,
-                max_tokens=self.long_tokens,
-                runtime_defaults=self.runtime_defaults,
-            )
+            text, defaults = load_text(self.text), self.runtime_defaults
+            long = long_context.long_context(model, text, progress, self.long_tokens, runtime_defaults=defaults)
         return SuiteResult(
-            long,
             run_tasks(model, self.tasks, progress) if self.tasks else [],
             run_harness(model, self.harness, progress, task_dir=self.task_dir) if self.harness else {},
+            long,
             measure_speed(model, progress) if self.speed else None,
         )

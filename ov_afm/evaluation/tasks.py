@@ -11,14 +11,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..errors import ConfigError
-from ..model_dir import manifest
 from ..model_dir.model_directory import ModelDirectory
 from ..runtime.sampling import Params
 from ..system import console
@@ -80,10 +79,6 @@ class Result:
         low, high = self.accuracy.low, self.accuracy.high
         interval = "" if low is None or high is None else f" ({low:.0%}–{high:.0%})"
         return f"{self.correct} of {self.total}, {self.accuracy.value:.0%}{interval}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """All figures, for JSON."""
-        return asdict(self)
 
 
 class Answerer(Protocol):
@@ -168,23 +163,13 @@ def run_tasks(
     """
     folder = ModelDirectory.open(model).path
     loaded = [load_tasks(name) for name in sets]
-    with progress.step(f"identifying {folder.name}", unit="B") as advance:
-        fingerprint = identity(folder, advance)
+    fingerprint = identity(folder, progress)
     results = []
     with closing(_Lazy(folder, load)) as pipeline:
         for name, tasks in loaded:
-            journal = Journal("answers", _answers_key(fingerprint, tasks))
-            results.append(ask(name, tasks, pipeline, progress, journal))
+            key = key_of(model=fingerprint, tasks=[asdict(task) for task in tasks], tokens=MAX_NEW_TOKENS)
+            results.append(ask(name, tasks, pipeline, progress, Journal("answers", key)))
     return results
-
-
-def _answers_key(fingerprint: Mapping[str, str], tasks: Sequence[Task]) -> str:
-    return key_of(
-        model=fingerprint,
-        tasks=[asdict(task) for task in tasks],
-        tokens=MAX_NEW_TOKENS,
-        versions=manifest.installed_versions()["openvino_genai"],
-    )
 
 
 class _Lazy:

@@ -22,10 +22,9 @@ from ov_afm.evaluation.divergence import Interval, Scores, summarize
 from ov_afm.evaluation.fidelity import Fidelity, compare, evaluate, uncompressed
 from ov_afm.evaluation.text import DEFAULT_TEXT, Encoder, load_text
 from ov_afm.model_dir import manifest
-from ov_afm.model_dir.model_directory import finish
 from ov_afm.model_dir.geometry import Geometry
 from ov_afm.model_dir.inference import ir_logits, log_softmax
-from ov_afm.model_dir.model_directory import read_config
+from ov_afm.model_dir.model_directory import finish, read_config
 from ov_afm.presets import RECIPES
 from ov_afm.system.console import Progress
 
