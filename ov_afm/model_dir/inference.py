@@ -55,6 +55,7 @@ def decoder_inputs(
 
 def ir_logits(ir: Path, ids: Sequence[int], **properties: Any) -> NDArray[np.float32]:
     """Logits (tokens, vocabulary) of a stateful IR on CPU; exact unless `properties` change that."""
+    import numpy as np
     import openvino
 
     compiled = openvino.Core().compile_model(ir, "CPU", {**EXACT, **properties})
