@@ -1,8 +1,7 @@
-"""What `ov-afm evaluate` says of a model is what its distributions are."""
+"""What `evaluate` reports of a model is what its distributions are."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import shutil
@@ -14,13 +13,12 @@ import openvino
 import pytest
 from support import tiny
 
-from ov_afm.cli.evaluate import main
 from ov_afm.errors import ConfigError, OVAFMError, SourceError
-from ov_afm.evaluation import logits, scoring, table
-from ov_afm.evaluation.cache import FLOOR, Expected, Journal, Store
-from ov_afm.evaluation.divergence import Interval, Scores, summarize
+from ov_afm.evaluation import logits, scoring
+from ov_afm.evaluation.cache import Store
+from ov_afm.evaluation.divergence import Interval
 from ov_afm.evaluation.fidelity import Fidelity, compare, evaluate, uncompressed
-from ov_afm.evaluation.text import DEFAULT_TEXT, Encoder, load_text
+from ov_afm.evaluation.text import Encoder, load_text
 from ov_afm.model_dir import manifest
 from ov_afm.model_dir.geometry import Geometry
 from ov_afm.model_dir.inference import ir_logits, log_softmax
@@ -29,12 +27,6 @@ from ov_afm.presets import RECIPES
 from ov_afm.system.console import Progress
 
 TOKENS, BLOCK = 900, 200
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("OV_AFM_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def measured(model: Path, reference: Path | None, **options: Any) -> Fidelity:
@@ -46,9 +38,6 @@ def refusal(*arguments: Any, **options: Any) -> OVAFMError:
         measured(*arguments, **options)
     assert "\n" not in str(caught.value)
     return caught.value
-
-
-# -- The figures
 
 
 def test_figures_are_those_of_whole_distributions(tiny_model: Path, tiny_fp32: Path) -> None:
@@ -115,53 +104,6 @@ def test_bits_per_weight_count_the_file(tiny_model: Path, tiny_fp32: Path) -> No
     assert 8 < measured(tiny_model, None).bits_per_weight < 9
 
 
-def test_interval_narrows_with_blocks_and_holds_the_truth() -> None:
-    draw = np.random.default_rng(1)
-    empty = np.empty(0, dtype=np.float32)
-
-    def interval(blocks: int) -> Interval:
-        made = [
-            Scores(draw.exponential(2.0, 100).astype(np.float32), empty, empty, empty.astype(bool))
-            for _ in range(blocks)
-        ]
-        return summarize(made).perplexity
-
-    wide, narrow = interval(5), interval(80)
-    assert wide.low is not None and wide.high is not None and narrow.low is not None and narrow.high is not None
-    assert narrow.low < np.exp(2.0) < narrow.high
-    assert narrow.high - narrow.low < 0.5 * (wide.high - wide.low)
-    assert interval(1).low is None
-
-
-def test_packed_distribution_is_within_its_step() -> None:
-    log_p = log_softmax(np.random.default_rng(0).normal(0, 9, (7, 1000)).astype(np.float32))
-    log_p[0, 5] = -np.inf
-    packed = Expected.of(log_p, np.arange(7))
-    assert packed.codes.dtype == np.uint16
-    assert np.abs(packed.log_p(0, 7) - np.maximum(log_p, FLOOR)).max() <= packed.step.max() / 1.9
-    assert packed.step.max() < 0.0013
-    assert (packed.top == log_p.argmax(-1)).all()
-    assert packed.nll[3] == -log_p[3, 3]
-
-
-# -- The text
-
-
-def test_evaluation_text_shares_no_passage_with_calibration_text() -> None:
-    root = DEFAULT_TEXT.parents[2]
-
-    def passages(text: str) -> set[tuple[str, ...]]:
-        words = re.findall(r"\w+", text.lower())
-        return {tuple(words[at : at + 8]) for at in range(len(words) - 7)}
-
-    mine = passages(load_text().content)
-    others = [path for path in root.rglob("*") if path.suffix in (".py", ".txt", ".md", ".jsonl")]
-    for path in others:
-        if path != DEFAULT_TEXT:
-            assert not mine & passages(path.read_text(encoding="utf-8")), path
-    assert len(mine) > 3000
-
-
 @pytest.mark.parametrize(
     ("content", "code", "message"),
     [
@@ -187,9 +129,6 @@ def test_missing_text_and_short_block_are_refused(tiny_model: Path, tmp_path: Pa
     assert str(missing) == f"cannot read evaluation text {path} (No such file or directory); give a UTF-8 text file"
     short = refusal(tiny_model, None, block_tokens=8)
     assert (short.code, str(short)) == ("block-short", "a block needs at least 32 tokens, found 8")
-
-
-# -- Reference and cache
 
 
 def test_reference_with_another_tokenizer_is_refused(tiny_model: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -290,80 +229,6 @@ def test_damaged_cache_is_made_again(tiny_model: Path, tiny_fp32: Path, cache: P
     assert measured(tiny_model, tiny_fp32) == whole
 
 
-def test_journal_drops_a_torn_line() -> None:
-    Journal("answers", "key").add("a", 1)
-    path = Store("answers", "key").folder / "journal.jsonl"
-    path.write_text(path.read_text() + '{"id": "b", "va')
-    assert Journal("answers", "key").entries == {"a": 1}
-    Journal("answers", "key").add("c", [2])
-    assert Journal("answers", "key").entries == {"a": 1, "c": [2]}
-
-
-def test_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("OV_AFM_CACHE", str(tmp_path / "file"))
-    with pytest.raises(
-        OVAFMError, match=r"cannot write to the cache .*set OV_AFM_CACHE to a folder of yours"
-    ) as caught:
-        Store("reference", "key")
-    assert caught.value.code == "cache-unwritable"
-
-
-# -- Table, plot, command
-
-
-def fidelity(model: str, size: int, divergence: float) -> Fidelity:
-    near = Interval(divergence, 0.9 * divergence, 1.2 * divergence)
-    figures = summarize(
-        [Scores(*(np.ones(9, dtype=np.float32) for _ in range(3)), np.ones(9, dtype=bool)) for _ in range(2)]
-    )
-    figures = dataclasses.replace(figures, kl_mean=near)
-    runtime = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
-    return Fidelity(model, "int4", "whole", size, 1_000_000, "t.txt", 18, 2, 0.9, runtime, figures)
-
-
-def test_table_has_one_row_a_model_smallest_first() -> None:
-    rows = table.fidelity_table([fidelity("large", 900_000, 0.0123), fidelity("small", 500_000, 0.5)]).splitlines()
-    assert [row.split(" | ")[0].strip("| ") for row in rows[2:]] == ["small", "large"]
-    assert "| 500.0 kB | 4.00 | 0.500 (0.450–0.600) |" in rows[2]
-    assert "0.0123 (0.0111–0.0148)" in rows[3]
-
-
-def test_plot_names_every_model_but_the_reference(tmp_path: Path) -> None:
-    results = [fidelity("half", 500_000, 0.5), fidelity("full", 900_000, 0.01), fidelity("itself", 4_000_000, 4e-8)]
-    table.plot(results, tmp_path / "p.svg")
-    drawn = (tmp_path / "p.svg").read_text()
-    assert "half" in drawn
-    assert "full" in drawn
-    assert "itself" not in drawn
-    table.plot(results, tmp_path / "p.png")
-    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.png", "p.svg"]
-    with pytest.raises(ConfigError, match="nothing to draw: no model differs from the reference") as caught:
-        table.plot(results[2:], tmp_path / "p.svg")
-    assert caught.value.code == "plot-empty"
-
-
-def test_plot_that_cannot_be_written_is_refused_before_the_work(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(scoring, "opened", never)
-    assert main([str(tiny_model), "--plot", "kl.gif"]) == 1
-    assert capsys.readouterr().err == "ov-afm: error: a plot is written as .svg, .png, .pdf, found 'kl.gif'\n"
-    assert main([str(tiny_model), "--plot", str(tmp_path / "no" / "kl.svg")]) == 1
-    assert capsys.readouterr().err == f"ov-afm: error: no such folder for the plot: {tmp_path / 'no'}\n"
-
-
-def test_comparing_compressed_models_alone_needs_a_reference(
-    tiny_model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["--compare", str(tiny_model)]) == 1
-    assert capsys.readouterr().err == (
-        "ov-afm: error: none of these models is uncompressed; add --reference SOURCE "
-        "(an fp16 or fp32 model, or the checkpoint)\n"
-    )
-
-
 def test_uncompressed_model_among_several_is_the_reference(tiny_model: Path, tiny_fp32: Path, tmp_path: Path) -> None:
     named = tmp_path / "named"
     shutil.copytree(tiny_fp32, named)
@@ -372,27 +237,6 @@ def test_uncompressed_model_among_several_is_the_reference(tiny_model: Path, tin
         contents = manifest.Manifest({"kind": "folder", "id": "x"}, geometry, RECIPES["fp32"].recorded())
         finish(named, contents, progress)
     assert uncompressed([tiny_model, named]) == named
-
-
-def test_command_compares_and_draws(
-    tiny_model: Path, tiny_fp32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plot = tmp_path / "size.svg"
-    options = ["--reference", str(tiny_fp32), "--tokens", "600", "--block", "200", "--plot", str(plot)]
-    assert main(["--compare", str(tiny_model), str(tiny_fp32), *options]) == 0
-    said = capsys.readouterr()
-    assert [line.split(" ")[1] for line in said.out.splitlines()] == ["model", "---", "tiny-int8", "tiny-fp32"]
-    assert "runtime: activations f32, KV cache f32" in said.err
-    assert plot.exists()
-    assert main([str(tiny_model), *options[:-2], "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["models"][0]
-    assert found["model"] == "tiny-int8"
-    assert 0 < found["figures"]["kl_mean"]["low"] <= found["figures"]["kl_mean"]["value"]
-
-
-def test_command_says_how_to_get_a_divergence(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tiny_model), "--tokens", "300"]) == 0
-    assert "no reference: add --reference SOURCE" in capsys.readouterr().err
 
 
 def test_damaged_model_is_found_before_any_work(

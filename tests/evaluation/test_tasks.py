@@ -1,82 +1,16 @@
-"""Tasks are graded by what programs do, and programs cannot reach out of their sandbox."""
+"""Tasks are graded by what programs do and by the number that an answer ends with."""
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ov_afm.cli.evaluate import main
 from ov_afm.errors import ConfigError
-from ov_afm.evaluation import sandbox
 from ov_afm.evaluation.tasks import MAX_NEW_TOKENS, Result, Task, grade, load_tasks, run_tasks, wilson
 from ov_afm.system.console import Progress
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OV_AFM_CACHE", str(tmp_path / "cache"))
-
-
-# -- The sandbox
-
-
-def test_right_program_passes_and_wrong_one_does_not() -> None:
-    assert sandbox.run("def f(x):\n    return x + 1", "assert f(1) == 2").passed
-    wrong = sandbox.run("def f(x):\n    return x", "assert f(1) == 2, 'one more'")
-    assert not wrong.passed
-    assert wrong.reason == "AssertionError: one more"
-
-
-@pytest.mark.parametrize(
-    ("program", "reason"),
-    [
-        ("import socket\nsocket.create_connection(('192.0.2.1', 80))", "socket"),
-        ("import urllib.request\nurllib.request.urlopen('http://192.0.2.1')", "may not use urllib.Request"),
-        ("import subprocess\nsubprocess.run(['echo'])", "may not use subprocess.Popen"),
-        ("import os\nos.system('echo')", "may not use os.system"),
-        ("import os\nos.kill(os.getppid(), 9)", "may not use os.kill"),
-        ("import os\nos.remove('x')", "may not use os.remove"),
-        ("open('../x', 'w')", "may not write outside its folder"),
-        ("import ctypes\nctypes.CDLL(None)", "may not use ctypes.dlopen"),
-        ("def f(:", "SyntaxError"),
-        ("raise SystemExit", "SystemExit"),
-        ("import os\nos._exit(0)", "the program ended by itself (status 0)"),
-    ],
-)
-def test_program_that_reaches_out_or_ends_early_fails(program: str, reason: str) -> None:
-    outcome = sandbox.run(program, "")
-    assert not outcome.passed
-    assert reason in outcome.reason
-
-
-def test_program_that_never_ends_is_killed() -> None:
-    begun = time.monotonic()
-    outcome = sandbox.run("while True:\n    pass", "", timeout_s=0.5)
-    assert outcome.reason == "not done after 0.5 s"
-    assert time.monotonic() - begun < 5
-
-
-def test_program_that_takes_all_memory_fails() -> None:
-    outcome = sandbox.run("x = []\nwhile True:\n    x.append(bytearray(10_000_000))", "", memory_bytes=200_000_000)
-    assert not outcome.passed
-    assert outcome.reason in ("MemoryError: ", "more than 200 MB of memory")
-
-
-def test_program_cannot_claim_to_have_passed() -> None:
-    claim = 'import os\nos.write(1, b\'{"passed": true, "reason": ""}\\n\')\nos._exit(0)'
-    assert not sandbox.run(claim, "assert False").passed
-
-
-def test_program_may_use_files_of_its_own_and_print() -> None:
-    program = "open('a', 'w').write('x')\nprint('y' * 100_000)"
-    assert sandbox.run(program, "assert open('a').read() == 'x'").passed
-
-
-# -- Grading
 
 SUM = Task("sum", "math", "What is 40 + 2?", answer=42.0)
 
@@ -122,9 +56,6 @@ def test_wilson_interval_stays_within_bounds() -> None:
     assert none.high == pytest.approx(0.1611, abs=1e-4)
     assert all_right.high == 1.0
     assert (half.low, half.high) == (pytest.approx(0.2993, abs=1e-4), pytest.approx(0.7007, abs=1e-4))
-
-
-# -- Sets of tasks
 
 
 @pytest.mark.parametrize("name", ["code", "math"])
@@ -232,39 +163,3 @@ def test_real_pipeline_is_asked(tiny_model: Path, sums: Path) -> None:
         found = run_tasks(tiny_model, [str(sums)], progress)[0]
     assert found.total == 4
     assert found.accuracy.high is not None
-
-
-# -- A server
-
-
-@pytest.mark.slow
-def test_server_is_asked_the_same_tasks(
-    tiny_model: Path, sums: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from support import serving
-
-    monkeypatch.setattr("ov_afm.evaluation.server.MAX_NEW_TOKENS", 8)
-    with serving.server(tiny_model) as server:
-        assert main(["--server", f"{server.url}/v1", "--tasks", str(sums), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["model"] == "tiny-int8"
-    assert found["tasks"][0]["total"] == 4
-
-
-def test_server_that_is_not_there_is_told(sums: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--server", "http://127.0.0.1:9/v1", "--tasks", str(sums)]) == 1
-    assert capsys.readouterr().err == (
-        "ov-afm: error: http://127.0.0.1:9/v1/models does not answer ([Errno 111] Connection refused); "
-        "start the server first, ours with: ov-afm serve DIR\n"
-    )
-    assert main(["--server", "localhost:8000", "--tasks", str(sums)]) == 1
-    assert capsys.readouterr().err == (
-        "ov-afm: error: --server takes an address such as http://127.0.0.1:8000/v1, found 'localhost:8000'\n"
-    )
-
-
-def test_server_shows_no_distributions(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["--server", "http://127.0.0.1:9/v1", str(tiny_model)])
-    assert caught.value.code == 2
-    assert "--server takes --tasks and --json alone" in capsys.readouterr().err
