@@ -1,10 +1,10 @@
-"""The server beside its own engine and beside llama.cpp's server: tokens/s at 1, 8 and 32 streams, and what HTTP adds.
+"""The server compared with its own engine and with llama.cpp's server: tokens/s at 1, 8 and 32 streams.
 
-Three ways to the same work, in turns, each loaded in a process of its own: requests over HTTP to `ov-afm serve`; the
-same continuous batching without a server, driven in a loop; and, where `--llama-python` names a Python that has
-xllamacpp (wheels of llama.cpp with its server), requests over HTTP to that server with a GGUF of the same geometry
-(random weights, made by random_gguf.py). Every stream has a prompt of its own, of random tokens, and generates a
-fixed number. The client shares the processor with the servers.
+The same work is done in three ways, in turns, each with a process of its own: requests over HTTP to `ov-afm serve`; the
+same continuous batching without a server, in a loop; and, where `--llama-python` names a Python that has xllamacpp
+(wheels of llama.cpp with its server), requests over HTTP to that server with a GGUF of the same geometry (random
+weights, made by random_gguf.py). Every stream has its own prompt of random tokens and generates a fixed number of
+tokens. The client shares the processor with the servers.
 
     python benchmarks/serve.py MODEL_DIR --streams 1 8 32
 """
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from random_gguf import write_gguf
 
 from ov_afm.bench.statistics import spread
 from ov_afm.model_dir.model_directory import ModelDirectory
+from ov_afm.system.console import markdown_table
 
 # Seconds at which each stream's tokens came.
 Arrivals = list[list[float]]
@@ -39,7 +40,7 @@ START_S = 300.0
 
 
 def loop(model_dir: str, cache_gb: float) -> None:
-    """Runs in a child: answer lines of prompts with the arrivals of their tokens."""
+    """Runs in a child process: answers each line of prompts with the arrival times of their tokens."""
     import openvino_genai
 
     from ov_afm.runtime.detokenize import TextAssembler
@@ -50,13 +51,13 @@ def loop(model_dir: str, cache_gb: float) -> None:
     number = 0
     print("ready", flush=True)
     for line in sys.stdin:
-        asked = json.loads(line)
+        request = json.loads(line)
         config = openvino_genai.GenerationConfig(
-            max_new_tokens=asked["new_tokens"], ignore_eos=True, do_sample=False, apply_chat_template=False
+            max_new_tokens=request["new_tokens"], ignore_eos=True, do_sample=False, apply_chat_template=False
         )
         begin = time.perf_counter()
         arrivals: dict[int, list[float]] = {}
-        for prompt in asked["prompts"]:
+        for prompt in request["prompts"]:
             number += 1
             arrivals[number] = []
             batch.add(Job(number, prompt, config, TextAssembler(lambda _: "", {}, ())))
@@ -67,7 +68,7 @@ def loop(model_dir: str, cache_gb: float) -> None:
 
 
 class Loop:
-    """The engine without a server."""
+    """The engine without a server, in a process of its own."""
 
     name = "in process"
 
@@ -93,12 +94,13 @@ class Loop:
 
 
 class Http:
-    """A server that is asked for streams.
+    """A server and a client that asks it for streams.
 
     Args:
+        name: Its name in the table.
         command: What starts it.
-        url: Its address, or a pattern that finds it in what it prints.
-        body: Fields of a request for a prompt and a number of tokens.
+        url: A pattern that finds its address in what it prints.
+        body: The fields of a request, from a prompt and a number of tokens.
     """
 
     def __init__(self, name: str, command: list[str], url: str, body: Callable[[list[int], int], Any]) -> None:
@@ -110,13 +112,11 @@ class Http:
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             self._log.seek(0)
-            found = re.search(url, self._log.read()) if url.startswith("(") else None
-            self._url = found[1] if found else url
-            try:
-                if httpx.get(f"{self._url}/health").status_code == 200:
-                    return
-            except httpx.HTTPError:
-                pass
+            if address := re.search(url, self._log.read()):
+                self._url = address[1]
+                with suppress(httpx.HTTPError):
+                    if httpx.get(f"{self._url}/health").status_code == 200:
+                        return
             time.sleep(0.1)
         raise TimeoutError(f"{name} did not start")
 
@@ -184,7 +184,7 @@ def llama(options: argparse.Namespace, gguf: Path) -> Http:
 
 
 def measure(options: argparse.Namespace, engines: Sequence[Any]) -> list[dict[str, Any]]:
-    """Every engine at every number of streams, in turns; a first turn warms up and is not counted."""
+    """Measure every engine at every number of streams, in turns; the first turn warms up and is not counted."""
     vocab = ModelDirectory.open(options.model).geometry.vocab
     source = random.Random(options.seed)
     records = []
@@ -223,31 +223,30 @@ def measure(options: argparse.Namespace, engines: Sequence[Any]) -> list[dict[st
 def table(options: argparse.Namespace, records: Sequence[dict[str, Any]]) -> str:
     """Medians, and ratios of runs side by side."""
     engines = list(dict.fromkeys(record["engine"] for record in records))
-    lines = [
+    title = (
         f"{Path(options.model).name}: prompt {options.prompt_tokens} tokens, {options.new_tokens} new, "
-        f"{options.runs} runs in turns, {options.threads} threads.",
-        "",
-        "| streams | way | tokens/s, all streams | ratio of `ov-afm serve` to it | ms a token p50 / p99 |",
-        "|---:|---|---:|---:|---:|",
-    ]
+        f"{options.runs} runs in turns, {options.threads} threads."
+    )
+    headers = ("streams", "way", "tokens/s, all streams", "`ov-afm serve` compared with it", "ms a token p50 / p99")
+    rows = []
     for streams in options.streams:
-        mine = {r["run"]: r for r in records if (r["streams"], r["engine"]) == (streams, "ov-afm serve")}
+        served = {r["run"]: r for r in records if (r["streams"], r["engine"]) == (streams, "ov-afm serve")}
         for engine in engines:
-            rows = [r for r in records if (r["streams"], r["engine"]) == (streams, engine)]
+            runs = [r for r in records if (r["streams"], r["engine"]) == (streams, engine)]
             speed, ratio, p50, p99 = (
                 spread(values)
                 for values in (
-                    [row["tokens_per_s"] for row in rows],
-                    [mine[row["run"]]["tokens_per_s"] / row["tokens_per_s"] for row in rows],
-                    [row["tpot_p50_ms"] for row in rows],
-                    [row["tpot_p99_ms"] for row in rows],
+                    [run["tokens_per_s"] for run in runs],
+                    [served[run["run"]]["tokens_per_s"] / run["tokens_per_s"] for run in runs],
+                    [run["tpot_p50_ms"] for run in runs],
+                    [run["tpot_p99_ms"] for run in runs],
                 )
             )
             assert speed and ratio and p50 and p99
             compared = f"{ratio.median:.2f} ({ratio.least:.2f}–{ratio.most:.2f})"
             latency = f"{p50.median:.1f} / {p99.median:.1f}"
-            lines.append(f"| {streams} | {engine} | {speed.median:.1f} | {compared} | {latency} |")
-    return "\n".join(lines)
+            rows.append((str(streams), engine, f"{speed.median:.1f}", compared, latency))
+    return f"{title}\n\n{markdown_table(headers, rows, 'rlr')}"
 
 
 def main() -> int:

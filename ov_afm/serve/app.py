@@ -1,4 +1,4 @@
-"""The HTTP side: routes, and what each asks of the engine."""
+"""The HTTP side: the routes, what each asks of an engine, and the server that runs them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ROUTES = JSON_ROUTES | {"/v1/models", "/health", "/metrics", "/version"}
 SEED_RANGE = 2**63
 # Below this temperature logits overflow the engine's float32; the answer is the greedy one anyway.
 COLDEST = 1e-3
-# What a model of ours cannot do, by the field that asks for it.
+# What our engines cannot do, by the field that asks for it.
 UNAVAILABLE = {
     "top_logprobs": "the engine reports only the chosen token's probability",
     "logit_bias": "the engine has no logit bias",
@@ -65,10 +65,10 @@ class Settings:
     """How the server behaves towards its clients.
 
     Attributes:
-        api_keys: Keys of which a request must show one; none asks for none.
+        api_keys: A request must send one of these keys; empty to let everyone in.
         max_body_bytes: Longest body.
         cors_origins: Web origins that may call; none by default.
-        keep_alive_s: Seconds of silence after which a stream carries a comment.
+        keep_alive_s: Seconds between comments in a stream, which show that the server is still there.
         log_prompts: Write prompts to the log.
     """
 
@@ -137,7 +137,7 @@ class Service:
         return await self._answer(body, request, answer, task)
 
     def _inspect(self, body: protocol.SamplingRequest) -> None:
-        """Refuse what cannot be done, and name what is not known."""
+        """Refuse what cannot be done, and log unknown fields."""
         for field, reason in UNAVAILABLE.items():
             if getattr(body, field, None):
                 raise APIError(f"{field} is not available: {reason}", field, "unsupported_parameter")

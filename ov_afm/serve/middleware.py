@@ -18,7 +18,7 @@ from .errors import APIError
 __all__ = ["Guard"]
 
 OPEN_ROUTES = ("/health",)
-DEEPEST = 64
+MAX_DEPTH = 64
 
 
 class Guard:
@@ -26,7 +26,7 @@ class Guard:
 
     Args:
         app: The application behind it.
-        api_keys: Keys of which a request must show one; none asks for none.
+        api_keys: A request must send one of these keys; empty to let everyone in.
         max_body_bytes: Longest body.
         json_routes: Paths whose POST takes a JSON object.
     """
@@ -58,10 +58,10 @@ class Guard:
     def _check_key(self, request: Request) -> None:
         if not self._keys or request.url.path in OPEN_ROUTES:
             return
-        kind, _, shown = request.headers.get("authorization", "").partition(" ")
-        given = shown.strip().encode("utf-8", "surrogateescape") if kind.lower() == "bearer" else b""
-        # No early exit: the time taken must not tell which key was nearly right.
-        if not any([hmac.compare_digest(given, key) for key in self._keys]):
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        sent = key.strip().encode("utf-8", "surrogateescape") if scheme.lower() == "bearer" else b""
+        # All keys are compared: the time taken must not show which one was nearly right.
+        if not any([hmac.compare_digest(sent, allowed) for allowed in self._keys]):
             message = "this server needs an API key: send it as Authorization: Bearer KEY"
             raise APIError(message, code="invalid_api_key", status=401, headers={"WWW-Authenticate": "Bearer"})
 
@@ -111,7 +111,7 @@ def _fault(error: Exception) -> str:
     if isinstance(error, UnicodeEncodeError):
         return "holds half of a surrogate pair, which is no character"
     if isinstance(error, RecursionError):
-        return f"is nested deeper than {DEEPEST} levels"
+        return f"is nested deeper than {MAX_DEPTH} levels"
     if isinstance(error, json.JSONDecodeError):
         return f"is not JSON: {error.msg} at character {error.pos}"
     return f"is not JSON: {error}"
@@ -123,7 +123,7 @@ def _no_constant(name: str) -> NoReturn:
 
 def _check_depth(value: Any) -> None:
     level = [value]
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         level = [
             each
             for node in level
@@ -136,13 +136,13 @@ def _check_depth(value: Any) -> None:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body that was read, then whatever comes."""
-    given = False
+    """A `receive` that returns the body that was read, then what the client sends next."""
+    replayed = False
 
     async def replay() -> Message:
-        nonlocal given
-        if not given:
-            given = True
+        nonlocal replayed
+        if not replayed:
+            replayed = True
             return {"type": "http.request", "body": body, "more_body": False}
         return await receive()
 

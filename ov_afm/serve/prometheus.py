@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus."""
+"""The server's metrics, for Prometheus."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TPOT_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.12, 0.16, 0.24, 0.32, 0.64, 1
 
 
 class Instruments:
-    """The counters of one server, in a registry of their own."""
+    """The metrics of one server, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -51,12 +51,12 @@ class Instruments:
         }
 
     def watch(self, model: str, readings: dict[str, Callable[[], float]]) -> None:
-        """Read a model's gauges when they are asked for."""
+        """Read a model's gauges whenever the metrics are read."""
         for name, reading in readings.items():
             self._gauges[name].labels(model).set_function(reading)
 
     def text(self) -> bytes:
-        """All of it, in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
@@ -66,7 +66,7 @@ class RequestCounter:
     Args:
         app: The application behind it.
         instruments: Where to count.
-        routes: Paths to count by name; all others are one.
+        routes: Paths to count by name; all others count as `other`.
     """
 
     def __init__(self, app: ASGIApp, *, instruments: Instruments, routes: frozenset[str]) -> None:

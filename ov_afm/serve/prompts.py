@@ -1,9 +1,9 @@
-"""From messages to tokens, with text that stays text.
+"""From messages to tokens, safe against control tokens in a message.
 
-A chat template marks turns with control tokens, and whoever can type those can speak in the
-system's name. So control tokens inside messages are taken out before the template is rendered and
-put back, spelled in ordinary tokens, after it was tokenized. A prompt without any is tokenized in
-one piece, exactly as everywhere else.
+A chat template marks turns with control tokens, so a user who can type them could pretend to be the
+system. Control tokens inside messages are therefore replaced by marks before the template is rendered,
+and spelled in ordinary tokens after it is tokenized. A prompt without any is tokenized in one piece,
+as everywhere else.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ __all__ = ["Prompter", "control_tokens"]
 
 
 def control_tokens(model_dir: Path) -> dict[str, int]:
-    """Text and id of the tokens that a tokenizer recognizes whole in any text.
+    """Text and id of the tokens that a tokenizer recognizes as a whole in any text.
 
     Args:
         model_dir: A model directory; without `tokenizer.json` or `tokenizer_config.json` it has none.
     """
-    found: dict[str, int] = {}
+    tokens: dict[str, int] = {}
     path = model_dir / "tokenizer_config.json"
     if path.exists():
         decoder = json.loads(path.read_text(encoding="utf-8")).get("added_tokens_decoder", {})
-        found |= {entry["content"]: int(index) for index, entry in decoder.items()}
+        tokens |= {entry["content"]: int(index) for index, entry in decoder.items()}
     path = model_dir / "tokenizer.json"
     if path.exists():
         for entry in json.loads(path.read_text(encoding="utf-8")).get("added_tokens", []):
-            found[entry["content"]] = int(entry["id"])
-    return {text: index for text, index in found.items() if len(text) > 1}
+            tokens[entry["content"]] = int(entry["id"])
+    return {text: index for text, index in tokens.items() if len(text) > 1}
 
 
 class Prompter:
@@ -66,18 +66,19 @@ class Prompter:
             GenerationError: There is no template, or it cannot render these messages.
         """
         if not self.has_template:
-            raise GenerationError("this model has no chat template; use /v1/completions")
+            raise GenerationError("this model has no chat template; use /v1/completions", code="no-chat-template")
         import openvino_genai
 
         hidden: list[str] = []
         nonce = secrets.token_hex(8)
-        safe = self._hide([dict(message) for message in messages], nonce, hidden)
+        marked = self._hide([dict(message) for message in messages], nonce, hidden)
         options = self._hide(dict(template_options or {}), nonce, hidden)
-        given = self._hide([dict(tool) for tool in tools], nonce, hidden) if tools else None
+        functions = self._hide([dict(tool) for tool in tools], nonce, hidden) if tools else None
         try:
+            history = openvino_genai.ChatHistory(marked)
             text = str(
                 self._tokenizer.apply_chat_template(
-                    openvino_genai.ChatHistory(safe), add_generation_prompt=True, tools=given, extra_context=options
+                    history, add_generation_prompt=True, tools=functions, extra_context=options
                 )
             )
         except (RuntimeError, TypeError, ValueError) as error:
@@ -93,7 +94,7 @@ class Prompter:
         return tokens
 
     def text(self, prompt: str, *, special: bool = True) -> list[int]:
-        """Tokens of plain text; control tokens in it are what they are."""
+        """Tokens of plain text; control tokens in it are recognized as such."""
         begin = self._tokenizer.get_bos_token()
         return self.encode(prompt, special=special and not (begin and prompt.startswith(begin)))
 

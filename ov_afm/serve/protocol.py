@@ -1,7 +1,7 @@
-"""What goes over the wire: requests as they are checked, answers as they are sent.
+"""The HTTP API's objects: requests as they are checked, answers as they are sent.
 
-The words are OpenAI's. `null` means absent everywhere. Fields that no engine of ours can honour are
-declared here only to be refused by name; fields that nobody knows are accepted and ignored.
+The names are OpenAI's. `null` means absent everywhere. Fields that our engines cannot honour are
+declared here only to be refused by name; unknown fields are accepted and ignored.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ __all__ = [
     "Usage",
 ]
 
-MOST_CHOICES = 16
-MOST_TOOLS = 128
+MAX_CHOICES = 16
+MAX_TOOLS = 128
 _INT64 = 2**63
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=1000)]
 Token = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 
 
 class RequestObject(BaseModel):
-    """A request's object: unknown fields are kept aside, so that they can be named in the log."""
+    """An object of a request; unknown fields are kept, so that the log can name them."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
@@ -84,7 +84,7 @@ class JsonSchemaFormat(RequestObject):
 
 
 class ResponseFormat(RequestObject):
-    """The form that an answer must have."""
+    """What the answer must look like."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
@@ -139,12 +139,12 @@ class SamplingRequest(RequestObject):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)] | None = None
     seed: Annotated[StrictInt, Field(ge=-_INT64, lt=_INT64)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
-    n: Annotated[StrictInt, Field(ge=1, le=MOST_CHOICES)] | None = None
+    n: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     user: StrictStr | None = None
     logit_bias: dict[str, float] | None = None
-    # Not OpenAI's: load generators (guidellm, vLLM's) ask for it, to get answers of a fixed length.
+    # Not OpenAI's: load generators (guidellm, vLLM's) set it to get answers of a fixed length.
     ignore_eos: StrictBool | None = None
 
 
@@ -156,7 +156,7 @@ class ChatRequest(SamplingRequest):
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: StrictBool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -295,7 +295,7 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All of them."""
+    """All models on offer."""
 
     object: Literal["list"] = "list"
     data: list[Model]

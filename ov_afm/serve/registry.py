@@ -1,4 +1,4 @@
-"""The models on offer: a table from the names that clients use to engines, loaded when they are needed."""
+"""The models on offer: engines by the names that clients use, loaded when they are needed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Limits:
     Attributes:
         max_queue: Requests that may wait for a slot.
         request_timeout_s: Longest time for a request.
-        grace_s: Time that running requests get to finish when the server is told to end.
+        grace_s: Time that running requests get to finish when the server is stopped.
         idle_unload_s: Seconds after which an unused model is unloaded; None keeps it.
     """
 
@@ -58,7 +58,7 @@ class Models:
         self.created = int(time.time())
         self._idle_unload_s = idle_unload_s
         self._janitor: asyncio.Task[None] | None = None
-        # A model must not be asked for while it is being unloaded.
+        # A model must not be used while it is being unloaded.
         self._loading = asyncio.Lock()
 
     @property
@@ -106,7 +106,7 @@ class Models:
         return engine
 
     def status(self) -> tuple[bool, str]:
-        """Whether requests are taken, and the word for it."""
+        """Whether the server takes requests, and a word for its state."""
         states = [engine.state for engine in self.engines.values()]
         if self.lazy:
             bad = [state for state in states if state == "dead"]

@@ -1,8 +1,8 @@
 """What an answer must look like: response formats and tool calls, both ways.
 
-A model that calls a function writes `<tool_call>`, a JSON object and `</tool_call>`, as Hermes did
-first. The grammar makes sure of it; this module says which grammar, tells models whose template
-does not know tools about them, and reads calls out of a stream as they appear.
+A model that calls a function writes `<tool_call>`, a JSON object and `</tool_call>`, a form that
+Hermes introduced. A grammar enforces it. This module chooses the grammar, describes the tools in a
+message where the chat template cannot, and reads calls out of a stream as they appear.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .protocol import ChatRequest, Message, NamedTool, ResponseFormat, Tool
 
 __all__ = ["CallReader", "messages_for", "output_format", "tools_for"]
 
-LONGEST_SCHEMA = 64 * 1024
-# A grammar grows with these, and so does the time in which nobody else is served.
-MOST_REPETITIONS = 2048
+MAX_SCHEMA_CHARACTERS = 64 * 1024
+# A grammar grows with repetitions, and while it is compiled nobody else is served.
+MAX_REPETITIONS = 2048
 REPETITIONS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 BEGIN = "<tool_call>"
 HEAD = re.compile(r'<tool_call>\s*\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')
-LONGEST_HEAD = 400
+MAX_HEAD_CHARACTERS = 400
 INSTRUCTION = (
     "You may call functions. These are their signatures:\n<tools>\n{tools}\n</tools>\n"
     "To call one, answer with its name and arguments as JSON within tags:\n"
@@ -85,8 +85,8 @@ def _json_schema(response_format: ResponseFormat) -> JSONSchema:
 
 def _check_schema(schema: Mapping[str, Any], param: str) -> None:
     size = len(json.dumps(schema))
-    if size > LONGEST_SCHEMA:
-        raise APIError(f"the schema has {size} characters, {LONGEST_SCHEMA} are allowed", param)
+    if size > MAX_SCHEMA_CHARACTERS:
+        raise APIError(f"the schema has {size} characters, {MAX_SCHEMA_CHARACTERS} are allowed", param)
     waiting: list[Any] = [schema]
     while waiting:
         node = waiting.pop()
@@ -96,8 +96,8 @@ def _check_schema(schema: Mapping[str, Any], param: str) -> None:
             waiting += node.values()
             for key in REPETITIONS:
                 count = node.get(key)
-                if isinstance(count, (int, float)) and count > MOST_REPETITIONS:
-                    raise APIError(f"{key} is {count}, at most {MOST_REPETITIONS} is allowed", param)
+                if isinstance(count, (int, float)) and count > MAX_REPETITIONS:
+                    raise APIError(f"{key} is {count}, at most {MAX_REPETITIONS} is allowed", param)
 
 
 def messages_for(request: ChatRequest, *, template_knows_tools: bool) -> list[dict[str, Any]]:
@@ -202,7 +202,7 @@ class CallReader:
             self._held, self._within = self._held[head.end() :], True
             deltas.append(self._call(name=json.loads(head[1])))
             self.calls += 1
-        elif place >= 0 and len(self._held) > LONGEST_HEAD:
+        elif place >= 0 and len(self._held) > MAX_HEAD_CHARACTERS:
             deltas.append({"content": self._held[: len(BEGIN)]})
             self._held = self._held[len(BEGIN) :]
         return deltas
