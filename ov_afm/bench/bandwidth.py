@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..model_dir.manifest import MODEL_XML
 
 __all__ = ["Ceiling", "measure_ceiling", "read_bandwidth", "weight_bytes_per_token"]
@@ -62,8 +64,6 @@ def read_bandwidth(threads: int, *, buffer_bytes: int = BUFFER_BYTES, seconds: f
         buffer_bytes: Size of the buffer.
         seconds: How long to repeat it.
     """
-    import numpy as np
-
     buffer = np.ones(buffer_bytes // 8, np.uint64)
     parts = np.array_split(buffer, threads)
     best = 0.0

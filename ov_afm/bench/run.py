@@ -16,6 +16,8 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import DeviceError
 from ..model_dir.model_directory import ModelDirectory
 from ..runtime.rules import kind_of
@@ -151,8 +153,6 @@ def measure_run(
         meter: Reads energy.
         idle_w: Power of the idle machine, which is subtracted.
     """
-    import numpy as np
-
     joules: list[float] = []
 
     def read() -> None:

@@ -10,7 +10,9 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from ..errors import ConfigError, last_line
 from ..model_dir.inference import log_softmax
@@ -20,9 +22,6 @@ from ..runtime.sampling import Params
 from ..system import console, resources
 from .logits import IrModel
 from .text import Encoder
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["HarnessModel", "run_harness"]
 
@@ -72,8 +71,6 @@ class HarnessModel:
         return self._encoder.start or self._encoder("\n")
 
     def _score(self, ids: list[int], first: int) -> tuple[float, bool]:
-        import numpy as np
-
         if self._scorer is None:
             self._scorer = IrModel(self._folder)
         tokens: np.ndarray[Any, np.dtype[np.int64]] = np.array(ids, dtype=np.int64)

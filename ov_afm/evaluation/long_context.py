@@ -14,7 +14,9 @@ import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ConfigError
 from ..model_dir.inference import log_softmax
@@ -23,10 +25,6 @@ from ..system import console, resources
 from .cache import Journal, identity, key_of
 from .logits import IrModel
 from .text import Encoder, Text
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 __all__ = ["LongContext", "Needle", "long_context", "markdown"]
 
@@ -163,8 +161,6 @@ def _ledger(encoder: Encoder, seed: random.Random, tokens: int) -> Iterator[list
 
 
 def _search(model: IrModel, encoder: Encoder, length: int, depth: float) -> Needle:
-    import numpy as np
-
     seed = random.Random(f"{length} {depth}")
     number = str(seed.randrange(10_000, 100_000))
     question = "The secret number of the lighthouse is"
@@ -189,8 +185,6 @@ def _search(model: IrModel, encoder: Encoder, length: int, depth: float) -> Need
 
 def _last_rows(model: IrModel, ids: NDArray[np.int64], count: int) -> NDArray[np.float32]:
     """Logits of the last positions of a prompt."""
-    import numpy as np
-
     rows: list[NDArray[np.float32]] = []
     for logits in model.logits(ids):
         rows = [*rows, logits[-count:].copy()][-2:]
@@ -200,8 +194,6 @@ def _last_rows(model: IrModel, ids: NDArray[np.int64], count: int) -> NDArray[np
 def _perplexity(
     lazy: _Lazy, encoder: Encoder, text: Text, longest: int, progress: console.Progress
 ) -> tuple[tuple[int, int, float], ...]:
-    import numpy as np
-
     used = np.array([*encoder.start, *encoder(text.content)][:longest], dtype=np.int64)
     id = f"nll {len(used)}"
     with progress.step(f"reading {text.name}", total=len(used)) as advance:
