@@ -174,7 +174,7 @@ class _Reference:
     def _step(self, ids: Sequence[int], past: int) -> NDArray[np.float64]:
         """Log-probabilities after some more tokens: (vocab,)."""
         self._request.infer(decoder_inputs(ids, self._inputs, past=past))
-        return log_softmax(self._request.get_tensor("logits").data[0, -1].astype(np.float64))
+        return log_softmax(self._request.get_tensor("logits").data[0, -1].astype("f8"))
 
 
 def judge(golden: Mapping[str, Any], given: Sequence[Mapping[str, Any] | None]) -> Verdict:
