@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CompressionError, ConfigError
-from .model_dir import bundle, manifest
-from .model_dir.model_directory import ModelDirectory
+from .model_dir import manifest
+from .model_dir.model_directory import ModelDirectory, ModelResult, finish
 from .presets import Recipe
 from .quantization.compress_weights import compress_ir
 from .quantization.recipes import resolve_recipe
@@ -35,7 +35,7 @@ def compress(
     device: str | None = None,
     force: bool = False,
     progress: console.Progress | None = None,
-) -> bundle.Bundle:
+) -> ModelResult:
     """Make a compressed model directory from an uncompressed one.
 
     Args:
@@ -85,8 +85,8 @@ def compress(
             versions=manifest.installed_versions(),
             checks=checks,
         )
-        bundle.finish(partial, contents, bars)
-    return bundle.Bundle(target, contents, log, summary.get("notes", []))
+        finish(partial, contents, bars)
+    return ModelResult(target, contents, log, summary.get("notes", []))
 
 
 def _cost(source: ModelDirectory, target: Path, log: Path) -> dict[str, Any]:

@@ -22,10 +22,9 @@ from .conversion.pack_kernels import pack, pack_if_it_pays
 from .conversion.sources import Source, resolve
 from .conversion.verify import measure
 from .errors import ConfigError, ExportError, OVAFMError, SourceError
-from .model_dir import bundle, manifest
-from .model_dir.bundle import Bundle
+from .model_dir import manifest
 from .model_dir.manifest import Manifest
-from .model_dir.model_directory import ModelDirectory
+from .model_dir.model_directory import ModelDirectory, ModelResult, finish
 from .presets import DEFAULT_MODEL, SAMPLING, Recipe
 from .quantization import calibration
 from .quantization.compress_weights import describe_weights
@@ -62,7 +61,7 @@ def export(
     trust_remote_code: bool = False,
     adapters: Sequence[str | Path | Adapter] = (),
     progress: console.Progress | None = None,
-) -> Bundle:
+) -> ModelResult:
     """Export a model to a verified OpenVINO model directory.
 
     Args:
@@ -121,14 +120,14 @@ def export(
             if verify and (_golden_by_default(source, device) if golden is None else golden):
                 with bars.step("recording reference answers"):
                     contents.checks["golden"] = ChildProcess(log=log).run(self_test.make_golden, partial)
-            bundle.finish(partial, contents, bars)
+            finish(partial, contents, bars)
             notes = _notes(contents)
             if kernels:
                 contents = pack(partial, bars)
             elif kernels is None:
                 contents, note = pack_if_it_pays(partial, contents, device, bars, log)
                 notes += [note] if note else []
-    return Bundle(target, contents, log, notes)
+    return ModelResult(target, contents, log, notes)
 
 
 def _check_options(source: Source, recipe: str | Recipe | None) -> None:
@@ -164,7 +163,7 @@ def _notes(contents: Manifest) -> list[str]:
 # -- An export that exists already
 
 
-def _existing(target: Path, source: Source, recipe: Recipe, verify: bool, bars: console.Progress) -> Bundle | None:
+def _existing(target: Path, source: Source, recipe: Recipe, verify: bool, bars: console.Progress) -> ModelResult | None:
     """The existing export, if it is the requested one; None if there is none.
 
     Raises:
@@ -194,7 +193,7 @@ def _existing(target: Path, source: Source, recipe: Recipe, verify: bool, bars: 
             f"{target} holds this export, but not verified; verify a new one with --force, or go on with --no-verify",
             code="output-not-verified",
         )
-    return Bundle(target, existing)
+    return ModelResult(target, existing)
 
 
 def _same_recipe(recipe: Recipe, recorded: Mapping[str, Any]) -> bool:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..compress import compress
-from ..model_dir import bundle
 from ..model_dir.manifest import MODEL_XML
 from ..presets import DEFAULT_MODEL
 from .command import command, parser
+from .info import report
 from .recipe_options import add_recipe_arguments, recipe_from_arguments
 
 __all__ = ["main"]
@@ -36,5 +36,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ..export import export
 
         result = export(args.model, args.output, recipe=recipe, device=args.device, force=args.force)
-    bundle.report(result, as_json=args.json)
+    report(result, as_json=args.json)
     return 0

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..export import export
-from ..model_dir import bundle, ovms
+from ..model_dir import ovms
 from ..presets import DEFAULT_MODEL
 from ..system import console
 from .command import command, parser
+from .info import report
 from .recipe_options import add_recipe_arguments, recipe_from_arguments
 
 __all__ = ["main"]
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.ovms is not None:
         served = ovms.add(result.path, Path(args.ovms), device=args.device or "CPU", replace=args.force)
         console.note(f"OpenVINO Model Server: ovms --config_path {served.parent / ovms.CONFIG} --rest_port 8000")
-    bundle.report(result, as_json=args.json)
+    report(result, as_json=args.json)
     return 0
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..model_dir import card, manifest
-from ..model_dir.bundle import geometry
+from ..model_dir import card
+from ..model_dir.model_directory import ModelDirectory, ModelResult
 from ..system import console
 from .command import command
 from .command import parser as command_parser
 
-__all__ = ["describe"]
+__all__ = ["describe", "main", "report"]
 
 
 def describe(model_dir: str | Path, *, verify: bool = False) -> dict[str, Any]:
@@ -29,16 +28,32 @@ def describe(model_dir: str | Path, *, verify: bool = False) -> dict[str, Any]:
         SourceError: It is no whole model directory.
     """
     folder = Path(model_dir)
-    if verify:
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        with console.Progress() as progress, progress.step("hashing", total=size, unit="B") as advance:
-            found = manifest.verify(folder, hashes=True, on_bytes=advance)
-    else:
-        found = manifest.verify(folder)
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    if found is None:
-        return {"path": str(folder), "total_bytes": total, "geometry": geometry(folder), "manifest": False}
-    return {"path": str(folder), "total_bytes": total, "manifest": True, **dataclasses.asdict(found)}
+    with contextlib.ExitStack() as stack:
+        advance = None
+        if verify:
+            progress = stack.enter_context(console.Progress())
+            advance = stack.enter_context(progress.step("hashing", total=total, unit="B"))
+        model = ModelDirectory.open(folder, hashes=verify, on_bytes=advance)
+    contents = model.manifest.to_dict() if model.manifest else {"geometry": model.geometry.to_dict()}
+    return {"path": str(folder), "total_bytes": total, "manifest": model.manifest is not None, **contents}
+
+
+def report(result: ModelResult, *, as_json: bool = False) -> None:
+    """Print what `export` or `compress` made: the manifest as JSON, or a few lines for people."""
+    contents = result.manifest
+    if as_json:
+        print(json.dumps({"path": str(result.path), "notes": result.notes, **contents.to_dict()}))
+        return
+    for note in result.notes:
+        console.note(f"note: {note}")
+    for line in card.check_lines(contents.checks):
+        console.note(f"  {line}")
+    if result.log:
+        console.note(f"  library messages: {result.log}")
+    size = console.human_bytes(sum(file["bytes"] for file in contents.files.values()))
+    layers = ", ".join(f"{count} {name}" for name, count in contents.recipe.get("layers", {}).items())
+    print(f"{result.path}  {contents.recipe['name']}  {size}  {layers}".rstrip())
 
 
 def _lines(fields: dict[str, Any]) -> list[str]:
@@ -53,7 +68,7 @@ def _lines(fields: dict[str, Any]) -> list[str]:
         ),
     ]
     if not fields["manifest"]:
-        return _table([*rows, ("manifest", "none: made by another program; nothing is known of source and recipe")])
+        return _table([*rows, ("manifest", "none: made by another program; source and recipe are unknown")])
     source, recipe = fields["source"], fields["recipe"]
     revision = f" at {source['revision']}" if source.get("revision") else ""
     synthetic = ", SYNTHETIC: random weights" if source.get("synthetic") else ""
@@ -96,9 +111,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.verify and not args.json:
         print("files        all as recorded (sha256)" if fields["manifest"] else "files        no digests to compare")
     return 0
-
-
-if __name__ == "__main__":
-    from .info import main as run
-
-    sys.exit(run())

@@ -7,9 +7,9 @@ dies later.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OVAFMError, SourceError
+from ..system.atomic import write_json
 from .geometry import Geometry
 
 __all__ = [
+    "CARD_FILE",
     "FILE_NAME",
     "MODEL_BIN",
     "MODEL_XML",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 FILE_NAME = "ov_afm.json"
+CARD_FILE = "README.md"
 SCHEMA = 1
 MODEL_XML = "openvino_model.xml"
 MODEL_BIN = "openvino_model.bin"
@@ -89,13 +92,11 @@ class Manifest:
 
 def installed_versions() -> dict[str, str | None]:
     """Version of each package that shapes a model directory; None where it is not installed."""
-    found: dict[str, str | None] = {}
+    versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
     for key, package in PACKAGES.items():
-        try:
-            found[key] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[key] = None
-    return found
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[key] = metadata.version(package)
+    return versions
 
 
 def sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
@@ -117,15 +118,13 @@ def scan(model_dir: Path, on_bytes: Callable[[int], None] | None = None) -> dict
     return {
         path.relative_to(model_dir).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path, on_bytes)}
         for path in sorted(model_dir.rglob("*"))
-        if path.is_file() and path.name not in (FILE_NAME, "README.md") and ".cache" not in path.parts
+        if path.is_file() and path.name not in (FILE_NAME, CARD_FILE) and ".cache" not in path.parts
     }
 
 
 def write(model_dir: Path, manifest: Manifest) -> None:
     """Write the manifest, replacing an older one in a single step."""
-    temporary = model_dir / f".{FILE_NAME}.{os.getpid()}"
-    temporary.write_text(json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(model_dir / FILE_NAME)
+    write_json(model_dir / FILE_NAME, manifest.to_dict())
 
 
 def read(model_dir: Path) -> Manifest | None:
@@ -143,9 +142,10 @@ def read(model_dir: Path) -> Manifest | None:
         if isinstance(schema, int) and schema <= SCHEMA:
             return _checked(fields)
     except (ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{path} is damaged ({error}); export the model again") from error
+        raise SourceError(f"{path} is damaged ({error}); export the model again", code="manifest-damaged") from error
     raise SourceError(
-        f"{path} has layout {schema}, this ov_afm reads up to {SCHEMA}; upgrade with: pip install -U ov-afm"
+        f"{path} has layout {schema}, this ov_afm reads up to {SCHEMA}; upgrade with: pip install -U ov-afm",
+        code="manifest-newer",
     )
 
 
@@ -179,17 +179,19 @@ def verify(model_dir: Path, *, hashes: bool = False, on_bytes: Callable[[int], N
         OVAFMError: The directory was made by a newer OpenVINO than the one installed.
     """
     if not model_dir.exists():
-        raise SourceError(f"no such model directory: {model_dir}")
+        raise SourceError(f"no such model directory: {model_dir}", code="model-dir-missing")
     if not model_dir.is_dir():
-        raise SourceError(f"{model_dir} is a file; a model directory is needed")
-    if not (model_dir / "openvino_model.xml").exists() and (model_dir / "config.json").exists():
+        raise SourceError(f"{model_dir} is a file; a model directory is needed", code="model-dir-is-file")
+    if not (model_dir / MODEL_XML).exists() and (model_dir / "config.json").exists():
         raise SourceError(
-            f"{model_dir} is a checkpoint, not an OpenVINO model; run: ov-afm export {model_dir} --output DIR"
+            f"{model_dir} is a checkpoint, not an OpenVINO model; run: ov-afm export {model_dir} --output DIR",
+            code="model-not-exported",
         )
     missing = [name for name in REQUIRED if not (model_dir / name).exists()]
     if missing:
         raise SourceError(
-            f"{model_dir} is not a whole model directory: {', '.join(missing)} missing; export the model again"
+            f"{model_dir} is not a whole model directory: {', '.join(missing)} missing; export the model again",
+            code="model-dir-incomplete",
         )
     manifest = read(model_dir)
     if manifest is None:
@@ -198,14 +200,18 @@ def verify(model_dir: Path, *, hashes: bool = False, on_bytes: Callable[[int], N
     for name, expected in manifest.files.items():
         path = model_dir / name
         if not path.exists():
-            raise SourceError(f"{path} is missing; export the model again")
+            raise SourceError(f"{path} is missing; export the model again", code="model-dir-incomplete")
         size = path.stat().st_size
         if size != expected["bytes"]:
             raise SourceError(
-                f"{path} is damaged: {size} bytes where {expected['bytes']} were written; export the model again"
+                f"{path} is damaged: {size} bytes where {expected['bytes']} were written; export the model again",
+                code="model-file-damaged",
             )
         if hashes and sha256(path, on_bytes) != expected["sha256"]:
-            raise SourceError(f"{path} is damaged: its sha256 is not the one recorded; export the model again")
+            raise SourceError(
+                f"{path} is damaged: its sha256 is not the one recorded; export the model again",
+                code="model-file-damaged",
+            )
     return manifest
 
 
@@ -215,7 +221,8 @@ def _check_runtime(model_dir: Path, versions: Mapping[str, str | None]) -> None:
     if made_by and running and _release(made_by) > _release(running):
         raise OVAFMError(
             f"{model_dir} was made by OpenVINO {made_by}, this is {running}; "
-            f"upgrade with: pip install -U 'openvino-genai>={'.'.join(map(str, _release(made_by)))}'"
+            f"upgrade with: pip install -U 'openvino-genai>={'.'.join(map(str, _release(made_by)))}'",
+            code="openvino-older",
         )
 
 

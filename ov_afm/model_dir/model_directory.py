@@ -7,16 +7,19 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, SourceError
 from ..presets import EMBEDDED_MODEL, Recipe
+from ..system import console
+from ..system.atomic import write_text
+from . import card
 from .geometry import Geometry
-from .manifest import FILE_NAME, MODEL_BIN, MODEL_XML, Manifest, verify
+from .manifest import CARD_FILE, FILE_NAME, MODEL_BIN, MODEL_XML, Manifest, scan, verify, write
 
-__all__ = ["PACKED_FOLDER", "ModelDirectory", "read_config"]
+__all__ = ["PACKED_FOLDER", "ModelDirectory", "ModelResult", "finish", "read_config"]
 
 logger = logging.getLogger(__name__)
 # Subfolder with the model whose weights are packed for the native kernels.
@@ -35,7 +38,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise SourceError(f"{folder / 'config.json'} cannot be read: {error}", code="config-unreadable") from error
     if not isinstance(fields, dict):
-        raise SourceError(f"{folder / 'config.json'} holds no JSON object; export the model again")
+        raise SourceError(
+            f"{folder / 'config.json'} holds no JSON object; export the model again", code="config-unreadable"
+        )
     return fields
 
 
@@ -151,3 +156,29 @@ class ModelDirectory:
             stats = [(self.path / name).stat() for name in names]
             parts = [[each.st_size, each.st_mtime_ns] for each in stats]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """A model directory that `export` or `compress` made, or found finished.
+
+    Attributes:
+        path: The directory.
+        manifest: Contents of its `ov_afm.json`.
+        log: What the libraries printed while it was made; None if it existed already.
+        notes: What the user should know: fallbacks, algorithms without effect, checks left out.
+    """
+
+    path: Path
+    manifest: Manifest
+    log: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def finish(folder: Path, contents: Manifest, progress: console.Progress) -> None:
+    """Complete a model directory: write its card and, last, its manifest with the digests of all files."""
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    with progress.step("hashing", total=size, unit="B") as advance:
+        contents.files = scan(folder, advance)
+    write_text(folder / CARD_FILE, card.render(contents))
+    write(folder, contents)

@@ -1,8 +1,8 @@
 """A model directory in a repository of OpenVINO Model Server.
 
-A repository is a folder with `config.json`, which names what is served, and a folder a model: the model directory's
-files beside `graph.pbtxt`. The files are hard links where the disk allows it, so they take no space twice. The graph's
-fields are those of Model Server's `llm_calculator.proto`.
+A repository is a folder with `config.json`, which names what is served, and a folder for each model: the files of the
+model directory beside `graph.pbtxt`. The files are hard links where the disk allows it, so they take no space twice.
+The graph's fields are those of Model Server's `llm_calculator.proto`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..system.atomic import staging
+from ..system.atomic import staging, write_json
 from . import manifest
+from .model_directory import ModelDirectory
 
 __all__ = ["CONFIG", "add", "read_config"]
 
@@ -28,30 +28,29 @@ CONFIG_LISTS = ("model_config_list", "mediapipe_config_list")
 
 
 def add(model_dir: Path, repository: Path, *, device: str = "CPU", replace: bool = False) -> Path:
-    """Add a model to a repository, made where there is none. What else the repository serves stays.
+    """Add a model to a repository, which is created if necessary. What else it serves stays.
 
     Args:
         model_dir: A finished model directory; its name becomes the model's.
         repository: Folder of the repository.
-        device: Device that the server shall use.
+        device: Device for the server to use.
         replace: Put it in the place of a model of this name.
 
     Returns:
         The model's folder in the repository.
 
     Raises:
-        ConfigError: The repository's configuration is another's, or a different model of this name is there.
+        ConfigError: The repository's configuration is another program's, or it has a different model of this name.
         SourceError: The model directory is damaged.
     """
-    manifest.verify(model_dir)
-    name = model_dir.resolve().name
+    name = ModelDirectory.open(model_dir).name
     graph = _graph(device)
     config = read_config(repository)
     target = repository / name
     if not _same(model_dir, target, graph):
         with staging(target, replace=replace) as partial:
             for path in model_dir.iterdir():
-                # A folder is what other programs do not know: the model for the kernels.
+                # A folder holds the model for the kernels, which other programs cannot run.
                 if path.is_file():
                     _link(path, partial / path.name)
             (partial / GRAPH).write_text(graph, encoding="utf-8")
@@ -59,16 +58,17 @@ def add(model_dir: Path, repository: Path, *, device: str = "CPU", replace: bool
     config.setdefault("model_config_list", [])
     if all(entry.get("name") != name for entry in served):
         served.append({"name": name, "base_path": name})
-    _write(repository / CONFIG, json.dumps(config, indent=2) + "\n")
+    write_json(repository / CONFIG, config)
     return target
 
 
 def _same(model_dir: Path, target: Path, graph: str) -> bool:
-    ours, there = model_dir / manifest.FILE_NAME, target / manifest.FILE_NAME
+    """Whether the repository holds this very model with this graph already."""
+    source, existing = model_dir / manifest.FILE_NAME, target / manifest.FILE_NAME
     return (
-        ours.exists()
-        and there.exists()
-        and ours.read_bytes() == there.read_bytes()
+        source.exists()
+        and existing.exists()
+        and source.read_bytes() == existing.read_bytes()
         and (target / GRAPH).exists()
         and (target / GRAPH).read_text(encoding="utf-8") == graph
     )
@@ -98,16 +98,11 @@ def read_config(repository: Path) -> dict[str, Any]:
     except (ValueError, AttributeError):
         sound = False
     if not sound:
-        raise ConfigError(f"{path} is no configuration of OpenVINO Model Server; choose another folder for --ovms")
+        raise ConfigError(
+            f"{path} is no configuration of OpenVINO Model Server; choose another folder for --ovms",
+            code="ovms-config-foreign",
+        )
     return dict(config)
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file at once; a server may be reading it."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".partial", delete=False) as file:
-        file.write(text)
-    Path(file.name).chmod(0o644)
-    Path(file.name).replace(path)
 
 
 def _graph(device: str) -> str:

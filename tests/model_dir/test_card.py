@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ov_afm.model_dir import card, manifest
+from ov_afm.model_dir.geometry import Geometry
 
 
 def front_of(text: str) -> str:
@@ -15,17 +16,17 @@ def front_of(text: str) -> str:
     return found[1]
 
 
-def made(**source: Any) -> manifest.Manifest:
+def contents(**source: Any) -> manifest.Manifest:
     return manifest.Manifest(
         source={"kind": "hub", "id": "arcee-ai/AFM-4.5B", "revision": "abc", "license": "apache-2.0", **source},
-        geometry={"architecture": "ArceeForCausalLM", "max_positions": 65536},
+        geometry=Geometry("ArceeForCausalLM", 2560, 36, 20, 4, 128, 18432, 128004, 65536, "relu2"),
         recipe={"name": "int4", "layers": {"int4_sym g128": 252}, "calibration": {"name": "data.txt"}},
         versions={"openvino": "2026.4.1", "torch": None},
     )
 
 
 def test_front_matter_names_licence_base_model_and_task() -> None:
-    assert front_of(card.render(made())).splitlines() == [
+    assert front_of(card.render(contents())).splitlines() == [
         "license: apache-2.0",
         "base_model: arcee-ai/AFM-4.5B",
         "base_model_relation: quantized",
@@ -39,13 +40,13 @@ def test_front_matter_names_licence_base_model_and_task() -> None:
 
 
 def test_unknown_licence_and_local_source_are_not_invented() -> None:
-    front = front_of(card.render(made(kind="folder", id="mine", license=None)))
+    front = front_of(card.render(contents(kind="folder", id="mine", license=None)))
     assert "license" not in front
     assert "base_model" not in front
 
 
 def test_facts_are_there_and_empty_ones_are_not() -> None:
-    text = card.render(made())
+    text = card.render(contents())
     assert "| weights | 252 × int4_sym g128 |" in text
     assert "| source revision | abc |" in text
     assert "| calibration data | data.txt |" in text
@@ -55,7 +56,7 @@ def test_facts_are_there_and_empty_ones_are_not() -> None:
 
 
 def test_synthetic_weights_are_called_so() -> None:
-    assert "A synthetic checkpoint of random weights" in card.render(made(synthetic=True))
+    assert "A synthetic checkpoint of random weights" in card.render(contents(synthetic=True))
 
 
 def test_card_of_a_real_export_lists_its_checks_and_three_ways_to_run_it(tiny_model: Path) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from ov_afm.cli.export import main as export_main
 from ov_afm.errors import ConfigError
-from ov_afm.export import main as export_main
 from ov_afm.model_dir import ovms
+from ov_afm.model_dir.inference import EXACT
 
 STRING, BOOL, UINT64, MESSAGE, REPEATED, OPTIONAL = 9, 8, 4, 11, 3, 1
 
@@ -69,14 +70,14 @@ def read_graph(path: Path) -> tuple[Any, Any]:
 
 
 def test_a_repository_holds_the_model_its_graph_and_a_config(tiny_model: Path, tmp_path: Path) -> None:
-    made = ovms.add(tiny_model, tmp_path / "repository")
-    graph, options = read_graph(made / "graph.pbtxt")
+    served = ovms.add(tiny_model, tmp_path / "repository")
+    graph, options = read_graph(served / "graph.pbtxt")
     assert [node.calculator for node in graph.node] == ["HttpLLMCalculator"]
     assert (options.models_path, options.device, options.enable_prefix_caching) == ("./", "CPU", True)
     assert {path.name for path in tiny_model.iterdir() if path.is_file()} | {"graph.pbtxt"} == {
-        path.name for path in made.iterdir()
+        path.name for path in served.iterdir()
     }
-    assert (made / "openvino_model.bin").samefile(tiny_model / "openvino_model.bin")
+    assert (served / "openvino_model.bin").samefile(tiny_model / "openvino_model.bin")
     config = json.loads((tmp_path / "repository" / "config.json").read_text())
     assert config == {
         "mediapipe_config_list": [{"name": tiny_model.name, "base_path": tiny_model.name}],
@@ -88,11 +89,12 @@ def test_a_repository_holds_the_model_its_graph_and_a_config(tiny_model: Path, t
 def test_the_repositorys_model_answers(tiny_model: Path, tmp_path: Path) -> None:
     import openvino_genai
 
-    made = ovms.add(tiny_model, tmp_path / "repository")
-    asked = {"max_new_tokens": 5, "do_sample": False}
-    assert openvino_genai.LLMPipeline(made, "CPU").generate("x", **asked) == openvino_genai.LLMPipeline(
-        tiny_model, "CPU"
-    ).generate("x", **asked)
+    served = ovms.add(tiny_model, tmp_path / "repository")
+    greedy = {"max_new_tokens": 5, "do_sample": False}
+    answers = [
+        openvino_genai.LLMPipeline(path, "CPU", **EXACT).generate("x", **greedy) for path in (served, tiny_model)
+    ]
+    assert answers[0] == answers[1] != ""
 
 
 def test_an_npu_gets_no_cache_of_a_batch(tiny_model: Path, tmp_path: Path) -> None:
@@ -103,10 +105,10 @@ def test_an_npu_gets_no_cache_of_a_batch(tiny_model: Path, tmp_path: Path) -> No
 def test_what_else_is_served_stays_and_again_is_no_change(tiny_model: Path, tmp_path: Path) -> None:
     other = {"name": "other", "base_path": "elsewhere"}
     (tmp_path / "config.json").write_text(json.dumps({"mediapipe_config_list": [other], "monitoring": {"a": 1}}))
-    made = ovms.add(tiny_model, tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in made.iterdir()}
+    served = ovms.add(tiny_model, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in served.iterdir()}
     ovms.add(tiny_model, tmp_path)
-    assert {path: path.stat().st_mtime_ns for path in made.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in served.iterdir()} == before
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["mediapipe_config_list"] == [other, {"name": tiny_model.name, "base_path": tiny_model.name}]
     assert config["monitoring"] == {"a": 1}
