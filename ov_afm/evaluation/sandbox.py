@@ -8,6 +8,7 @@ evaluate a model you distrust in a virtual machine.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -15,7 +16,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import dataclass
 
@@ -100,13 +100,8 @@ def run(program: str, tests: str, *, timeout_s: float = TIMEOUT_S, memory_bytes:
         memory_bytes: Address space on POSIX; resident memory elsewhere.
     """
     nonce = secrets.token_hex(8)
-    request = {
-        "program": program,
-        "tests": tests,
-        "nonce": nonce,
-        "timeout_s": timeout_s,
-        "memory_bytes": memory_bytes,
-    }
+    limits = {"timeout_s": timeout_s, "memory_bytes": memory_bytes}
+    request = json.dumps({"program": program, "tests": tests, "nonce": nonce, **limits}) + "\n"
     with tempfile.TemporaryDirectory(prefix="ov_afm-", ignore_cleanup_errors=True) as folder:
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", "-c", LAUNCHER],
@@ -117,17 +112,39 @@ def run(program: str, tests: str, *, timeout_s: float = TIMEOUT_S, memory_bytes:
             env={name: os.environ[name] for name in ("SYSTEMROOT", "LANG") if name in os.environ},
             start_new_session=True,
         )
-        watch = _Watch(child, timeout_s, memory_bytes)
         try:
-            output, _ = child.communicate((json.dumps(request) + "\n").encode())
+            output, killed = _communicate(child, request.encode(), timeout_s, memory_bytes)
         finally:
-            watch.stop()
             _kill(child)
     for line in output.decode("utf-8", "replace").splitlines():
         answer = _parsed(line)
         if answer.get("nonce") == nonce:
             return Outcome(bool(answer["passed"]), str(answer["reason"])[:REASON_CHARACTERS])
-    return Outcome(False, watch.verdict or f"the program ended by itself (status {child.returncode})")
+    return Outcome(False, killed or f"the program ended by itself (status {child.returncode})")
+
+
+def _communicate(
+    child: subprocess.Popen[bytes], request: bytes, timeout_s: float, memory_bytes: int
+) -> tuple[bytes, str]:
+    """The output of a process, and why it was killed, if it ran too long or grew too large."""
+    import psutil
+
+    end, killed = time.monotonic() + timeout_s, ""
+    data: bytes | None = request
+    while True:
+        try:
+            return child.communicate(data, timeout=POLL_S)[0], killed
+        except subprocess.TimeoutExpired:
+            data = None  # sent already
+        resident = 0
+        with contextlib.suppress(psutil.Error):
+            resident = psutil.Process(child.pid).memory_info().rss
+        if time.monotonic() > end:
+            killed = f"not done after {timeout_s:g} s"
+        elif resident > memory_bytes:
+            killed = f"more than {memory_bytes / 1e6:.0f} MB of memory"
+        if killed:
+            _kill(child)
 
 
 def _parsed(line: str) -> dict[str, object]:
@@ -136,38 +153,6 @@ def _parsed(line: str) -> dict[str, object]:
     except ValueError:
         return {}
     return answer if isinstance(answer, dict) else {}
-
-
-class _Watch:
-    """Kills a process that runs too long or grows too large."""
-
-    def __init__(self, child: subprocess.Popen[bytes], timeout_s: float, memory_bytes: int) -> None:
-        self.verdict = ""
-        self._child, self._timeout_s, self._memory_bytes = child, timeout_s, memory_bytes
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        import psutil
-
-        end = time.monotonic() + self._timeout_s
-        while not self._done.wait(POLL_S):
-            try:
-                resident = psutil.Process(self._child.pid).memory_info().rss
-            except psutil.Error:
-                return
-            if time.monotonic() > end:
-                self.verdict = f"not done after {self._timeout_s:g} s"
-            elif resident > self._memory_bytes:
-                self.verdict = f"more than {self._memory_bytes / 1e6:.0f} MB of memory"
-            if self.verdict:
-                _kill(self._child)
-                return
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
