@@ -1,8 +1,8 @@
 """The ceiling of decoding: how fast memory can be read, and how much of it one token needs.
 
 To decode a token every weight is read once, and the keys and values of all tokens before it. So no
-dense engine can be faster than read bandwidth divided by those bytes; what share of that a run
-reaches says how much an engine leaves on the table. Only skipping weights goes past it.
+dense engine can be faster than read bandwidth divided by those bytes; the share of it that a run
+reaches shows how much speed is left to gain. Only an engine that skips weights can exceed it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`ov-afm bench --compare`: what changed between two records files, told apart from noise.
+"""`ov-afm bench --compare`: what changed between two records files, beyond noise.
 
 A change counts where the ranges of the runs do not overlap: the slowest run of one is faster than
 the fastest of the other. With five runs a side, two equal programs do that by chance about once in

@@ -1,7 +1,7 @@
 """Energy that the processor package used, read from its own counters.
 
-codecarbon reads them: RAPL on Linux, the Energy Meter Interface on Windows. Where there is no
-counter, or no right to read it, there is no figure: an estimate from a table of TDPs would say more
+codecarbon reads them: RAPL on Linux, the Energy Meter Interface on Windows. Without a
+counter, or permission to read it, there is no figure: an estimate from a table of TDPs would say more
 about the table than about the model.
 """
 
@@ -26,7 +26,7 @@ class Meter:
     """A running energy counter.
 
     Attributes:
-        source: Which sensor is read, by the name that it gives itself.
+        source: Name of the sensor.
     """
 
     def __init__(self, reader: Any, source: str) -> None:

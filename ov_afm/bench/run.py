@@ -1,4 +1,4 @@
-"""One combination, measured in a process of its own.
+"""One combination, measured in a separate process.
 
 The parent calls `measure` in a child process, so that a driver's crash costs one row, and so that
 peak memory and load time belong to this combination alone. The engine is the one that `Pipeline`

@@ -1,4 +1,4 @@
-"""A sweep: every combination in a child process, its records kept as they come."""
+"""A sweep: every combination runs in a child process, and each record is stored as soon as it is measured."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`ov-afm bench`: which device, which precision, which options, by figures of this machine.
 
-Every combination runs in a process of its own with prompts that no engine has seen, after a warm-up
-that is not counted, several times; medians are reported with the least and the most, and beside each
+Every combination runs several times in a separate process, with prompts that no engine has seen, after a
+warm-up that is not counted; medians are reported with the least and the most, and beside each
 speed what the machine's memory would allow at best.
 """
 

@@ -87,7 +87,7 @@ class HarnessModel:
 
 
 def _adapter(model: HarnessModel) -> Any:
-    """The `lm_eval` model that computes with ours."""
+    """An `lm_eval` model that computes with a `HarnessModel`."""
     from lm_eval.api.model import LM
 
     class Adapter(LM):  # type: ignore[misc]

@@ -128,7 +128,7 @@ def long_context(
 
 
 class _Lazy:
-    """A model that is loaded when a figure is missing; the journal keeps what it ran at."""
+    """A model that is loaded when a figure is missing; the journal keeps its precisions."""
 
     def __init__(self, folder: Path, runtime_defaults: bool, journal: Journal) -> None:
         self.journal = journal
@@ -151,7 +151,7 @@ def _lengths(longest: int) -> list[int]:
 
 
 def _ledger(encoder: Encoder, seed: random.Random, tokens: int) -> Iterator[list[int]]:
-    """Token ids of invented lines, until there are at least so many."""
+    """Token ids of invented lines, at least so many."""
     count = 0
     while count < tokens:
         number, goods, word = seed.randrange(2, 900), seed.choice(GOODS), seed.choice(WORDS)

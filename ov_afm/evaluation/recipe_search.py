@@ -33,7 +33,7 @@ RATIOS = (0.9, 0.8)
 NUM_SAMPLES = 64
 FITTED = " + fitted"
 EQUALISED = " + equalise"
-# Kinds of matrices that gain or lose most by a format of their own.
+# Kinds of matrices that gain or lose most by a different format.
 SMALLER: tuple[tuple[str, str], ...] = (("head", "int4"), ("embedding", "int4"))
 NEARER: tuple[tuple[str, str], ...] = (("attention", "int8"), ("down", "int8"))
 
@@ -162,7 +162,7 @@ def tune(
         dataset: Calibration data; None takes the packaged text.
         text: Evaluation text; None takes the packaged one.
         tokens: Most tokens to evaluate on.
-        work_dir: Where models are made; default `OUTPUT.tuning`. Finished trials stay there.
+        work_dir: Folder for the models of trials; default `OUTPUT.tuning`. Finished trials stay there.
         progress: Where to draw progress.
 
     Returns:

@@ -31,7 +31,7 @@ class SuiteResult:
         return {key: value for key, value in asdict(self).items() if value}
 
     def blocks(self, model: str, *, tasks: bool = True) -> list[str]:
-        """Tables and lines for people, each for a block of its own.
+        """Tables and lines for people, one block each.
 
         Args:
             model: The model's name.

@@ -1,6 +1,6 @@
 """Small tasks with an answer that a program can check: functions to write, sums to do.
 
-Each task is asked once, greedily, through the model's chat template. A code task passes when its tests raise nothing
+The model answers each task once, greedily, through its chat template. A code task passes when its tests raise nothing
 in a sandbox, a math task when the number that the answer ends with is the right one. A set of tasks is a JSONL file,
 a packaged one or anyone's: `{"id", "kind": "code", "prompt", "tests"}` or `{"id", "kind": "math", "prompt", "answer"}`.
 Answers are stored, so that an interrupted run continues.
@@ -43,7 +43,7 @@ class Task:
     Attributes:
         id: Its name within its set.
         kind: How it is graded.
-        prompt: What the model is asked.
+        prompt: The question.
         tests: Python source that raises when the answer is wrong; code only.
         answer: The right number; math only.
     """
