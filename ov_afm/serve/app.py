@@ -24,8 +24,8 @@ from ..system import console
 from . import errors, protocol, structured_output
 from .errors import APIError
 from .messages import Chat, Generate, Prompt, Text, Tokens
-from .middleware import Guard
-from .prometheus import Instruments, RequestCounter
+from .middleware import RequestChecks
+from .prometheus import Metrics, RequestCounter
 from .protocol import ChatCompletion, Completion
 from .registry import Models
 from .responses import Answer, EventStream, chat_answer, completion_answer, open_stream, until_gone
@@ -88,9 +88,9 @@ class Service:
     """
 
     def __init__(self, models: Models, settings: Settings) -> None:
-        self.models, self.settings, self.instruments = models, settings, Instruments()
+        self.models, self.settings, self.metrics = models, settings, Metrics()
         for name, engine in models.engines.items():
-            self.instruments.watch(
+            self.metrics.watch(
                 name,
                 {
                     "running_requests": lambda engine=engine: engine.running,  # type: ignore[misc]
@@ -118,7 +118,7 @@ class Service:
             body.chat_template_kwargs or None,
         )
         limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        answer = Answer(name, True, self.instruments, reads_calls=bool(tools), wants_logprobs=bool(body.logprobs))
+        answer = Answer(name, True, self.metrics, reads_calls=bool(tools), wants_logprobs=bool(body.logprobs))
         return await self._answer(body, request, answer, Generate(prompt, sampling(body, limit), output_format))
 
     async def complete(self, body: protocol.CompletionRequest, request: Request) -> Any:
@@ -132,7 +132,7 @@ class Service:
         if body.best_of is not None and body.best_of != (body.n or 1):
             raise APIError(f"best_of must equal n, found {body.best_of}", "best_of")
         name = self.models.resolve(body.model)
-        answer = Answer(name, False, self.instruments, wants_logprobs=body.logprobs is not None)
+        answer = Answer(name, False, self.metrics, wants_logprobs=body.logprobs is not None)
         task = Generate(_one_prompt(body.prompt), sampling(body, body.max_tokens))
         return await self._answer(body, request, answer, task)
 
@@ -253,13 +253,13 @@ def build(models: Models, settings: Settings) -> FastAPI:
     _add_routes(app, service)
     # The last one added is the first that a request meets.
     app.add_middleware(
-        Guard, api_keys=settings.api_keys, max_body_bytes=settings.max_body_bytes, json_routes=JSON_ROUTES
+        RequestChecks, api_keys=settings.api_keys, max_body_bytes=settings.max_body_bytes, json_routes=JSON_ROUTES
     )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
         )
-    app.add_middleware(RequestCounter, instruments=service.instruments, routes=ROUTES)
+    app.add_middleware(RequestCounter, metrics=service.metrics, routes=ROUTES)
     return app
 
 
@@ -269,7 +269,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return JSONResponse({"status": status}, 200 if well else 503)
 
     def metrics() -> PlainTextResponse:
-        return PlainTextResponse(service.instruments.text(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     def version() -> protocol.Version:
         return protocol.Version(version=VERSION)

@@ -15,13 +15,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import APIError
 
-__all__ = ["Guard"]
+__all__ = ["RequestChecks"]
 
 OPEN_ROUTES = ("/health",)
 MAX_DEPTH = 64
 
 
-class Guard:
+class RequestChecks:
     """ASGI middleware.
 
     Args:

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["Instruments", "RequestCounter"]
+__all__ = ["Metrics", "RequestCounter"]
 
 TTFT_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 TPOT_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.12, 0.16, 0.24, 0.32, 0.64, 1.28, 2.56)
 
 
-class Instruments:
+class Metrics:
     """The metrics of one server, in a registry of their own."""
 
     def __init__(self) -> None:
@@ -65,12 +65,12 @@ class RequestCounter:
 
     Args:
         app: The application behind it.
-        instruments: Where to count.
+        metrics: Where to count.
         routes: Paths to count by name; all others count as `other`.
     """
 
-    def __init__(self, app: ASGIApp, *, instruments: Instruments, routes: frozenset[str]) -> None:
-        self._app, self._instruments, self._routes = app, instruments, routes
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, routes: frozenset[str]) -> None:
+        self._app, self._metrics, self._routes = app, metrics, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on and count its answer."""
@@ -81,7 +81,7 @@ class RequestCounter:
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._instruments.requests.labels(route, str(message["status"])).inc()
+                self._metrics.requests.labels(route, str(message["status"])).inc()
             await send(message)
 
         await self._app(scope, receive, counted)

@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 from .engine import Engine, Stream
 from .errors import APIError, as_api_error
 from .messages import Piece, Task, TokenLogprob
-from .prometheus import Instruments
+from .prometheus import Metrics
 from .protocol import (
     AnswerMessage,
     ChatChoice,
@@ -72,7 +72,7 @@ class Answer:
     Attributes:
         model: Name that the client used.
         chat: Chat, or plain completion.
-        instruments: Where its figures go.
+        metrics: Where its figures go.
         count: Answers asked for.
         reads_calls: The text may hold tool calls.
         wants_usage: A stream ends with a usage chunk.
@@ -81,7 +81,7 @@ class Answer:
 
     model: str
     chat: bool
-    instruments: Instruments
+    metrics: Metrics
     count: int = 1
     reads_calls: bool = False
     wants_usage: bool = False
@@ -115,15 +115,15 @@ class Answer:
                 last = time.perf_counter()
                 if first is None and piece.tokens:
                     first = last
-                    self.instruments.ttft_s.labels(self.model).observe(first - self.begun)
+                    self.metrics.ttft_s.labels(self.model).observe(first - self.begun)
                 self.new_tokens += piece.tokens
                 yield self._part(index, piece, readers[index])
         finally:
-            self.instruments.prompt_tokens.labels(self.model).inc(self.prompt_tokens)
-            self.instruments.generated_tokens.labels(self.model).inc(self.new_tokens)
+            self.metrics.prompt_tokens.labels(self.model).inc(self.prompt_tokens)
+            self.metrics.generated_tokens.labels(self.model).inc(self.new_tokens)
             if first is not None and self.new_tokens > self.count:
                 tpot_s = (last - first) / (self.new_tokens / self.count - 1)
-                self.instruments.tpot_s.labels(self.model).observe(tpot_s)
+                self.metrics.tpot_s.labels(self.model).observe(tpot_s)
 
     def _part(self, index: int, piece: Piece, reader: CallReader) -> Part:
         finish = piece.end

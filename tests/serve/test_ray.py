@@ -47,13 +47,13 @@ def cluster(tiny_model: Path) -> Iterator[serving.Server]:
 
 
 def replicas(server: serving.Server) -> list[psutil.Process]:
-    found = []
+    processes = []
     for process in psutil.Process(server.process.pid).children(recursive=True):
         # It may end between the two calls.
         with contextlib.suppress(psutil.NoSuchProcess):
             if "ServeReplica:ov_afm:Replica" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 @pytest.fixture
@@ -61,13 +61,13 @@ def server(cluster: serving.Server) -> serving.Server:
     """The cluster when both replicas answer conversations that neither knows."""
 
     def answering() -> set[str | None]:
-        return {asked(cluster, str(uuid.uuid4())).headers.get("x-replica") for _ in range(8)} - {None}
+        return {ask(cluster, str(uuid.uuid4())).headers.get("x-replica") for _ in range(8)} - {None}
 
     cluster.wait(lambda: len(answering()) == 2, 120, "one replica does not answer")
     return cluster
 
 
-def asked(server: serving.Server, question: str, **fields: object) -> httpx.Response:
+def ask(server: serving.Server, question: str, **fields: object) -> httpx.Response:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": question}]
     body = {"messages": messages, "max_tokens": 8, **fields}
     return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=300)
@@ -87,7 +87,7 @@ def victim(server: serving.Server) -> tuple[Callable[[], None], Callable[[], boo
 @pytest.mark.slow
 def test_a_conversation_stays_with_its_replica_and_others_spread(server: serving.Server) -> None:
     def stayed() -> bool:
-        first = {question: asked(server, question) for question in (str(uuid.uuid4()) for _ in range(12))}
+        first = {question: ask(server, question) for question in (str(uuid.uuid4()) for _ in range(12))}
         # Ray tells its routers a moment later who has what.
         time.sleep(next(pauses))
         homes = {answer.headers["x-replica"] for answer in first.values()}
@@ -113,7 +113,7 @@ def test_a_conversation_stays_with_its_replica_and_others_spread(server: serving
 def test_no_request_is_lost_with_its_replica_before_the_first_token(server: serving.Server) -> None:
     kill, replaced = victim(server)
     with ThreadPoolExecutor(1) as pool:
-        under_way = pool.submit(together, lambda index: asked(server, str(index), max_tokens=100), 40, 2)
+        under_way = pool.submit(together, lambda index: ask(server, str(index), max_tokens=100), 40, 2)
         server.wait(lambda: under_way.running(), 10)
         kill()
         statuses = Counter(answer.status_code for answer in under_way.result(300))
@@ -151,8 +151,8 @@ def test_a_stream_that_had_begun_ends_with_an_error_event_when_its_replica_dies(
 
 
 @pytest.mark.slow
-def test_more_than_all_lines_hold_is_refused_with_a_time_to_come_back(server: serving.Server) -> None:
-    answers = together(lambda index: asked(server, str(index), **LONG), 24, 24)
+def test_more_than_all_queues_hold_is_refused_with_a_time_to_retry(server: serving.Server) -> None:
+    answers = together(lambda index: ask(server, str(index), **LONG), 24, 24)
     assert set(Counter(answer.status_code for answer in answers)) == {200, 429}
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert refused.headers["retry-after"] == "2"
@@ -165,7 +165,7 @@ def test_hanging_up_frees_the_slots_of_a_replica(server: serving.Server) -> None
     for _ in range(12):
         server.connection("/v1/chat/completions", **body).close()
     # Four slots and two places in line: had they been kept, these would wait or be refused.
-    server.wait(lambda: {answer.status_code for answer in together(lambda i: asked(server, str(i)), 4, 4)} == {200}, 30)
+    server.wait(lambda: {answer.status_code for answer in together(lambda i: ask(server, str(i)), 4, 4)} == {200}, 30)
 
 
 @pytest.mark.slow
@@ -187,19 +187,19 @@ def test_a_conversation_is_known_by_its_beginning() -> None:
     assert len({key("s", "a"), key("s", "b"), key("t", "a"), key("s", "a", model="other")}) == 4
 
 
-def test_what_is_new_goes_where_little_is_under_way_and_what_goes_on_to_its_home() -> None:
-    def goes_on(**fields: object) -> bool:
-        return conversation_of(json.dumps(fields).encode()).goes_on
+def test_only_a_conversation_that_continues_and_a_long_prompt_may_be_cached() -> None:
+    def cached(**fields: object) -> bool:
+        return conversation_of(json.dumps(fields).encode()).cached
 
     asked = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]
-    assert not goes_on(messages=asked)
-    assert goes_on(messages=[*asked, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}])
-    assert not goes_on(prompt="a short one")
-    assert goes_on(prompt="a document " * 1000)
+    assert not cached(messages=asked)
+    assert cached(messages=[*asked, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}])
+    assert not cached(prompt="a short one")
+    assert cached(prompt="a document " * 1000)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"messages": 3}', b'{"messages": [3]}', b"\xff", b"null"])
-def test_what_is_no_conversation_has_no_home(body: bytes) -> None:
+def test_what_is_no_conversation_has_no_key(body: bytes) -> None:
     assert conversation_of(body) == ("", False)
 
 
@@ -210,8 +210,9 @@ def test_replicas_are_a_number_or_a_range(text: str, expected: tuple[int, int]) 
 
 @pytest.mark.parametrize("text", ["0", "4:1", "two", "1:", ""])
 def test_other_replicas_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="replicas are a number or MIN:MAX, found"):
+    with pytest.raises(ConfigError, match="replicas are a number or MIN:MAX, found") as caught:
         replica_range(text)
+    assert caught.value.code == "replica-range"
 
 
 def started_here(model: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -220,7 +221,7 @@ def started_here(model: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_a_device_that_no_replica_has_is_one_line(tiny_model: Path) -> None:
+def test_a_device_that_no_replica_has_ends_with_a_one_line_error(tiny_model: Path) -> None:
     process = started_here(tiny_model, "--device", "GPU")
     said = process.communicate(timeout=300)[1]
     assert process.returncode == 1
@@ -229,7 +230,7 @@ def test_a_device_that_no_replica_has_is_one_line(tiny_model: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_no_node_has_is_waited_for_until_ctrl_c(tiny_model: Path) -> None:
+def test_a_resource_that_no_node_has_is_waited_for_until_ctrl_c(tiny_model: Path) -> None:
     process = started_here(tiny_model, "--ray-resource", "NPU=1")
     assert process.stderr
     said = []
@@ -245,7 +246,7 @@ def test_what_no_node_has_is_waited_for_until_ctrl_c(tiny_model: Path) -> None:
     assert time.monotonic() - begun < 20
 
 
-def test_a_cluster_that_is_not_there_is_one_line(tiny_model: Path) -> None:
+def test_a_cluster_that_does_not_answer_ends_with_a_one_line_error(tiny_model: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     process = started_here(tiny_model, "--ray-address", address)
     said = process.communicate(timeout=60)[1]

@@ -9,7 +9,7 @@ from typing import Any
 
 from ov_afm.serve.engine import Stream
 from ov_afm.serve.messages import Piece
-from ov_afm.serve.prometheus import Instruments
+from ov_afm.serve.prometheus import Metrics
 from ov_afm.serve.responses import Answer, EventStream
 
 QUIET_S = 0.3
@@ -26,7 +26,7 @@ def test_silence_is_filled_with_comments_and_no_event_is_lost() -> None:
 
     async def serve() -> None:
         stream = Stream([7])
-        answer = Answer("tiny", True, Instruments())
+        answer = Answer("tiny", True, Metrics())
         response = EventStream(answer, stream, contextlib.AsyncExitStack(), keep_alive_s=QUIET_S / 3)
         serving = asyncio.create_task(response({"type": "http", "method": "POST"}, never, send))
         for text, end in (("a", None), ("b", "stop")):

@@ -1,8 +1,8 @@
 """The same service on many machines: each Ray Serve replica holds the HTTP application and its engine.
 
-Ray places replicas by the resources that they ask for, adds and removes them by the requests under
-way, and replaces those that die; `ray_front` chooses among them. Within a replica everything is as on
-one machine, the bounded line and its 429 included.
+Ray places replicas by the resources that they ask for, adds and removes them by the requests being
+answered, and replaces those that die; `router` chooses among them. Within a replica everything is as on
+one machine, including the bounded queue and its status 429.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ __all__ = ["Cluster", "replica_range", "run"]
 APPLICATION = "ov_afm"
 # Health checks and lists of models do not wait behind generations.
 OTHER_REQUESTS = 16
-# One may die, and the other still takes requests.
-FRONTS = 2
+# When one dies, the other still takes requests.
+ROUTERS = 2
 POLL_S = 0.5
 REACH_S = 5
-# What a replica says that can never load its model stands at the end of Ray's report of it.
+# Ray's report of a replica that cannot load its model ends with our error.
 PROBLEM = re.compile(r"^ov_afm\.errors\.DeviceError: (.+)", re.MULTILINE)
 
 
@@ -60,7 +60,7 @@ def replica_range(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d*)(?::([1-9]\d*))?", text)
     least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 0 < least <= most:
-        raise ConfigError(f"replicas are a number or MIN:MAX, found {text!r}")
+        raise ConfigError(f"replicas are a number or MIN:MAX, found {text!r}", code="replica-range")
     return least, most
 
 
@@ -91,7 +91,7 @@ def run(
     from ray import serve
 
     from .replica import Replica
-    from .router import Front
+    from .router import Router
 
     console.note("starting Ray" if cluster.address is None else f"joining the cluster at {cluster.address}")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -99,14 +99,13 @@ def run(
         _reach(cluster.address)
         ray.init(address=cluster.address, log_to_driver=False, configure_logging=False, ignore_reinit_error=True)
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"no Ray cluster at {cluster.address}: {_line(error)}; start one with: ray start --head"
-        ) from error
+        message = f"no Ray cluster at {cluster.address}: {_line(error)}; start one with: ray start --head"
+        raise ConfigError(message, code="no-ray-cluster") from error
     stop = threading.Event()
 
     def leave(*_: object) -> None:
         if stop.is_set():
-            # The second time: do not wait for those that are being answered.
+            # The second signal: do not wait for running requests.
             raise KeyboardInterrupt
         stop.set()
 
@@ -121,19 +120,19 @@ def run(
         replicas = serve.deployment(Replica).options(
             autoscaling_config={"min_replicas": least, "max_replicas": most, "target_ongoing_requests": running},
             max_ongoing_requests=running + limits.max_queue + OTHER_REQUESTS,
-            # Ray's own line is for moments when it looks for a replica, or none is there: each has one of its own.
+            # Ray's own queue holds requests only while no replica is available: each replica has its own queue.
             max_queued_requests=most * (running + limits.max_queue),
             graceful_shutdown_timeout_s=limits.grace_s,
             health_check_period_s=5,
             ray_actor_options={"num_cpus": cluster.cpus, "resources": dict(cluster.resources or {})},
         )
-        front = serve.deployment(serve.ingress()(Front)).options(
-            num_replicas=min(most, FRONTS),
+        router = serve.deployment(serve.ingress()(Router)).options(
+            num_replicas=min(most, ROUTERS),
             max_ongoing_requests=most * (running + limits.max_queue + OTHER_REQUESTS),
             graceful_shutdown_timeout_s=limits.grace_s,
             ray_actor_options={"num_cpus": 0},
         )
-        application = front.bind(replicas.bind(specs, limits, settings), settings.max_body_bytes)
+        application = router.bind(replicas.bind(specs, limits, settings), settings.max_body_bytes)
         target = serve.RunTarget(application, name=APPLICATION, route_prefix="/")
         serve.run_many([target], wait_for_applications_running=False)
         started = _started(stop)
@@ -141,7 +140,7 @@ def run(
             console.note(f"serving {', '.join(specs)} on {least} to {most} replicas: http://{host}:{port}/v1")
             stop.wait()
     finally:
-        # A Ray of our own goes with all that is in it.
+        # Shutting down a Ray that was started here ends everything in it.
         if started or cluster.address is not None:
             serve.delete(APPLICATION)
         ray.shutdown()
@@ -155,15 +154,15 @@ def _reach(address: str | None) -> None:
 
 
 def _started(stop: threading.Event) -> bool:
-    """Wait until every replica has loaded its model, and tell what keeps one from it; false if stopped before.
+    """Wait until every replica has loaded its model, and print what Ray reports meanwhile; false if stopped before.
 
     Raises:
-        DeviceError: The model cannot be loaded, as a replica said.
+        DeviceError: A replica cannot load the model.
     """
     from ray import serve
 
     console.note("loading the model on each replica")
-    told = ""
+    printed = ""
     while not stop.wait(POLL_S):
         application = serve.status().applications[APPLICATION]
         if application.status == "RUNNING":
@@ -172,12 +171,12 @@ def _started(stop: threading.Event) -> bool:
         message = replicas.message if replicas else application.message
         if (problem := PROBLEM.search(message)) or application.status == "DEPLOY_FAILED":
             raise DeviceError(problem[1] if problem else _line(message))
-        if message and message != told:
-            told = message
+        if message and message != printed:
+            printed = message
             console.note(_line(message))
     return False
 
 
 def _line(message: object) -> str:
-    """The first line of a message of Ray's."""
+    """The first line of a message from Ray."""
     return str(message).strip().partition("\n")[0]

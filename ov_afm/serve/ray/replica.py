@@ -1,4 +1,4 @@
-"""A Ray Serve replica: the application of one machine, with its engine, asked through Ray instead of a socket."""
+"""A Ray Serve replica: the application of one machine with its engine, called through Ray instead of a socket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..registry import Limits, models_for
 
 __all__ = ["Replica"]
 
-# Conversations that a replica is known to hold in its cache.
+# Most conversations that Ray remembers for a replica.
 CONVERSATIONS = 256
 
 
@@ -45,7 +45,7 @@ class Replica:
         await self._lifespan.__aexit__(None, None, None)
 
     async def check_health(self) -> None:
-        """Tell Ray to replace this replica.
+        """Raise if Ray must replace this replica.
 
         Raises:
             DeviceError: An engine can never be loaded here.
@@ -66,21 +66,21 @@ class Replica:
         Args:
             scope: ASGI's description of the request.
             body: Its whole body.
-            conversation: What Ray is to know that this replica has in its cache.
+            conversation: Key that Ray remembers: this replica has the conversation in its cache from now on.
 
         Yields:
-            ASGI's messages of the response; the header `X-Replica` says who answered.
+            ASGI's messages of the response; the header `X-Replica` names the replica.
         """
         if conversation:
             await self._remember(conversation)
         name = serve.get_replica_context().replica_id.unique_id.encode()
         messages: asyncio.Queue[Mapping[str, Any] | None] = asyncio.Queue()
-        unread, left = [body], asyncio.Event()
+        unread, disconnected = [body], asyncio.Event()
 
         async def receive() -> dict[str, Any]:
             if unread:
                 return {"type": "http.request", "body": unread.pop(), "more_body": False}
-            await left.wait()
+            await disconnected.wait()
             return {"type": "http.disconnect"}
 
         work = asyncio.create_task(self._app(dict(scope), receive, messages.put))
@@ -91,6 +91,6 @@ class Replica:
                     message = {**message, "headers": [*message["headers"], (b"x-replica", name)]}
                 yield message
         finally:
-            # The application itself frees what the request held, as when a client hangs up.
-            left.set()
+            # The application frees what the request held, as when a client disconnects.
+            disconnected.set()
         await work

@@ -1,7 +1,7 @@
-"""In front of the replicas: who answers, and what happens when he dies.
+"""Chooses the replica that answers a request, and another one when it dies.
 
 A request goes to the replica that has its conversation in the cache, else to one with little to do. Until the first
-token another replica can take over unnoticed; after it the client is told.
+token another replica can take over without the client noticing; after it the client gets an error.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import Message, Receive, Scope, Send
 
 from ..errors import RETRY, APIError
-from ..middleware import Guard
+from ..middleware import RequestChecks
 
-__all__ = ["Front", "conversation_of"]
+__all__ = ["Router", "conversation_of"]
 
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-# Before the second attempt, and twice as long before the third: a replica that is lost leaves its work to the others.
+# Pause before the second attempt, doubled before the third: the others get the work of a lost replica all at once.
 PAUSE_S = 0.25
-# Full, or without an engine for the moment: another replica may not be.
-ELSEWHERE = (429, 503)
-# ASGI's fields that another process can use.
+# The replica is full, or its engine is being restarted: another replica may be able to answer.
+TRY_ANOTHER = (429, 503)
+# The fields of an ASGI scope that can be sent to another process.
 FIELDS = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers", "client", "server")
 PROMPT_CHARACTERS = 1024
 
@@ -40,41 +40,41 @@ class Conversation(NamedTuple):
     """What marks the requests that share a beginning.
 
     Attributes:
-        key: A hash of it; empty where the body is not a generation's.
-        goes_on: Some replica has it in its cache. What is new goes to the replica with the least to do: by its key Ray
-            would send all that comes within a second to the same one.
+        key: A hash of it; empty if the request generates nothing.
+        cached: Some replica has it in its cache. New conversations go to the replica with the least to do, without
+            their key: by key Ray would send all that arrive within a second to the same one.
     """
 
     key: str = ""
-    goes_on: bool = False
+    cached: bool = False
 
 
 def conversation_of(body: bytes) -> Conversation:
     """The conversation of a request: its model and its beginning up to the user's first words.
 
-    The system prompt alone would send everyone to the same replica. Nothing is known of a completion's history; the
-    same beginning of a long prompt is worth waiting for.
+    The system prompt alone would send everyone to the same replica. A completion has no history, but a long prompt that
+    begins like an earlier one saves time where that one is cached.
     """
     try:
-        asked = json.loads(body)
-        messages, beginning = asked.get("messages"), asked.get("prompt")
-        goes_on = False
+        request = json.loads(body)
+        messages, beginning = request.get("messages"), request.get("prompt")
+        cached = False
         if messages:
-            first = next((at for at, message in enumerate(messages) if message.get("role") == "user"), 0)
-            beginning, goes_on = messages[: first + 1], len(messages) > first + 1
+            first = next((index for index, message in enumerate(messages) if message.get("role") == "user"), 0)
+            beginning, cached = messages[: first + 1], len(messages) > first + 1
         elif isinstance(beginning, str):
-            goes_on = len(beginning) >= PROMPT_CHARACTERS
+            cached = len(beginning) >= PROMPT_CHARACTERS
             beginning = beginning[:PROMPT_CHARACTERS]
     except (ValueError, RecursionError, AttributeError, TypeError):
-        # The replica says what is wrong with it.
+        # The replica answers with what is wrong.
         return Conversation()
     if not beginning:
         return Conversation()
-    key = json.dumps([asked.get("model"), beginning], sort_keys=True)
-    return Conversation(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest(), goes_on)
+    key = json.dumps([request.get("model"), beginning], sort_keys=True)
+    return Conversation(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest(), cached)
 
 
-class Front:
+class Router:
     """The application that Ray's proxies talk to.
 
     Args:
@@ -88,7 +88,7 @@ class Front:
 
     def __serve_build_asgi_app__(self) -> Any:
         """The application that Ray serves. Keys and JSON are checked by the replicas."""
-        return Guard(self._call, api_keys=(), max_body_bytes=self._max_body_bytes, json_routes=frozenset())
+        return RequestChecks(self._call, api_keys=(), max_body_bytes=self._max_body_bytes, json_routes=frozenset())
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -100,18 +100,18 @@ class Front:
             return
         body = (await receive())["body"]
         work = asyncio.create_task(_Relay(self._replicas, send).answer(scope, body))
-        left = asyncio.create_task(_left(receive))
+        gone = asyncio.create_task(_disconnected(receive))
         try:
-            await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            left.cancel()
+            gone.cancel()
             if not work.done():
                 work.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await work
 
 
-async def _left(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -126,18 +126,19 @@ class _Relay:
 
     def __init__(self, replicas: DeploymentHandle[Any], send: Send) -> None:
         self._replicas, self._send = replicas, send
-        self._started = self._spoken = False
+        self._started = self._has_text = False
 
     async def answer(self, scope: Scope, body: bytes) -> None:
-        """Have one replica after the other answer until one does."""
+        """Try one replica after the other until one answers."""
         fields = {name: scope[name] for name in FIELDS if name in scope}
         conversation = conversation_of(body) if scope["method"] == "POST" else Conversation()
-        for left in reversed(range(ATTEMPTS)):
-            await asyncio.sleep(PAUSE_S * (ATTEMPTS - 1 - left))
-            # The replica that knows the conversation is the first choice and no later one: it may be the one that died.
-            home = conversation.key if conversation.goes_on and left == ATTEMPTS - 1 else ""
+        for attempt in range(ATTEMPTS):
+            last = attempt == ATTEMPTS - 1
+            await asyncio.sleep(PAUSE_S * attempt)
+            # Only the first attempt goes to the replica that has the conversation: it may be the one that died.
+            home = conversation.key if conversation.cached and attempt == 0 else ""
             try:
-                if await self._relay(home, fields, body, conversation.key, last=not left):
+                if await self._relay(home, fields, body, conversation.key, last=last):
                     return
             except BackPressureError:
                 await self._fail(
@@ -146,34 +147,34 @@ class _Relay:
                 return
             except (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError) as error:
                 logger.warning("a replica was lost: %s", " ".join(str(error).split())[:200])
-                if self._spoken or not left:
+                if self._has_text or last:
                     lost = "the replica that answered is gone; ask again"
                     await self._fail(APIError(lost, code="engine_unavailable", status=503, headers=RETRY))
                     return
 
     async def _relay(self, home: str, fields: Mapping[str, Any], body: bytes, conversation: str, *, last: bool) -> bool:
-        """Pass on what a replica answers, that which has the conversation `home` if any; false if another may."""
+        """Pass on the answer of the replica with the conversation `home`, or of any; false to try another."""
         messages = self._replicas.options(multiplexed_model_id=home).remote(fields, body, conversation)
         try:
             async for message in messages:
-                if message["type"] == "http.response.start" and message["status"] in ELSEWHERE and not last:
+                if message["type"] == "http.response.start" and message["status"] in TRY_ANOTHER and not last:
                     return False
                 await self._pass_on(message)
         finally:
-            # Of one that is done it does nothing.
+            # Without effect on a request that is complete.
             messages.cancel()
         return True
 
     async def _pass_on(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             if self._started:
-                # A stream that another replica had begun: what follows is more of it, or an error in its form.
+                # Another replica had begun this stream: now comes more of it, or an error that must become an event.
                 self._failed = message["status"] != 200
                 return
             self._started, self._failed = True, False
         elif self._started and self._failed:
             message = {**message, "body": _event(message["body"])}
-        self._spoken = self._spoken or (bool(message.get("body")) and not message["body"].startswith(b":"))
+        self._has_text = self._has_text or (bool(message.get("body")) and not message["body"].startswith(b":"))
         await self._send(message)
 
     async def _fail(self, error: APIError) -> None:
