@@ -12,7 +12,9 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from ..bench import report
 from ..bench.compare import compare
@@ -29,66 +31,44 @@ __all__ = ["main"]
 
 def _parser() -> argparse.ArgumentParser:
     options = parser("bench", "Compare devices, precisions and engine options on this machine.")
-    options.add_argument("models", nargs="*", default=argparse.SUPPRESS, metavar="DIR", help="model directories")
-    options.add_argument(
-        "--device", nargs="+", default=argparse.SUPPRESS, help="devices; all of this machine if not given"
-    )
-    options.add_argument(
-        "--prompt-tokens", nargs="+", type=int, default=list(SETTINGS.prompt_tokens), metavar="N", help="lengths"
-    )
-    options.add_argument("--new-tokens", type=int, default=SETTINGS.new_tokens, metavar="N", help="answer length")
-    options.add_argument("--runs", type=int, default=SETTINGS.runs, metavar="N", help="measured runs of a combination")
-    options.add_argument(
-        "--concurrency",
-        nargs="+",
-        type=int,
-        default=list(SETTINGS.concurrency),
-        metavar="N",
-        help="requests at a time, e.g. 1 4 16; more than one on continuous batching",
-    )
-    options.add_argument(
-        "--option", nargs="+", default=[], metavar="NAME", help=f"compare with plain: {', '.join(list(OPTIONS)[1:])}"
-    )
-    options.add_argument("--draft-model", default=argparse.SUPPRESS, metavar="DIR", help="adds option draft")
-    options.add_argument(
-        "--num-assistant-tokens", type=int, default=SETTINGS.num_assistant_tokens, metavar="N", help="drafted at once"
-    )
-    options.add_argument("--threads", type=int, default=argparse.SUPPRESS, metavar="N", help="CPU threads")
-    options.add_argument("--prompts", choices=KINDS, default=SETTINGS.prompts, help="text, or random tokens")
-    options.add_argument("--seed", type=int, default=SETTINGS.seed, metavar="N", help="of the prompts")
+    options.add_argument("models", nargs="*", metavar="DIR", help="model directories")
+
+    def add(flag: str, field: str, help: str, **kind: Any) -> None:
+        """Add an option that sets a field of `Settings`."""
+        default = getattr(SETTINGS, field)
+        if isinstance(default, tuple):
+            kind["nargs"], default = "+", list(default)
+        options.add_argument(flag, dest=field, default=default, help=help, **kind)
+
+    add("--device", "devices", "devices; all of this machine if not given", metavar="DEVICE")
+    add("--prompt-tokens", "prompt_tokens", "lengths", type=int, metavar="N")
+    add("--new-tokens", "new_tokens", "answer length", type=int, metavar="N")
+    add("--runs", "runs", "measured runs of a combination", type=int, metavar="N")
+    batches = "requests at a time, e.g. 1 4 16; more than one on continuous batching"
+    add("--concurrency", "concurrency", batches, type=int, metavar="N")
+    add("--option", "options", f"compare with plain: {', '.join(list(OPTIONS)[1:])}", metavar="NAME")
+    add("--draft-model", "draft_model", "adds option draft", metavar="DIR")
+    add("--num-assistant-tokens", "num_assistant_tokens", "drafted at once", type=int, metavar="N")
+    add("--threads", "threads", "CPU threads", type=int, metavar="N")
+    add("--prompts", "prompts", "text, or random tokens", choices=KINDS)
+    add("--seed", "seed", "of the prompts", type=int, metavar="N")
     options.add_argument(
         "--ov-config", action="append", default=[], metavar="KEY=VALUE", help="OpenVINO property; may be given again"
     )
-    options.add_argument(
-        "--report",
-        default=argparse.SUPPRESS,
-        metavar="OUT",
-        help="folder for records.jsonl, report.md and report.html; an unfinished sweep in it is continued",
-    )
+    folder = "folder for records.jsonl, report.md and report.html; an unfinished sweep in it is continued"
+    options.add_argument("--report", metavar="OUT", help=folder)
     options.add_argument("--json", action="store_true", help="print records as JSON lines instead of a table")
-    options.add_argument("--compare", nargs=2, metavar=("A", "B"), default=argparse.SUPPRESS, help="two records.jsonl")
+    options.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two records.jsonl")
     return options
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    given = vars(arguments)
-    options = list(arguments.option)
-    if "draft_model" in given and "draft" not in options:
-        options.append("draft")
-    return Settings(
-        devices=tuple(given.get("device", ())),
-        prompt_tokens=tuple(arguments.prompt_tokens),
-        new_tokens=arguments.new_tokens,
-        runs=arguments.runs,
-        concurrency=tuple(arguments.concurrency),
-        options=tuple(options),
-        draft_model=given.get("draft_model"),
-        num_assistant_tokens=arguments.num_assistant_tokens,
-        threads=given.get("threads"),
-        prompts=arguments.prompts,
-        seed=arguments.seed,
-        properties=ov_properties(arguments.ov_config),
-    )
+    names = {field.name for field in fields(Settings)}
+    values = {name: value for name, value in vars(arguments).items() if name in names}
+    if arguments.draft_model is not None and "draft" not in arguments.options:
+        values["options"] = [*arguments.options, "draft"]
+    tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Settings(**{**values, **tuples}, properties=ov_properties(arguments.ov_config))
 
 
 @command
@@ -96,24 +76,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `ov-afm bench`."""
     options = _parser()
     arguments = options.parse_args(argv)
-    if hasattr(arguments, "compare"):
+    if arguments.compare is not None:
         before, after = (Path(each) for each in arguments.compare)
         print(compare(read(before), read(after)))
         return 0
-    models = getattr(arguments, "models", [])
-    if not models:
+    if not arguments.models:
         options.error("at least one model directory is needed")
-    out = getattr(arguments, "report", None)
     command = "ov-afm bench " + shlex.join(sys.argv[1:] if argv is None else argv)
-    with console.Progress() as progress:
-        sweep = bench(*models, settings=_settings(arguments), report_dir=out, command=command, progress=progress)
+    sweep = bench(*arguments.models, settings=_settings(arguments), report_dir=arguments.report, command=command)
     if arguments.json:
         print("\n".join(json.dumps(record, ensure_ascii=False) for record in sweep.records))
     else:
         print(report.markdown(sweep.records))
-    if out is not None and sweep.records:
-        console.note(f"report: {Path(out) / report.HTML_NAME}")
+    if arguments.report is not None and sweep.records:
+        console.note(f"report: {Path(arguments.report) / report.HTML_NAME}")
     if sweep.interrupted:
-        console.note("ov-afm: interrupted; the same command continues from here" if out else "ov-afm: interrupted")
+        more = "; the same command continues from here" if arguments.report else ""
+        console.note(f"ov-afm: interrupted{more}")
         return 130
     return 0
