@@ -89,7 +89,7 @@ def narrow(
         attention = layers[0].self_attn
         model.config.num_attention_heads = kv_heads * attention.num_key_value_groups
         model.config.num_key_value_heads = kv_heads
-        # No longer hidden_size / num_attention_heads, which is what it would be taken for.
+        # Without it, transformers would take hidden_size / num_attention_heads, which is no longer right.
         model.config.head_dim = attention.head_dim
     return kept
 
@@ -104,8 +104,8 @@ def _streams(model: Any, inputs: Any, attention: bool, layer: bool) -> list[tupl
     Args:
         model: The model.
         inputs: Token ids (batch, seq).
-        attention: Keep the first; None in its place otherwise.
-        layer: Keep the second; None in its place otherwise.
+        attention: Keep the first; otherwise it is None.
+        layer: Keep the second; otherwise it is None.
     """
     first: list[Any] = []
     second: list[Any] = []
@@ -125,22 +125,22 @@ def _tensor(output: Any) -> Any:
     return output[0] if isinstance(output, tuple) else output
 
 
-def _replace(hooks: ExitStack, module: Any, norm: Any, want: Any | None, run: Callable[[Any, Any], Any]) -> None:
-    """Let `run(input, missing)` stand for a module's forward until `hooks` are closed.
+def _replace(hooks: ExitStack, module: Any, norm: Any, expected: Any | None, run: Callable[[Any, Any], Any]) -> None:
+    """Let `run(input, missing)` replace a module's forward until `hooks` are closed.
 
     Args:
         hooks: Undoes it.
         module: What writes to the residual stream.
         norm: What reads the residual stream before it.
-        want: What the stream should be after it (batch, seq, hidden); None for no refit.
+        expected: What the stream should be after it (batch, seq, hidden); None for no refit.
         run: Narrows the module and returns its output; `missing` (tokens, hidden) is what that output should be.
     """
     before: list[Any] = []
-    if want is not None:
+    if expected is not None:
         hooks.callback(norm.register_forward_pre_hook(lambda _, args: before.append(args[0])).remove)
 
     def forward(x: Any) -> Any:
-        return run(x, None if want is None else (want - before.pop()).flatten(0, 1))
+        return run(x, None if expected is None else (expected - before.pop()).flatten(0, 1))
 
     module.forward = forward
     hooks.callback(delattr, module, "forward")

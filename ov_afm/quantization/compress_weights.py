@@ -272,7 +272,8 @@ def _relay_progress() -> Iterator[None]:
     """Send the progress of NNCF to the parent process.
 
     NNCF has no callback, so rich's progress bars, which it draws, are patched while it runs. All three ways in which a
-    bar moves count: a loop of less than 0.1 s only reports its beginning and its end.
+    bar moves count: a loop of less than 0.1 s only reports its beginning and its end. No upstream issue is known; this
+    ends when `nncf.compress_weights` takes a progress callback.
     """
     from rich import progress
 
