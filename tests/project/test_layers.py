@@ -120,6 +120,13 @@ def test_contract_is_kept(contract: str) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_the_linter_sees_the_modules_of_this_checkout() -> None:
+    program = "import grimp; print(*sorted(grimp.build_graph('ov_afm', cache_dir=None).modules))"
+    command = [sys.executable, "-c", program]
+    seen = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, cwd=PROJECT).stdout.split()
+    assert seen == sorted(f"ov_afm.{name}".rstrip(".") for name in MODULES)
+
+
 def test_contracts_excuse_only_the_two_modules_that_run_as_commands() -> None:
     excused = {line for contract in CONTRACTS.values() for line in contract.get("ignore_imports", ())}
     assert excused == {f"ov_afm.{name} -> ov_afm.cli.{name}" for name in GUARDED}
