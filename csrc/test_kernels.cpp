@@ -50,12 +50,8 @@ struct Random : M {
   std::vector<float> weights;  // [output][input]
 
   Random(size_t inputs, size_t outputs, size_t group, int bits, bool asymmetric, std::mt19937& rng) {
-    this->inputs = inputs, this->outputs = outputs, this->bits = bits, this->asymmetric = asymmetric;
-    this->group = group ? group : channel_wise();
-    packed.assign(this->bytes(), 0);
-    this->data = packed.data();
+    const size_t span = prepare(inputs, outputs, group, bits, asymmetric);
     weights.resize(inputs * outputs);
-    const size_t span = group ? group : inputs;
     std::vector<uint16_t> scales((inputs + span - 1) / span * outputs);
     std::vector<uint8_t> zeros(scales.size());
     for (auto& s : scales) s = half(0.001f + rng() % 1000 * 1e-5f);
@@ -69,7 +65,27 @@ struct Random : M {
       }
   }
 
+  // The matrix of tests/kernels/test_layout.py, which has the same formulas; `weights` stays empty.
+  Random(size_t inputs, size_t outputs, size_t group, int bits, bool asymmetric) {
+    const size_t span = prepare(inputs, outputs, group, bits, asymmetric);
+    const size_t codes = size_t{1} << bits;
+    for (size_t o = 0; o < outputs; o++)
+      for (size_t i = 0; i < inputs; i++) {
+        const size_t g = i / span;
+        put(o, i, static_cast<uint8_t>((7 * o + 13 * i + o * i) % codes),
+            static_cast<uint16_t>(0x1c00 + (3 * o + 5 * g) % 512), static_cast<uint8_t>((o + 2 * g + 1) % codes));
+      }
+  }
+
  private:
+  // Returns the number of inputs that share a scale.
+  size_t prepare(size_t inputs, size_t outputs, size_t group, int bits, bool asymmetric) {
+    this->inputs = inputs, this->outputs = outputs, this->bits = bits, this->asymmetric = asymmetric;
+    this->group = group ? group : channel_wise();
+    packed.assign(this->bytes(), 0);
+    this->data = packed.data();
+    return group ? group : inputs;
+  }
   size_t channel_wise() const;
   void put(size_t o, size_t i, uint8_t code, uint16_t scale, uint8_t zero);
 
@@ -127,6 +143,22 @@ void check(bool good, const char* what) {
   if (good) return;
   std::fprintf(stderr, "FAILED: %s\n", what);
   std::exit(1);
+}
+
+// The packed bytes that Python's tests pin too. Sizes without padding: what it holds is not part of the layout.
+void test_golden_bytes(const char* path) {
+  std::vector<uint8_t> packed;
+  const auto append = [&](const std::vector<uint8_t>& bytes) { packed.insert(packed.end(), bytes.begin(), bytes.end()); };
+  append(Random<UpMatrix>(64, 16, 32, 4, false).packed);
+  append(Random<UpMatrix>(32, 32, 32, 8, true).packed);
+  append(Random<DownMatrix>(32, 128, 32, 4, true).packed);
+  append(Random<DownMatrix>(32, 128, 32, 8, false).packed);
+  std::vector<uint8_t> golden(packed.size() + 1);
+  std::FILE* file = std::fopen(path, "rb");
+  check(file != nullptr, "the file of packed bytes cannot be read");
+  golden.resize(std::fread(golden.data(), 1, golden.size(), file));
+  std::fclose(file);
+  check(packed == golden, "packed bytes differ from tests/kernels/data/packed_layout.bin");
 }
 
 void test(const Kernels& kernels, const Case& c, size_t tokens, int bits, std::mt19937& rng) {
@@ -194,6 +226,9 @@ void test_concurrency(const Kernels& kernels, std::mt19937& rng) {
 }  // namespace
 
 int main() {
+#ifdef OV_AFM_PACKED_LAYOUT
+  test_golden_bytes(OV_AFM_PACKED_LAYOUT);
+#endif
   std::mt19937 rng(0);
   const Case cases[] = {
       {64, 96, 32, 32, 4, 4, false}, {128, 256, 128, 128, 4, 8, true}, {37, 51, 0, 0, 8, 4, false},

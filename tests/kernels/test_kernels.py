@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.weights import random_weights
 
 from ov_afm.errors import ExtensionError
 from ov_afm.kernels import extension, layout
@@ -42,19 +43,6 @@ def library() -> None:
             extension.build()
         except ExtensionError as error:
             pytest.skip(f"{reason}; {error}")
-
-
-def random_weights(
-    rng: np.random.Generator, outputs: int, inputs: int, bits: int = 4, group: int = 32, asym: bool = False
-) -> Quantized:
-    groups = 1 if group == CHANNEL_WISE else inputs // group
-    return Quantized(
-        codes=rng.integers(0, 1 << bits, (outputs, inputs), np.uint8),
-        scales=(rng.random((outputs, groups)) * 0.02 + 0.001).astype(np.float16),
-        zeros=rng.integers(0, 1 << bits, (outputs, groups), np.uint8) if asym else None,
-        bits=bits,
-        group=group,
-    )
 
 
 def build_model(up: Quantized, down: Quantized, **attributes: Any) -> Any:
@@ -246,18 +234,6 @@ def test_any_shape_and_group_agrees_with_numpy(
         w_up.zeros[:] = 1 << up[0] - 1
     model = build_model(w_up, w_down, activation_bits=bits)
     assert_close(run(model, x), layout.ffn(x, w_up, w_down), bits)
-
-
-@pytest.mark.parametrize("asym", [False, True])
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("group", layout.GROUPS)
-def test_packing_changes_no_bit(bits: int, group: int, asym: bool) -> None:
-    rng = np.random.default_rng(0)
-    inputs = 200 if group == CHANNEL_WISE else 3 * group
-    w = random_weights(rng, 70, inputs, bits, group, asym)
-    assert w.same(layout.unpack_up(layout.pack_up(w), w))
-    assert w.same(layout.unpack_down(layout.pack_down(w), w))
-    assert not w.same(layout.unpack_up(layout.pack_up(w) ^ 1, w))
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 8])
