@@ -59,3 +59,11 @@ def test_nothing_is_drawn_where_there_is_no_terminal(capfd: pytest.CaptureFixtur
     with console.Progress() as progress, progress.step("hashing", total=2) as advance:
         advance(2)
     assert capfd.readouterr() == ("", "")
+
+
+def test_progress_within_progress_draws_in_the_same_bars() -> None:
+    with console.Progress() as outer:
+        with outer as inner, inner.step("inner", total=1) as advance:
+            advance(1)
+        with outer.step("outer", total=2) as advance:
+            advance(1)
