@@ -100,6 +100,6 @@ def _cost(source: ModelDirectory, target: Path, log: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from .cli.compress import main
+    from .cli import main
 
-    sys.exit(main())  # type: ignore[has-type]
+    sys.exit(main(["compress", *sys.argv[1:]]))
