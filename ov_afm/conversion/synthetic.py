@@ -6,9 +6,7 @@ Its speed, memory and disk space are those of the real model; its words are nois
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from ..errors import ConfigError
 from ..model_dir.geometry import Geometry
 from ..system import console, resources
 from ..system.atomic import disk_full_as_error, staging, write_json, write_text
+from . import checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,29 +149,21 @@ def _shards(tensors: Iterator[Tensor]) -> list[list[Tensor]]:
     return shards
 
 
-def _write_weights(folder: Path, shape: ArceeGeometry, seed: int, advance: Callable[..., None]) -> None:
+def _write_weights(folder: Path, geometry: ArceeGeometry, seed: int, advance: Callable[..., None]) -> None:
     import numpy as np
 
     random = np.random.default_rng(seed)
-    shards = _shards(_tensors(shape))
+    shards = _shards(_tensors(geometry))
     names = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
     for name, tensors in zip(names, shards, strict=True):
-        # The format: https://github.com/huggingface/safetensors#format
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        at = 0
-        for tensor in tensors:
-            header[tensor[0]] = {"dtype": "BF16", "shape": tensor[1], "data_offsets": [at, at + _bytes(tensor)]}
-            at += _bytes(tensor)
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
         with (folder / name).open("wb") as stream:
-            stream.write(struct.pack("<Q", len(text)) + text)
+            stream.write(checkpoint.safetensors_header({each: ("BF16", shape) for each, shape in tensors}))
             for tensor in tensors:
                 for block in _values(tensor, random):
                     stream.write(block.tobytes())
                     advance(block.nbytes)
     weight_map = {tensor[0]: name for name, tensors in zip(names, shards, strict=True) for tensor in tensors}
-    index = {"metadata": {"total_size": 2 * shape.all_parameters}, "weight_map": weight_map}
+    index = {"metadata": {"total_size": 2 * geometry.all_parameters}, "weight_map": weight_map}
     write_json(folder / "model.safetensors.index.json", index)
 
 

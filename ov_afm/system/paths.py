@@ -13,6 +13,9 @@ from pathlib import Path
 
 import platformdirs
 
+from ..errors import ConfigError
+from .atomic import disk_full_as_error
+
 __all__ = ["cache_dir", "cached", "data_dir"]
 
 STALE_S = 24 * 3600
@@ -50,16 +53,27 @@ def cached(final: Path) -> Iterator[Path]:
 
     Args:
         final: The cache entry; its contents are replaced by nobody once it exists.
+
+    Raises:
+        ConfigError: The cache folder cannot be written.
+        OVAFMError: Its disk is full.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".making-", dir=final.parent))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to {final.parent} ({error.strerror}); set OV_AFM_CACHE to a folder that can be written",
+            code="cache-unwritable",
+        ) from error
     for leftover in final.parent.glob(".making-*"):
         # Another process may have ended with it meanwhile.
         with contextlib.suppress(FileNotFoundError):
             if time.time() - leftover.stat().st_mtime > STALE_S:
                 shutil.rmtree(leftover, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix=".making-", dir=final.parent))
     try:
-        yield work
+        with disk_full_as_error(final.parent):
+            yield work
         try:
             work.rename(final)
         except OSError:

@@ -13,7 +13,6 @@ rounding (2^-11) is far below the steps of any quantized GGUF format.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import SourceError
-from ...system.atomic import disk_full_as_error, write_json
+from ...system.atomic import write_json
 from ...system.console import human_bytes
 from ...system.paths import cache_dir, cached
+from ..checkpoint import safetensors_header
 from .config import ARCHITECTURES, ROPE_FREQS, config_of, need
 from .tokenizer import write_tokenizer
 
@@ -74,14 +74,8 @@ def convert_cached(path: Path, on_bytes: OnBytes | None = None) -> Path:
     key = f"{CONVERSION}|{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
     folder = cache_dir() / "gguf" / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
-        try:
-            with cached(folder) as work, disk_full_as_error(folder.parent):
-                convert(path, work, on_bytes)
-        except PermissionError as error:
-            raise SourceError(
-                f"cannot write to {folder.parent} ({error.strerror}); set OV_AFM_CACHE to a folder of yours",
-                code="cache-unwritable",
-            ) from error
+        with cached(folder) as work:
+            convert(path, work, on_bytes)
     return folder
 
 
@@ -184,22 +178,13 @@ def _dtype(count: int, tensors: list[Any]) -> str:
 def _write_weights(
     path: Path, tensors: Mapping[str, Any], config: Mapping[str, Any], dtype: str, on_bytes: OnBytes | None
 ) -> None:
-    """One safetensors file (https://github.com/huggingface/safetensors#format), written as it is dequantized."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors.items():
-        start, end = end, end + int(tensor.n_elements) * (4 if dtype == "float32" else 2)
-        shape = [int(size) for size in reversed(tensor.shape)]
-        header[name] = {
-            "dtype": {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype],
-            "shape": shape,
-            "data_offsets": [start, end],
-        }
-    raw = json.dumps(header).encode()
-    raw += b" " * (-len(raw) % 8)
-    advance = (lambda size: on_bytes(size, end)) if on_bytes else None
+    """One safetensors file, written as it is dequantized."""
+    stored = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
+    shapes = {name: (stored, [int(size) for size in reversed(tensor.shape)]) for name, tensor in tensors.items()}
+    total = sum(int(tensor.n_elements) for tensor in tensors.values()) * (4 if dtype == "float32" else 2)
+    advance = (lambda size: on_bytes(size, total)) if on_bytes else None
     with path.open("wb") as stream:
-        stream.write(len(raw).to_bytes(8, "little") + raw)
+        stream.write(safetensors_header(shapes))
         for name, tensor in tensors.items():
             for block in _rows(name, tensor, config):
                 _write_block(stream, block, dtype, advance)
