@@ -62,6 +62,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     status: int = importlib.import_module(COMMANDS[verb][0]).main(arguments[1:])
     return status
 
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -116,8 +116,3 @@ def _record(completion: Completion, pipeline: Pipeline) -> dict[str, Any]:
         "device_note": pipeline.device_note,
     }
 
-
-if __name__ == "__main__":
-    from .generate import main as run
-
-    sys.exit(run())

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from ov_afm import __version__, cli
+from ov_afm.cli.command import command
 from ov_afm.errors import ConfigError, ExportError
-from ov_afm.system import console
 
 SCRIPT = Path(sys.executable).with_name("ov-afm")
 
@@ -66,8 +66,19 @@ def test_module_is_the_command() -> None:
 
 
 @pytest.mark.parametrize("verb", list(cli.COMMANDS))
-def test_every_verb_runs_as_a_module_without_a_warning(verb: str) -> None:
-    result = run("-W", "default::RuntimeWarning", "-m", cli.COMMANDS[verb][0], "--help")
+def test_every_verb_shows_its_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.COMMANDS[verb][0] == f"ov_afm.cli.{verb}"
+    with pytest.raises(SystemExit) as end:
+        cli.main([verb, "--help"])
+    assert end.value.code == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"usage: ov-afm {verb} ")
+    assert err == ""
+
+
+@pytest.mark.parametrize("verb", ["export", "compress"])
+def test_two_verbs_run_as_modules_without_a_warning(verb: str) -> None:
+    result = run("-W", "default::RuntimeWarning", "-m", f"ov_afm.{verb}", "--help")
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert result.stdout.startswith(f"usage: ov-afm {verb} ")
@@ -95,7 +106,7 @@ def test_reader_that_leaves_is_no_error(tiny_model: Path) -> None:
     assert run("-c", program).stdout.split() == ["0"]
 
 
-@console.command
+@command
 def failing(argv: object = None) -> int:
     """Raise what the test asks for."""
     raise argv  # type: ignore[misc]
@@ -118,59 +129,6 @@ def test_exit_status(error: BaseException, status: int, message: str, capsys: py
 def test_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         failing(ZeroDivisionError())  # type: ignore[arg-type]
-
-
-def test_progress_is_silent_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
-    with console.Progress() as progress, progress.step("working", total=10, unit="B") as advance:
-        advance(4)
-        advance(to=10, total=10)
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_progress_on_a_terminal_shows_share_amount_and_time_left() -> None:
-    import pty
-
-    main, secondary = pty.openpty()
-    program = (
-        "import time\nfrom ov_afm.system.console import Progress\n"
-        "with Progress() as bars, bars.step('hashing', total=4_000_000, unit='B') as advance:\n"
-        "    for _ in range(4): advance(1_000_000); time.sleep(0.15)\n"
-    )
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "110", "PYTHONUTF8": "1"}
-    process = subprocess.Popen([sys.executable, "-c", program], stderr=secondary, env=environment)
-    os.close(secondary)
-    drawn = b""
-    while True:
-        try:
-            block = os.read(main, 65536)
-        except OSError:
-            break
-        if not block:
-            break
-        drawn += block
-    os.close(main)
-    assert process.wait(10) == 0
-    text = drawn.decode()
-    assert "hashing" in text
-    assert "100%" in text
-    assert "4.0 MB" in text
-    assert "left" in text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (9.24e9, "9.24 GB"),
-        (999_999_999, "1000.0 MB"),
-        (2e12, "2000.00 GB"),
-    ],
-)
-def test_sizes_for_people(count: float, text: str) -> None:
-    assert console.human_bytes(count) == text
 
 
 def test_json_goes_to_standard_output_alone(tiny_model: Path) -> None:

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 from support import tiny
+from support.exact import EXACT_OPTIONS
 
 from ov_afm.cli.generate import main
 
 FEW = ["--greedy", "--max-new-tokens", "8"]
+EXACT_FEW = [*FEW, *EXACT_OPTIONS]
 
 
 def pipe_in(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
@@ -123,7 +125,7 @@ def test_ctrl_c_while_answering_exits_130_without_a_traceback(tiny_model: Path, 
     endless = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     (endless / "ov_afm.json").unlink()
     tiny.edit_json(endless / "generation_config.json", min_new_tokens=2000)
-    command = [sys.executable, "-m", "ov_afm.cli.generate", str(endless), "hi", "--max-new-tokens", "2000"]
+    command = [sys.executable, "-m", "ov_afm", "generate", str(endless), "hi", "--max-new-tokens", "2000"]
     with subprocess.Popen(
         [*command, "--repetition-penalty", "1.5"],
         stdout=subprocess.PIPE,
@@ -142,16 +144,17 @@ def test_ctrl_c_while_answering_exits_130_without_a_traceback(tiny_model: Path, 
 
 
 def test_options_of_the_engine_reach_it(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plain = ["--json", "--greedy", "--max-new-tokens", "8", "--ov-config", "DYNAMIC_QUANTIZATION_GROUP_SIZE=0"]
+    plain = ["--json", *FEW, *EXACT_OPTIONS]
     texts = set()
     for extra in (
         [],
         ["--no-prefix-caching"],
         ["--threads", "1"],
+        ["--kv-cache", "f32"],
         ["--prompt-lookup"],
         ["--draft-model", str(tiny_model)],
     ):
-        assert main([str(tiny_model), "one two one two", *plain, "--kv-cache", "f32", *extra]) == 0
+        assert main([str(tiny_model), "one two one two", *plain, *extra]) == 0
         texts.add(json.loads(capsys.readouterr().out)["text"])
     assert len(texts) == 1
 

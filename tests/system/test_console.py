@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +26,15 @@ def test_markdown_table_aligns_its_columns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (2.5e6, "2.5 MB"), (9.04e9, "9.04 GB")]
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_999_999, "1000.0 MB"),
+        (9.24e9, "9.24 GB"),
+        (2e12, "2000.00 GB"),
+    ],
 )
 def test_sizes_are_decimal(count: float, text: str) -> None:
     assert console.human_bytes(count) == text
@@ -67,3 +78,34 @@ def test_progress_within_progress_draws_in_the_same_bars() -> None:
             advance(1)
         with outer.step("outer", total=2) as advance:
             advance(1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_progress_on_a_terminal_shows_share_amount_and_time_left() -> None:
+    import pty
+
+    main, secondary = pty.openpty()
+    program = (
+        "import time\nfrom ov_afm.system.console import Progress\n"
+        "with Progress() as bars, bars.step('hashing', total=4_000_000, unit='B') as advance:\n"
+        "    for _ in range(4): advance(1_000_000); time.sleep(0.15)\n"
+    )
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "110", "PYTHONUTF8": "1"}
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=secondary, env=environment)
+    os.close(secondary)
+    drawn = b""
+    while True:
+        try:
+            block = os.read(main, 65536)
+        except OSError:
+            break
+        if not block:
+            break
+        drawn += block
+    os.close(main)
+    assert process.wait(10) == 0
+    text = drawn.decode()
+    assert "hashing" in text
+    assert "100%" in text
+    assert "4.0 MB" in text
+    assert "left" in text
