@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 from ..errors import ConfigError, OVAFMError
@@ -19,6 +19,8 @@ __all__ = ["Session", "View"]
 
 # Pieces of text are shown this far apart: a browser redraws the answer each time.
 REDRAW_S = 0.08
+# A model here stops within a token; a server may not hear of it before its next one.
+STOP_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,15 @@ class View:
     working: bool = False
 
 
+@dataclass
+class _Running:
+    """An answer under way: the tab that asked, what stops it, and whether the tab still shows its conversation."""
+
+    tab: str
+    cancel: threading.Event
+    shown: bool = True
+
+
 class Session:
     """The conversations of all users of the page.
 
@@ -48,15 +59,25 @@ class Session:
 
     def __init__(self, models: ModelManager, store: Store) -> None:
         self.models, self.store = models, store
-        self._lock = threading.Lock()
-        # Conversation that is being answered → the tab that asked, and what stops the answer.
-        self._running: dict[int, tuple[str, threading.Event]] = {}
+        # By conversation.
+        self._running: dict[int, _Running] = {}
+        self._ended = threading.Condition()
 
     def stop(self, tab: str) -> None:
-        """End the answers of a tab."""
-        for owner, cancel in list(self._running.values()):
-            if owner == tab:
-                cancel.set()
+        """End the answer of a tab."""
+        for running in self._of(tab):
+            running.cancel.set()
+
+    def leave(self, tab: str) -> None:
+        """End the answer of a tab before the tab shows something else: it is kept, but no more views of it come."""
+        with self._ended:
+            for running in self._of(tab):
+                running.shown = False
+                running.cancel.set()
+            self._ended.wait_for(lambda: not self._of(tab), STOP_S)
+
+    def _of(self, tab: str) -> list[_Running]:
+        return [running for running in list(self._running.values()) if running.tab == tab]
 
     def busy(self, number: int) -> bool:
         """Whether a conversation is being answered."""
@@ -77,14 +98,14 @@ class Session:
         Raises:
             ConfigError: The conversation is gone, or is being answered.
         """
-        cancel = threading.Event()
-        with self._lock:
+        running = _Running(tab, threading.Event())
+        with self._ended:
             if number in self._running:
                 raise ConfigError(
                     "this conversation is being answered, perhaps in another tab; wait for it or begin a new one",
                     code="conversation-busy",
                 )
-            self._running[number] = (tab, cancel)
+            self._running[number] = running
         try:
             conversation = self.store.get(owner, number)
             if conversation is None:
@@ -92,13 +113,18 @@ class Session:
             change(conversation)
             self.store.save(owner, number, conversation)
             yield View(conversation, working=True)
-            yield from self._run(owner, number, conversation, params, cancel)
+            with contextlib.closing(self._run(owner, number, conversation, params, running.cancel)) as views:
+                for view in views:
+                    if running.shown:
+                        yield view
         finally:
-            del self._running[number]
+            with self._ended:
+                del self._running[number]
+                self._ended.notify_all()
 
     def _run(
         self, owner: str, number: int, conversation: Conversation, params: Params, cancel: threading.Event
-    ) -> Iterator[View]:
+    ) -> Generator[View]:
         messages = conversation.messages()
         answer = Turn("assistant", "")
         shown = 0.0

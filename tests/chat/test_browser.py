@@ -139,16 +139,40 @@ def test_the_keyboard_is_enough(running: Chat, tabs: Open) -> None:
     for name in ("Send", "Stop"):
         keys.press("Tab")
         expect(focused).to_have_text(name)
+    # The list of conversations calls the server when it is left; that answer may come after the one to "New".
+    late: list[Any] = []
+    tab.page.route("**/queue/join**", lambda route: route.continue_() if late else late.append(route))
     for _ in range(2):
         keys.press("Tab")
     expect(focused).to_have_text("New")
     keys.press("Enter")
+    expect(tab.questions).to_have_count(0)
+    with tab.page.expect_response("**/queue/join**"):
+        late[0].continue_()
+    tab.page.unroute("**/queue/join**")
+    tab.page.wait_for_timeout(1_000)
     expect(tab.questions).to_have_count(0)
     for name in ("Delete", "System prompt"):
         keys.press("Tab")
         expect(focused).to_contain_text(name)
     keys.press("Enter")
     expect(tab.page.get_by_role("textbox", name="System prompt")).to_be_visible()
+
+
+def test_another_conversation_is_shown_while_one_is_answered(running: Chat, tabs: Open) -> None:
+    tab = tabs(running.url)
+    tab.begin_a_long_answer()
+    tab.press("New")
+    expect(tab.questions).to_have_count(0)
+    tab.page.wait_for_timeout(1_000)
+    expect(tab.questions).to_have_count(0)
+    tab.choose("Conversations", LONG)
+    expect(tab.answers.last).to_contain_text("stopped")
+    tab.act("Retry")
+    expect(tab.answers.last).not_to_contain_text("stopped")
+    expect(tab.answers.last).to_contain_text(re.compile(r"\w+ \w+ \w+ \w+"), timeout=60_000)
+    tab.act("Clear")
+    expect(tab.answers).to_have_count(0)
 
 
 def test_two_tabs_never_mix_and_tell_the_place_in_the_line(running: Chat, tabs: Open) -> None:

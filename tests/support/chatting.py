@@ -57,7 +57,8 @@ class Chat:
     def engine(self) -> psutil.Process:
         """The engine's process."""
         children = psutil.Process(self.process.pid).children()
-        (engine,) = [each for each in children if "ov_afm.chat.worker.run" in each.cmdline()]
+        # Other children, which ask the drivers, answer one call and end.
+        (engine,) = [each for each in children if "child_process._work(" in " ".join(each.cmdline())]
         return engine
 
     def close(self) -> None:

@@ -135,16 +135,20 @@ class Handlers:
         Gradio's list reports a choice also when it only loses the focus. Showing the same conversation once more could
         then undo what the user did next.
         """
-        return gr.skip() if chosen == number else self.open_(chosen, request)
+        if chosen == number:
+            return gr.skip()
+        self.session.leave(_tab(request))
+        return self.open_(chosen, request)
 
     @_errors_shown()
     def new(self, request: gr.Request) -> Any:
         """Show a new conversation; it is kept from its first question on."""
+        self.session.leave(_tab(request))
         return self._show(_owner(request), "", Conversation(system=self._system))
 
     def delete(self, number: str, request: gr.Request) -> Any:
         """Delete the conversation and show a new one."""
-        self.session.stop(_tab(request))
+        self.session.leave(_tab(request))
         if number:
             with _errors_shown():
                 self.store.delete(_owner(request), int(number))
@@ -156,6 +160,7 @@ class Handlers:
         if not text:
             return gr.skip()
         conversation = from_json(text)
+        self.session.leave(_tab(request))
         owner = _owner(request)
         return self._show(owner, str(self.store.add(owner, conversation)), conversation)
 
@@ -259,7 +264,7 @@ class Handlers:
     @_errors_shown()
     def undo(self, number: str, request: gr.Request) -> list[Any]:
         """Remove the last question and its answer; the question goes back to where it was typed."""
-        self.session.stop(_tab(request))
+        self.session.leave(_tab(request))
         conversation = self._get(number, request)
         conversation.retry()
         question = conversation.turns[-1].content if conversation.turns else ""
@@ -269,7 +274,7 @@ class Handlers:
     @_errors_shown()
     def clear(self, number: str, request: gr.Request) -> list[Any]:
         """Remove all questions and answers."""
-        self.session.stop(_tab(request))
+        self.session.leave(_tab(request))
         conversation = self._get(number, request)
         conversation.turns = []
         return self._save(number, conversation, request, "")
