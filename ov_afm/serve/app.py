@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.middleware.cors import CORSMiddleware
 
@@ -90,16 +90,7 @@ class Service:
     def __init__(self, models: Models, settings: Settings) -> None:
         self.models, self.settings, self.metrics = models, settings, Metrics()
         for name, engine in models.engines.items():
-            self.metrics.watch(
-                name,
-                {
-                    "running_requests": lambda engine=engine: engine.running,  # type: ignore[misc]
-                    "queued_requests": lambda engine=engine: engine.waiting,  # type: ignore[misc]
-                    "kv_cache_usage_ratio": lambda engine=engine: engine.cache_usage,  # type: ignore[misc]
-                    "engine_restarts": lambda engine=engine: engine.restarts,  # type: ignore[misc]
-                    "engine_ready": lambda engine=engine: engine.state == "ready",  # type: ignore[misc]
-                },
-            )
+            self.metrics.watch(name, engine)
 
     async def chat(self, body: protocol.ChatRequest, request: Request) -> Any:
         """Answer a conversation."""
@@ -194,13 +185,12 @@ class Service:
         """The models on offer."""
         return protocol.ModelList(data=[self.model(name) for name in self.models.engines])
 
-    def model(self, name: str) -> protocol.Model:
-        """One of them."""
-        resolved = self.models.resolve(name)
-        info = self.models.engines[resolved].info
-        return protocol.Model(
-            id=resolved, created=self.models.created, max_model_len=info.context_length if info else None
-        )
+    def model(self, model_id: str) -> protocol.Model:
+        """One of the models on offer."""
+        name = self.models.resolve(model_id)
+        info = self.models.engines[name].info
+        length = info.context_length if info else None
+        return protocol.Model(id=name, created=self.models.created, max_model_len=length)
 
 
 def _one_prompt(prompt: str | list[int] | list[str] | list[list[int]]) -> Text | Tokens:
@@ -274,29 +264,14 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     def version() -> protocol.Version:
         return protocol.Version(version=VERSION)
 
-    async def chat(body: protocol.ChatRequest, request: Request) -> Response:
-        return await service.chat(body, request)  # type: ignore[no-any-return]
-
-    async def complete(body: protocol.CompletionRequest, request: Request) -> Response:
-        return await service.complete(body, request)  # type: ignore[no-any-return]
-
-    async def tokenize(body: protocol.TokenizeRequest) -> Any:
-        return await service.tokenize(body)
-
-    async def detokenize(body: protocol.DetokenizeRequest) -> Any:
-        return await service.detokenize(body)
-
-    def one_model(model_id: str) -> protocol.Model:
-        return service.model(model_id)
-
     add = app.add_api_route
     unready: dict[int | str, dict[str, Any]] = {503: {"model": protocol.Health}}
-    add("/v1/chat/completions", chat, methods=["POST"], response_model=protocol.ChatCompletion, responses=STREAMS)
-    add("/v1/completions", complete, methods=["POST"], response_model=protocol.Completion, responses=STREAMS)
-    add("/tokenize", tokenize, methods=["POST"], response_model=protocol.Tokens, responses=ERRORS)
-    add("/detokenize", detokenize, methods=["POST"], response_model=protocol.Text, responses=ERRORS)
+    add("/v1/chat/completions", service.chat, methods=["POST"], response_model=ChatCompletion, responses=STREAMS)
+    add("/v1/completions", service.complete, methods=["POST"], response_model=Completion, responses=STREAMS)
+    add("/tokenize", service.tokenize, methods=["POST"], response_model=protocol.Tokens, responses=ERRORS)
+    add("/detokenize", service.detokenize, methods=["POST"], response_model=protocol.Text, responses=ERRORS)
     add("/v1/models", service.list_models, methods=["GET"], response_model=protocol.ModelList, responses=ERRORS)
-    add("/v1/models/{model_id:path}", one_model, methods=["GET"], response_model=protocol.Model, responses=ERRORS)
+    add("/v1/models/{model_id:path}", service.model, methods=["GET"], response_model=protocol.Model, responses=ERRORS)
     add("/health", health, methods=["GET"], response_model=protocol.Health, responses=unready)
     add("/metrics", metrics, methods=["GET"], response_class=PlainTextResponse)
     add("/version", version, methods=["GET"], response_model=protocol.Version)

@@ -132,9 +132,9 @@ class Engine:
         self._ready = asyncio.Event()
 
     @property
-    def pid(self) -> int | None:
-        """Process id of the engine."""
-        return self._process.pid if self._process else None
+    def is_ready(self) -> bool:
+        """Whether the engine takes requests."""
+        return self.state == "ready"
 
     def start(self) -> None:
         """Begin to load; returns at once."""
@@ -217,7 +217,7 @@ class Engine:
             return answer.value
 
     def _check_alive(self) -> None:
-        if self.state != "ready":
+        if not self.is_ready:
             raise EngineLost(
                 "the model is being loaded; try again shortly" if self.state == "loading" else "the engine is down"
             )

@@ -78,7 +78,7 @@ class Chat:
     """A conversation, to be rendered by the model's chat template.
 
     Attributes:
-        messages: Role and content of each message, in the template's terms.
+        messages: Role and content of each message, as the template names them.
         tools: Functions on offer, for a template that knows tools.
         template_options: Further variables of the template.
     """
@@ -90,12 +90,7 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Plain text.
-
-    Attributes:
-        text: The text; control tokens in it are recognized.
-        special: Add the tokens that the tokenizer puts around a text.
-    """
+    """Plain text; with `special`, the tokens that the tokenizer puts around a text are added."""
 
     text: str
     special: bool = True
@@ -103,11 +98,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A prompt that the client has tokenized.
-
-    Attributes:
-        ids: The tokens.
-    """
+    """A prompt that the client has tokenized."""
 
     ids: Sequence[int]
 
@@ -117,23 +108,14 @@ Prompt = Chat | Text | Tokens
 
 @dataclass(frozen=True, slots=True)
 class JSONSchema:
-    """The answer must be JSON that a schema allows.
-
-    Attributes:
-        schema: The schema, as JSON text.
-    """
+    """The answer must be JSON that the schema, itself JSON text, allows."""
 
     schema: str
 
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function that the model may call.
-
-    Attributes:
-        name: Its name.
-        parameters: JSON schema of its arguments.
-    """
+    """A function that the model may call, with the JSON schema of its arguments."""
 
     name: str
     parameters: Mapping[str, Any]
@@ -141,13 +123,7 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class FunctionCalls:
-    """Calls in the answer must be calls of these functions.
-
-    Attributes:
-        functions: The functions.
-        required: The answer must be a call.
-        once: There may be one call at most.
-    """
+    """Calls in the answer must be calls of these functions; `required` demands a call, `once` allows no second one."""
 
     functions: Sequence[Function]
     required: bool = False
@@ -159,14 +135,7 @@ OutputFormat = JSONSchema | FunctionCalls
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Continue a prompt.
-
-    Attributes:
-        prompt: What is to be continued.
-        params: Sampling parameters.
-        output_format: What the answer must look like; None for free text.
-        logprobs: Report each token's log probability.
-    """
+    """Continue a prompt; `logprobs` reports each token's log probability."""
 
     prompt: Prompt
     params: Params = field(default_factory=Params)
@@ -211,12 +180,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class PromptTokens:
-    """The engine has taken a request.
-
-    Attributes:
-        id: The request.
-        count: Tokens of its prompt.
-    """
+    """The engine has taken a request whose prompt has so many tokens."""
 
     id: int
     count: int
@@ -224,13 +188,7 @@ class PromptTokens:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """The log probability of a generated token.
-
-    Attributes:
-        token: Its text.
-        logprob: The natural logarithm of its probability.
-        bytes: Its bytes, which alone may be no text.
-    """
+    """A generated token, its natural log probability, and its bytes, which alone may be no text."""
 
     token: str
     logprob: float
@@ -262,12 +220,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Tokens or text that were asked for.
-
-    Attributes:
-        id: The request.
-        value: The tokens of a `Tokenize`, the text of a `Detokenize`.
-    """
+    """The tokens of a `Tokenize`, the text of a `Detokenize`."""
 
     id: int
     value: list[int] | str
@@ -289,13 +242,7 @@ Answer = PromptTokens | Piece | Result | Failure
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The model is loaded.
-
-    Attributes:
-        device: Name of the device that runs it.
-        context_length: Tokens that prompt and answer may have together.
-        template_knows_tools: Whether the chat template renders tools.
-    """
+    """The model is loaded: the device that runs it, and the tokens that prompt and answer may have together."""
 
     device: str
     context_length: int

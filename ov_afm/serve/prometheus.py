@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .engine import Engine
 
 __all__ = ["Metrics", "RequestCounter"]
 
 TTFT_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 TPOT_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.12, 0.16, 0.24, 0.32, 0.64, 1.28, 2.56)
+# Attribute of an engine, name and description of its gauge.
+GAUGES = (
+    ("running", "running_requests", "Requests that have a slot"),
+    ("waiting", "queued_requests", "Requests that wait for a slot"),
+    ("cache_usage", "kv_cache_usage_ratio", "Share of the KV cache in use"),
+    ("restarts", "engine_restarts", "Times that the engine was started again after it died"),
+    ("is_ready", "engine_ready", "1 while the engine takes requests"),
+)
 
 
 class Metrics:
@@ -40,20 +50,14 @@ class Metrics:
             registry=self.registry,
         )
         self._gauges = {
-            name: Gauge(f"ov_afm_{name}", text, ["model"], registry=self.registry)
-            for name, text in {
-                "running_requests": "Requests that have a slot",
-                "queued_requests": "Requests that wait for a slot",
-                "kv_cache_usage_ratio": "Share of the KV cache in use",
-                "engine_restarts": "Times that the engine was started again after it died",
-                "engine_ready": "1 while the engine takes requests",
-            }.items()
+            attribute: Gauge(f"ov_afm_{name}", text, ["model"], registry=self.registry)
+            for attribute, name, text in GAUGES
         }
 
-    def watch(self, model: str, readings: dict[str, Callable[[], float]]) -> None:
-        """Read a model's gauges whenever the metrics are read."""
-        for name, reading in readings.items():
-            self._gauges[name].labels(model).set_function(reading)
+    def watch(self, model: str, engine: Engine) -> None:
+        """Read the gauges of a model whenever the metrics are read."""
+        for attribute, gauge in self._gauges.items():
+            gauge.labels(model).set_function(functools.partial(getattr, engine, attribute))
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
