@@ -137,7 +137,7 @@ class ModelSession:
             raise GenerationError("the prompt has 0 tokens; give it some text", code="prompt-empty")
         if self.max_prompt_tokens < self.context_length and tokens > self.max_prompt_tokens:
             raise GenerationError(
-                f"the prompt has {tokens} tokens, {self.device} was loaded for prompts of up to "
+                f"the prompt has {tokens} tokens, {self.device_label} was loaded for prompts of up to "
                 f"{self.max_prompt_tokens}; shorten it or load with MAX_PROMPT_LEN={-(-tokens // 64) * 64}",
                 code="prompt-exceeds-device",
             )

@@ -100,8 +100,7 @@ def test_adapted_answer_is_transformers_and_pefts(
 
 def test_adapter_works_on_the_emulated_npu(tiny_fp32: Path, adapter: Path, expected: str) -> None:
     limits = {"MAX_PROMPT_LEN": 128, "MIN_RESPONSE_LEN": 64}
-    # NPUW has no f32 cache; its f16 one decides no word here.
-    with Pipeline(tiny_fp32, "NPU-EMULATED", adapters=[adapter], **limits, INFERENCE_PRECISION_HINT="f32") as pipeline:
+    with Pipeline(tiny_fp32, "NPU-EMULATED", adapters=[adapter], **limits, **EXACT) as pipeline:
         assert pipeline.emulated
         assert pipeline.generate(PROMPT, GREEDY, raw=True).text == expected
 

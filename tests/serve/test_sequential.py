@@ -28,8 +28,8 @@ def server(tiny_model: Path) -> Iterator[serving.Server]:
 
 def test_answers_are_the_pipelines_and_the_emulation_is_named(server: serving.Server, tiny_model: Path) -> None:
     with Pipeline(tiny_model, "NPU-EMULATED", **ROOM) as pipeline:
-        wanted = pipeline.generate("Hello", Params(max_new_tokens=20, greedy=True)).text
-    assert server.chat(max_tokens=20).json()["choices"][0]["message"]["content"] == wanted
+        expected = pipeline.generate("Hello", Params(max_new_tokens=20, greedy=True)).text
+    assert server.chat(max_tokens=20).json()["choices"][0]["message"]["content"] == expected
     assert any("on emulated NPU, context 256 tokens" in line for line in server.log)
 
 
@@ -41,7 +41,7 @@ def test_requests_are_answered_in_turn(server: serving.Server) -> None:
     assert {answer.json()["choices"][0]["message"]["content"] for answer in answers} == {alone}
 
 
-def test_full_line_turns_requests_away(server: serving.Server) -> None:
+def test_full_queue_turns_requests_away(server: serving.Server) -> None:
     with ThreadPoolExecutor(20) as pool:
         sent = [pool.submit(server.chat, max_tokens=120, temperature=2, top_p=1, n=4) for _ in range(20)]
         statuses = [each.result().status_code for each in sent]
@@ -70,17 +70,22 @@ def test_stop_string_ends_a_stream(server: serving.Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "code", "named"),
     [
-        ({"content": "word " * 30}, "tokens and emulated NPU takes up to 128; shorten it"),
-        ({"logprobs": True}, "logprobs are not available on emulated NPU; leave them out"),
+        ({"content": "word " * 30}, "context_length_exceeded", "up to 128"),
+        ({"logprobs": True}, "unsupported_parameter", "logprobs"),
     ],
     ids=["long prompt", "logprobs"],
 )
-def test_what_the_npu_cannot_do_is_refused(server: serving.Server, fields: dict[str, object], message: str) -> None:
+def test_what_the_npu_cannot_do_is_refused(
+    server: serving.Server, fields: dict[str, object], code: str, named: str
+) -> None:
     answer = server.chat(**fields)  # type: ignore[arg-type]
     assert answer.status_code == 400
-    assert answer.json()["error"]["message"].endswith(message)
+    error = answer.json()["error"]
+    assert error["code"] == code
+    assert named in error["message"]
+    assert "emulated NPU" in error["message"]
     assert server.chat().status_code == 200
 
 
