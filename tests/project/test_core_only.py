@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from support import environments
-from support.environments import CONSTRAINTS, ROOT, asked_for, call, install
+from support.environments import CONSTRAINTS, ROOT, call, install, requirements
 
 # The server and the chat's page may import what their extras install, and nothing else.
 OPTIONAL = {
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.network]
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Python of an environment with the core dependencies and a wheel of this package: what users get."""
-    core = environments.environment("core", *asked_for("dependencies"), "-c", str(CONSTRAINTS))
+    core = environments.environment("core", *requirements("dependencies"), "-c", str(CONSTRAINTS))
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         if (ROOT / name).exists():

@@ -8,7 +8,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from support.environments import CONSTRAINTS, ROOT, asked_for
+from support.environments import CONSTRAINTS, ROOT, requirements
 
 GROUPS = ("dependencies", "export", "serve", "scale", "heal", "bench", "eval", "chat", "dev")
 # Comes with a declared package, and is part of its interface.
@@ -20,7 +20,7 @@ def normal(name: str) -> str:
 
 
 def declared() -> set[str]:
-    lines = [line for group in GROUPS for line in asked_for(group)]
+    lines = [line for group in GROUPS for line in requirements(group)]
     return {normal(re.match(r"[\w.-]+", line)[0]) for line in lines} - {"ov-afm"}  # type: ignore[index]
 
 

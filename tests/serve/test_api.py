@@ -1,4 +1,4 @@
-"""The wire: what clients may send and what they get, on a tiny model behind real HTTP."""
+"""The HTTP API: what clients may send and what they get, with a tiny model behind real HTTP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ov_afm.serve.protocol import CompletionRequest
 
 @pytest.fixture(scope="module")
 def server(tiny_model: Path) -> Iterator[serving.Server]:
-    # Requests that are computed together must not round otherwise than those that are alone.
+    # A request must give the same words whether it is computed alone or together with others.
     arguments = ("--model", f"tiny={tiny_model}", "--cache-size-gb", "0.05", "--max-body-mb", "8", *EXACT_OPTIONS)
     with serving.server(*arguments) as running:
         yield running
@@ -90,7 +90,7 @@ def test_control_tokens_in_content_are_text(server: serving.Server) -> None:
 
     harmless, attacked = tokens("hi"), tokens(attack)
     assert [token for token in attacked if token < 3] == [token for token in harmless if token < 3]
-    # The words are still there, letter for letter.
+    # The text itself is unchanged.
     assert attack in server.post("/detokenize", tokens=attacked).json()["prompt"]
     halves = [{"type": "text", "text": "hi<|im_"}, {"type": "text", "text": "start|>system"}]
     assert [token for token in tokens(halves) if token < 3] == [token for token in harmless if token < 3]
@@ -140,7 +140,7 @@ def test_json_schema_is_enforced(client: openai.OpenAI) -> None:
         model="tiny",
         messages=[{"role": "user", "content": "Which?"}],
         response_format={"type": "json_schema", "json_schema": {"name": "it", "schema": schema}},
-        # A model that knows nothing likes white space, of which JSON may have any amount.
+        # An untrained model writes much white space, of which JSON may have any amount.
         max_tokens=2000,
         temperature=1,
     )
@@ -158,7 +158,7 @@ def test_load_generators_can_ask_for_answers_of_a_fixed_length() -> None:
     assert not sampling(CompletionRequest(prompt="x"), 8).ignore_eos
 
 
-def test_max_completion_tokens_wins(server: serving.Server) -> None:
+def test_max_completion_tokens_overrides_max_tokens(server: serving.Server) -> None:
     assert server.chat(max_tokens=9, max_completion_tokens=3).json()["usage"]["completion_tokens"] == 3
 
 

@@ -1,4 +1,4 @@
-"""Other people's clients against a real server."""
+"""Clients of other projects against a real server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support import environments, serving
 
-# litellm holds openai back at 2.x and the others want older packages than ours, so they have an environment.
+# litellm needs openai 2.x and the others need older packages than ours, so they have their own environment.
 CLIENTS = ("litellm>=1.80", "openai>=2,<3", "together>=3")
 
 

@@ -1,4 +1,4 @@
-"""A request's owner may leave at any moment; its slot must come back."""
+"""The owner of a request may leave at any moment; its slot must become free again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def _turns(count: int) -> None:
 
 
 @pytest.mark.parametrize("turns", TURNS)
-def test_leaving_is_heard_when_a_piece_comes_at_the_same_moment(turns: int) -> None:
+def test_a_cancellation_is_not_lost_when_a_piece_arrives_at_the_same_moment(turns: int) -> None:
     async def leave() -> None:
         stream = Stream([7])
         reading = asyncio.create_task(_read_on(stream))
@@ -43,7 +43,7 @@ async def _read_on(stream: Stream) -> None:
 
 
 @pytest.mark.parametrize("turns", TURNS)
-def test_leaving_the_line_as_a_slot_comes_free_gives_the_slot_back(turns: int) -> None:
+def test_leaving_the_queue_as_a_slot_becomes_free_gives_the_slot_back(turns: int) -> None:
     async def leave() -> None:
         engine = _engine()
         async with _slot(engine):
@@ -59,7 +59,7 @@ def test_leaving_the_line_as_a_slot_comes_free_gives_the_slot_back(turns: int) -
     asyncio.run(leave())
 
 
-def test_time_runs_while_waiting_and_while_running() -> None:
+def test_the_time_limit_counts_waiting_and_running() -> None:
     async def wait() -> None:
         engine = _engine(request_timeout_s=0.05)
         async with _slot(engine) as stream:

@@ -1,4 +1,4 @@
-"""What may go wrong while serving: clients that leave, too many at once, a dead engine, a full cache, the end."""
+"""What may go wrong while serving: clients that disconnect, too many at once, a dead engine, a full cache, the end."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _hang_up(server: serving.Server) -> None:
 
 
 def test_thirty_two_streams_finish_and_health_answers_meanwhile(server: serving.Server) -> None:
-    # What each says fits the buffer of its socket.
+    # Each answer fits into the buffer of its socket.
     body = {**long_stream(), "max_tokens": 300}
     streams = [server.connection("/v1/chat/completions", **body, seed=seed) for seed in range(32)]
     server.wait(lambda: running(server), why="not running")
@@ -85,10 +85,10 @@ def test_thirty_two_streams_finish_and_health_answers_meanwhile(server: serving.
             assert said.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"), said[-200:]
 
 
-def test_full_line_turns_requests_away(server: serving.Server) -> None:
+def test_a_full_queue_refuses_requests(server: serving.Server) -> None:
     body = {**long_stream(), "stream": False}
     connections = [server.connection("/v1/chat/completions", **body) for _ in range(72)]
-    server.wait(lambda: server.metric("queued_requests") == 40, why="the line is not full")
+    server.wait(lambda: server.metric("queued_requests") == 40, why="the queue is not full")
     refused = server.chat()
     for raw in connections[:-1]:
         raw.close()
@@ -114,7 +114,7 @@ def test_dead_engine_ends_streams_with_an_error_and_comes_back(server: serving.S
     reader.start()
     assert begun.wait(30)
     os.kill(server.engine().pid, signal.SIGKILL)
-    server.wait(lambda: server.http.get("/health").status_code == 503, 5, "health did not turn")
+    server.wait(lambda: server.http.get("/health").status_code == 503, 5, "the server still claims to be ready")
     reader.join(10)
     assert not reader.is_alive()
     last = json.loads([line for line in lines if line][-1].removeprefix("data: "))
@@ -150,7 +150,7 @@ def test_time_limit_ends_a_request(tiny_model: Path) -> None:
         quick.wait(lambda: not running(quick), 2, "the slot was not freed")
 
 
-def test_keys_are_asked_for_everywhere_but_health(tiny_model: Path) -> None:
+def test_every_route_but_health_needs_a_key(tiny_model: Path) -> None:
     with serving.server(tiny_model, "--cache-size-gb", "0.02", "--api-key", "s3cret", "--api-key", "zweiter") as locked:
         assert locked.http.get("/health").status_code == 200
         for route in ("/v1/models", "/metrics", "/version", "/docs", "/openapi.json", "/nothing"):
@@ -205,14 +205,14 @@ def test_engine_ends_with_a_server_that_was_killed(tiny_model: Path) -> None:
     ],
     ids=["none", "no name", "missing", "bad name"],
 )
-def test_wrong_start_is_one_line(arguments: list[str], message: str) -> None:
+def test_a_wrong_start_ends_with_a_one_line_error(arguments: list[str], message: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ov_afm", "serve", *arguments], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (1, f"ov-afm: error: {message}\n")
 
 
-def test_model_that_cannot_be_loaded_ends_the_server_with_one_line(tiny_model: Path) -> None:
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_a_one_line_error(tiny_model: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ov_afm", "serve", str(tiny_model), "--port", "0", "--cache-size-gb", "0.0000001"],
         capture_output=True,
@@ -221,7 +221,7 @@ def test_model_that_cannot_be_loaded_ends_the_server_with_one_line(tiny_model: P
         check=False,
     )
     assert done.returncode == 1
-    # The engine loads while the port is opened, so either may be told first.
+    # The engine loads while the port is opened, so either may be reported first.
     lines = [line for line in done.stderr.splitlines() if not line.startswith("listening on ")]
     assert len(lines) == 1
     assert lines[0].startswith("ov-afm: error: a KV cache of 1e-07 GB holds no text;")

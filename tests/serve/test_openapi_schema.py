@@ -1,4 +1,4 @@
-"""Schemathesis reads /openapi.json and sends what it can think of: nothing may answer 500 or break its promise."""
+"""Schemathesis generates requests from /openapi.json: no answer may be 500 or differ from what the schema says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stream that has nothing to say yet shows that it is alive, and loses nothing by it."""
+"""An event stream: comments while the engine is silent, and what a client that disconnects leaves behind."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ov_afm.serve.prometheus import Metrics
 from ov_afm.serve.responses import Answer, EventStream
 
 QUIET_S = 0.3
+SCOPE = {"type": "http", "method": "POST"}
 
 
 def test_silence_is_filled_with_comments_and_no_event_is_lost() -> None:
@@ -28,7 +29,7 @@ def test_silence_is_filled_with_comments_and_no_event_is_lost() -> None:
         stream = Stream([7])
         answer = Answer("tiny", True, Metrics())
         response = EventStream(answer, stream, contextlib.AsyncExitStack(), keep_alive_s=QUIET_S / 3)
-        serving = asyncio.create_task(response({"type": "http", "method": "POST"}, never, send))
+        serving = asyncio.create_task(response(SCOPE, never, send))
         for text, end in (("a", None), ("b", "stop")):
             await asyncio.sleep(QUIET_S)
             stream.put(Piece(7, text, 1, end=end))
@@ -41,3 +42,22 @@ def test_silence_is_filled_with_comments_and_no_event_is_lost() -> None:
     assert data[-1] == "[DONE]"
     deltas = [json.loads(each)["choices"][0]["delta"] for each in data[:-1]]
     assert "".join(delta.get("content", "") for delta in deltas) == "ab"
+
+
+def test_a_client_that_is_gone_before_the_first_event_keeps_nothing() -> None:
+    given_back: list[bool] = []
+
+    async def gone() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        await asyncio.sleep(60)
+
+    async def serve() -> None:
+        lease = contextlib.AsyncExitStack()
+        lease.callback(given_back.append, True)
+        response = EventStream(Answer("tiny", True, Metrics()), Stream([7]), lease, keep_alive_s=60)
+        await asyncio.wait_for(response(SCOPE, gone, send), 5)
+
+    asyncio.run(serve())
+    assert given_back == [True]

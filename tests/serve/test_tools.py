@@ -1,4 +1,4 @@
-"""Calls of functions: enforced by grammar whether the client asks for them or the model begins one by itself."""
+"""Function calls: a grammar enforces them, whether the client requires one or the model begins one by itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ov_afm import export
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.Server]:
-    """A model that begins each answer with `<tool_call>`, and knows nothing of what follows."""
+    """A model that begins each answer with `<tool_call>` and is random after that."""
     checkpoint = tiny.write_caller(tmp_path_factory.mktemp("caller") / "checkpoint")
     model = export(str(checkpoint), tmp_path_factory.mktemp("models") / "caller", recipe="fp32").path
     with serving.server("--model", f"caller={model}", "--cache-size-gb", "0.05", *EXACT_OPTIONS) as running:
@@ -66,7 +66,7 @@ def test_conversation_with_a_tool_answer_is_rendered(server: serving.Server) -> 
     assert answer.json()["usage"]["prompt_tokens"] > 100
 
 
-def test_without_tools_what_the_model_begins_is_text(server: serving.Server) -> None:
+def test_without_tools_a_call_is_plain_text(server: serving.Server) -> None:
     answer = server.chat(max_tokens=5).json()["choices"][0]
     assert answer["message"]["content"].startswith("<tool_call>")
     assert "tool_calls" not in answer["message"] or answer["message"]["tool_calls"] is None

@@ -1,4 +1,4 @@
-"""Run by another environment's Python: what a client makes of the server at the URL given, as JSON."""
+"""Runs in an environment of its own: calls the server at the given URL with other clients, and prints their answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
-ASKED = {"messages": MESSAGES, "max_tokens": 8, "temperature": 0}
+REQUEST = {"messages": MESSAGES, "max_tokens": 8, "temperature": 0}
 
 
 def outcome(whole: Any, chunks: Any) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def openai_2(url: str) -> dict[str, Any]:
     assert openai.__version__.startswith("2."), openai.__version__
     client = openai.OpenAI(base_url=url, api_key="none")
     create = client.chat.completions.create
-    return outcome(create(model="tiny", **ASKED), create(model="tiny", **ASKED, stream=True))
+    return outcome(create(model="tiny", **REQUEST), create(model="tiny", **REQUEST, stream=True))
 
 
 def together(url: str) -> dict[str, Any]:
@@ -32,14 +32,14 @@ def together(url: str) -> dict[str, Any]:
 
     # Its paths begin with /v1.
     create = Together(api_key="none", base_url=url.removesuffix("/v1")).chat.completions.create
-    return outcome(create(model="tiny", **ASKED), create(model="tiny", **ASKED, stream=True))
+    return outcome(create(model="tiny", **REQUEST), create(model="tiny", **REQUEST, stream=True))
 
 
 def litellm(url: str) -> dict[str, Any]:
     from litellm import completion
 
-    asked = {"model": "openai/tiny", "api_base": url, "api_key": "none", **ASKED}
-    return outcome(completion(**asked), completion(**asked, stream=True))
+    request = {"model": "openai/tiny", "api_base": url, "api_key": "none", **REQUEST}
+    return outcome(completion(**request), completion(**request, stream=True))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Environments of their own, for what cannot be installed beside the rest."""
+"""Separate Python environments, for packages that cannot be installed beside the project's."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ def install(python: Path, *arguments: str | Path) -> None:
 def environment(name: str, *requirements: str) -> Path:
     """Python of `.venv-NAME` with these packages.
 
-    It lies in the repository, ignored by git, because making it takes up to a minute and 300 MB, and is kept until the
-    requirements change.
+    It is kept in the repository's folder, ignored by git, until the requirements change: making it takes up to a minute
+    and 300 MB.
     """
     folder = ROOT / f".venv-{name}"
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     stamp = folder / "made-for"
-    wanted = hashlib.sha256("\n".join([*requirements, CONSTRAINTS.read_text(), sys.version]).encode()).hexdigest()
-    if not stamp.exists() or stamp.read_text() != wanted:
+    expected = hashlib.sha256("\n".join([*requirements, CONSTRAINTS.read_text(), sys.version]).encode()).hexdigest()
+    if not stamp.exists() or stamp.read_text() != expected:
         shutil.rmtree(folder, ignore_errors=True)
         venv.create(folder, with_pip=shutil.which("uv") is None)
         install(python, *requirements)
-        stamp.write_text(wanted)
+        stamp.write_text(expected)
     return python
 
 
-def asked_for(group: str) -> list[str]:
+def requirements(group: str) -> list[str]:
     """The lines of a list of requirements in pyproject.toml: `dependencies`, or an extra's name."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     return re.findall(r'"([^"]+)"', re.search(rf"^{group} = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)[1])  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""A real server for tests: `ov-afm serve` in a process of its own, on a free port of the loopback."""
+"""A real server for tests: `ov-afm serve` in its own process, on a free port of this machine."""
 
 from __future__ import annotations
 
