@@ -1,7 +1,9 @@
 """No telemetry and no advertising from the libraries, in everything that ov_afm starts.
 
-OpenVINO sends a usage event from a forked process when it is imported, NNCF one for each compression, and
-no environment variable stops them. They do without where their telemetry package cannot be imported.
+OpenVINO sends a usage event from a forked process when it is imported (openvinotoolkit/openvino#20290 made that the
+default), NNCF one for each compression. The only switch is a file in the user's home, so this module makes the import
+of their telemetry package fail, which both provide for. It can go when `openvino-telemetry` reads an environment
+variable.
 """
 
 from __future__ import annotations

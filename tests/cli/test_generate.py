@@ -39,12 +39,12 @@ def test_answer_goes_to_standard_output_and_figures_to_standard_error(
 
 
 def test_json_is_one_object(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tiny_model), "hi", *FEW, "--json"]) == 0
+    assert main([str(tiny_model), "hi", *EXACT_FEW, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["finish_reason"] in ("length", "stop")
     assert record["metrics"]["new_tokens"] <= 8
     assert (record["device"], record["emulated"]) == ("CPU", False)
-    assert main([str(tiny_model), "hi", *FEW]) == 0
+    assert main([str(tiny_model), "hi", *EXACT_FEW]) == 0
     assert capsys.readouterr().out == record["text"] + "\n"
 
 
@@ -52,10 +52,10 @@ def test_json_is_one_object(tiny_model: Path, capsys: pytest.CaptureFixture[str]
 def test_prompt_comes_from_standard_input(
     tiny_model: Path, argument: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main([str(tiny_model), "what is ünïcödé?", *FEW])
+    main([str(tiny_model), "what is ünïcödé?", *EXACT_FEW])
     expected = capsys.readouterr().out
     pipe_in(monkeypatch, "what is ünïcödé?\n".encode())
-    assert main([str(tiny_model), *argument, *FEW]) == 0
+    assert main([str(tiny_model), *argument, *EXACT_FEW]) == 0
     assert capsys.readouterr().out == expected
 
 
