@@ -68,7 +68,7 @@ def _render(report: dict[str, Any]) -> str:
         ]
         if "model" in row:
             lines += [f"  {line}" for line in _model_lines(row["model"])]
-    lines += [f"{kind}: could not be asked: {reason}" for kind, reason in report["not_usable"].items()]
+    lines += [f"{kind}: could not be probed: {reason}" for kind, reason in report["not_usable"].items()]
     present = {row["name"].partition(".")[0] for row in report["devices"]} | set(report["not_usable"])
     lines += [f"{kind}: not here" for kind in devices.KINDS if kind not in present]
     return "\n".join(lines)

@@ -1,8 +1,8 @@
 """Turn a stream of tokens into text that is safe to show.
 
 One character may be spread over several tokens and a stop string may begin in one token and end in
-another, so text is held back while its end is in doubt: an unfinished UTF-8 sequence, or a tail
-that could still become a stop string. What has been handed out is never taken back.
+another, so text is held back while its end is uncertain: an unfinished UTF-8 sequence, or a tail
+that could still become a stop string. Text that was returned is never taken back.
 
 The bytes of the vocabulary decide what is unfinished. The detokenizer's text cannot: it shows
 U+FFFD for half a character and also for one that the model really wrote.
@@ -25,12 +25,12 @@ Decode = Callable[[list[int]], str]
 
 
 def decoder(decode: Callable[[Any], Any], pieces: Mapping[int, bytes]) -> Decode:
-    """The quickest way from tokens to text that is the same as the engine's.
+    """The fastest function from tokens to text that agrees with the engine's.
 
-    Of a byte-level vocabulary a text is its tokens' bytes, joined: microseconds instead of a run of the detokenizer's
-    graph, which costs a small model a tenth of its speed. That this is so is tested on the whole vocabulary, token by
-    token and joined; else, of SentencePiece for one, the engine decodes. Bytes that are no text become as many U+FFFD
-    as Unicode recommends and Hugging Face's tokenizers give; the engine's graph gives fewer in some cases (2026.4).
+    With a byte-level vocabulary, text is the joined bytes of its tokens. Joining takes microseconds; the detokenizer's
+    graph costs a small model a tenth of its speed. Whether the two agree is checked on the whole vocabulary; where they
+    do not, as for SentencePiece, the engine decodes. Bytes that are no text become as many U+FFFD as Unicode recommends
+    and Hugging Face's tokenizers give; the engine's graph gives fewer in some cases (2026.4).
 
     Args:
         decode: The engine's `Tokenizer.decode`: a list of tokens to its text, a list of such to a list.
@@ -49,7 +49,7 @@ def decoder(decode: Callable[[Any], Any], pieces: Mapping[int, bytes]) -> Decode
 
 
 class Detokenizer:
-    """From tokens to text, as all engines do it.
+    """From tokens to text, for all engines.
 
     Args:
         tokenizer: The engine's `Tokenizer`.
@@ -69,12 +69,12 @@ class Detokenizer:
 
 
 class TextAssembler:
-    """Collects tokens of one answer and hands out the text that is certain.
+    """Collects the tokens of one answer and returns the text that is certain.
 
     Args:
         decode: Tokens to text, special tokens left out.
         pieces: Token to its bytes, for the tokens that have any.
-        stop: Strings that end the answer; neither they nor what follows is handed out.
+        stop: Strings that end the answer; neither they nor what follows is returned.
 
     Example:
         assembler = Detokenizer(tokenizer).assembler(stop=("###",))
@@ -85,15 +85,15 @@ class TextAssembler:
         self._decode = decode
         self._pieces = pieces
         self._stop = tuple(stop)
-        # Tokens whose text is out, kept as left context: some decoders treat a first token differently.
+        # Tokens whose text was returned, kept as left context: some decoders treat a first token differently.
         self._context: list[int] = []
         self._pending: list[int] = []
-        self._taken = 0  # characters of the pending tokens' text that were taken over already
+        self._taken = 0  # characters of the pending tokens' text that were used already
         self._held = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """Add a token; returns the text that became certain, often empty. `stopped` tells of a stop string."""
+        """Add a token; returns the text that became certain, often empty. `stopped` is set at a stop string."""
         if self.stopped:
             return ""
         self._pending.append(token)
@@ -132,10 +132,10 @@ class TextAssembler:
     def _release(self, new: str) -> str:
         """Move text through the stop-string filter."""
         text = self._held + new
-        found = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
-        if found:
+        places = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
+        if places:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(places)]
         keep = max((_overlap(text, stop) for stop in self._stop), default=0)
         cut = len(text) - keep
         self._held = text[cut:]

@@ -1,15 +1,14 @@
-"""What this machine remembers of its devices: compiled models, self-test verdicts, load times, speeds.
+"""What this machine keeps of its devices: compiled models, self-test verdicts, load times, speeds.
 
 A compiled model is good for one model, device, driver, OpenVINO version and set of properties;
 OpenVINO's own key knows less than that, so each combination gets a folder of its own. Everything
-here can be made again: `ov-afm devices --clear-cache` deletes it.
+here can be computed again: `ov-afm devices --clear-cache` deletes it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,38 +16,25 @@ from typing import Any
 
 from ..model_dir import manifest
 from ..system import paths
+from ..system.atomic import write_json
 
-__all__ = ["clear", "compiled_dir", "model_key", "read", "remember", "speeds", "state_key"]
+__all__ = ["clear", "compiled_dir", "read", "remember", "speeds", "state_key"]
 
 # Properties that do not change what is compiled.
 _NOT_COMPILED = ("CACHE_DIR", "scheduler_config", "draft_model", "prompt_lookup")
-
-
-def model_key(model_dir: Path, contents: manifest.Manifest | None) -> str:
-    """Short digest of a model: of its hashes where the manifest has them, else of size and time of its weights."""
-    names = ("openvino_model.xml", "openvino_model.bin")
-    if contents is not None and all(name in contents.files for name in names):
-        parts: list[Any] = [contents.files[name]["sha256"] for name in names]
-    else:
-        stats = [(model_dir / name).stat() for name in names]
-        parts = [[each.st_size, each.st_mtime_ns] for each in stats]
-    return _digest(parts)
 
 
 def state_key(model: str, device: str, driver: str | None, properties: Mapping[str, Any]) -> str:
     """Digest of everything that a compiled model depends on.
 
     Args:
-        model: From `model_key`.
+        model: The model's key (`ModelDirectory.key`).
         device: The device's full name, so that another card is another key.
         driver: Its driver version.
         properties: What it is loaded with.
     """
     used = {key: str(value) for key, value in sorted(properties.items()) if key not in _NOT_COMPILED}
-    return _digest([model, device, driver, manifest.installed_versions()["openvino"], used])
-
-
-def _digest(parts: Any) -> str:
+    parts = [model, device, driver, manifest.installed_versions()["openvino"], used]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -58,7 +44,7 @@ def compiled_dir(key: str) -> Path:
 
 
 def clear() -> int:
-    """Delete compiled models and the journal; returns the bytes freed."""
+    """Delete compiled models and all entries; returns the bytes freed."""
     folder = paths.cache_dir() / "compiled"
     freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     shutil.rmtree(folder, ignore_errors=True)
@@ -67,23 +53,21 @@ def clear() -> int:
 
 
 def read(section: str) -> dict[str, Any]:
-    """A section of the journal: `verdicts`, `load_s` or `tpot_ms`; empty if there is none or it is damaged."""
-    found = _all().get(section, {})
-    return found if isinstance(found, dict) else {}
+    """A section: `verdicts`, `golden`, `load_s` or `tpot_ms`; empty if there is none or the file is damaged."""
+    entries = _all().get(section, {})
+    return entries if isinstance(entries, dict) else {}
 
 
 def remember(section: str, key: str, value: Any) -> None:
-    """Set an entry. Two processes at once may lose one of their entries, never the journal."""
+    """Set an entry. Two processes at once may lose one of their entries, never the file."""
     contents = _all()
     contents.setdefault(section, {})[key] = value
     path = _path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(contents, indent=1), encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, contents, indent=1)
     except OSError:
-        # A read-only home must not keep a model from running: it will be tested and timed again.
+        # A read-only home must not prevent a model from running: it will be tested and timed again.
         return
 
 

@@ -34,10 +34,10 @@ def describe(model: ModelDirectory | None = None) -> dict[str, Any]:
     Args:
         model: Describe also how this model would be loaded on each.
     """
-    found = devices.inventory()
+    inventory = devices.inventory()
     return {
-        "devices": [_device(info, model) for info in found.devices],
-        "not_usable": dict(found.faults),
+        "devices": [_device(info, model) for info in inventory.devices],
+        "not_usable": dict(inventory.faults),
     }
 
 
@@ -56,7 +56,7 @@ def _device(info: DeviceInfo, model: ModelDirectory | None) -> dict[str, Any]:
 
 def _model_on(info: DeviceInfo, model: ModelDirectory) -> dict[str, Any]:
     recipe = model.recipe
-    refused = [rule.found(recipe) for rule in violations(recipe, info.name)] if recipe else []
+    refused = [rule.problem(recipe) for rule in violations(recipe, info.name)] if recipe else []
     loaded_with: dict[str, Any] = {}
     try:
         loaded_with = properties_for(LoadRequest(model, info.name), Choice(info.name, ""))

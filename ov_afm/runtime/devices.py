@@ -194,12 +194,12 @@ def choose(
         return _auto(recipe, speeds or {})
     # Every machine has one, and its plugin runs no driver that could crash.
     if name == "CPU":
-        return [Choice(name, "as asked")]
+        return [Choice(name, "as requested")]
     _require(name)
     if recipe is not None:
         check(recipe, name)
     others = [each for each in _auto(recipe, speeds or {}) if each.device != name] if fallback else []
-    return [Choice(name, "as asked"), *(Choice(each.device, f"{name} was asked for") for each in others)]
+    return [Choice(name, "as requested"), *(Choice(each.device, f"{name} was requested") for each in others)]
 
 
 def _require(name: str) -> None:
@@ -207,7 +207,7 @@ def _require(name: str) -> None:
         return
     usable = ", ".join(each.name for each in inventory().devices)
     fault = inventory().faults.get(kind_of(name))
-    reason = f"could not be asked ({fault})" if fault else "is not here"
+    reason = f"could not be probed ({fault})" if fault else "is not here"
     raise DeviceError(
         f"device {name!r} {reason}; available: {usable or 'none'}, or AUTO; details: ov-afm devices",
         code="device-faulty" if fault else "device-missing",
@@ -222,7 +222,7 @@ def _auto(recipe: Recipe | None, speeds: Mapping[str, float]) -> list[Choice]:
         if not names:
             skipped.append(f"{kind}: {inventory().faults.get(kind, 'not here')}")
         for name in names:
-            broken = [rule.found(recipe) for rule in violations(recipe, name)] if recipe else []
+            broken = [rule.problem(recipe) for rule in violations(recipe, name)] if recipe else []
             if broken:
                 skipped.append(f"{name}: cannot run {', '.join(broken)}")
             else:

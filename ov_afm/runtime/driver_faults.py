@@ -1,7 +1,7 @@
 """Driver versions with reported faults.
 
-Reports by users, with their links: a version listed here failed for somebody, one that is not
-listed was not necessarily tried. The self-test decides; this table tells what to do about it.
+Reports by users, with their links: a version listed here failed for somebody; a version that is not
+listed may never have been tried. The self-test decides; this table has the advice.
 """
 
 from __future__ import annotations

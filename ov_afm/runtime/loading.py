@@ -203,7 +203,7 @@ def properties_for(request: LoadRequest, choice: devices.Choice) -> dict[str, An
         properties.setdefault("WEIGHTS_PATH", str(model.bin))
     if request.prompt_lookup:
         if choice.kind == "NPU":
-            raise DeviceError("prompt lookup is not available there")
+            raise DeviceError("prompt lookup is not available")
         properties["prompt_lookup"] = True
     if request.use.blob is not None:
         npu_blob.check(Path(request.use.blob), _blob_origin(request, choice, properties))
@@ -304,16 +304,3 @@ def _make_engine(request: LoadRequest, choice: devices.Choice, properties: dict[
     cache_tokens = request.scheduler(choice.kind, config)
     engine = openvino_genai.ContinuousBatchingPipeline(folder, config, device, arguments)
     return Loaded(engine, choice, properties, folder, cache_tokens)
-
-
-# To be removed as soon as evaluation and cli/serve use ModelDirectory.
-def locate(model: str | Path) -> Path:
-    """The path of a model directory."""
-    return ModelDirectory.open(model).path
-
-
-def recipe_of(contents: Any) -> Any:
-    """The recipe of a manifest."""
-    from ..presets import Recipe
-
-    return Recipe.from_dict(contents.recipe) if contents and contents.recipe else None

@@ -266,8 +266,8 @@ def _weight(modules: Mapping[str, Any], name: str, adapter: Adapter) -> Any:
     return weight
 
 
-def _misfit(adapter: Adapter, name: str, weight: Any, found: tuple[int, ...]) -> SourceError:
+def _misfit(adapter: Adapter, name: str, weight: Any, shape: tuple[int, ...]) -> SourceError:
     return SourceError(
-        f"{adapter.path}: {name} is {list(found)} there and {list(weight.shape)} in this model; "
-        "it was made for another model"
+        f"{adapter.path}: {name} has shape {list(shape)}, and {list(weight.shape)} in this model; "
+        "the adapter was made for another model"
     )

@@ -1,4 +1,4 @@
-"""The note beside a compiled model that the user keeps in a file of his own: what it was compiled from and for.
+"""The note beside a file with a compiled model (`Use.blob`): what it was compiled from and for.
 
 NPUW reads any blob as if it were the right one, and one of another model kills the process (2026.4.1). A blob without
 its note was not finished, or comes from elsewhere.
@@ -13,10 +13,11 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..model_dir import manifest
+from ..system.atomic import write_json
 
 __all__ = ["check", "origin", "seal"]
 
-# Where it lies and what is read beside it, not what it is.
+# These name files and do not change what is compiled.
 _NOT_COMPILED = ("BLOB_PATH", "EXPORT_BLOB", "WEIGHTS_PATH")
 
 
@@ -24,7 +25,7 @@ def origin(model: str, device: str, driver: str | None, properties: Mapping[str,
     """All that a blob depends on, as `check` compares it.
 
     Args:
-        model: The model's key in the journal.
+        model: The model's key.
         device: The device's full name.
         driver: Its driver version.
         properties: What the model is loaded with.
@@ -34,23 +35,23 @@ def origin(model: str, device: str, driver: str | None, properties: Mapping[str,
     return {"model": model, "device": device, "driver": driver, "openvino": versions["openvino"], "properties": used}
 
 
-def check(blob: Path, wanted: Mapping[str, Any]) -> None:
+def check(blob: Path, expected: Mapping[str, Any]) -> None:
     """Refuse a blob that is not of this model on this device.
 
     Args:
-        blob: The file; where it is missing, its folder must be there to write it.
-        wanted: From `origin`.
+        blob: The file; if it does not exist, its folder must, to write it to.
+        expected: From `origin`.
 
     Raises:
-        ConfigError: Says what differs.
+        ConfigError: Names what differs.
     """
     if not blob.exists():
         if not blob.parent.is_dir():
             raise ConfigError(f"no folder {blob.parent} to write {blob.name} to")
         return
     try:
-        found = json.loads(_note(blob).read_text(encoding="utf-8"))
-        different = [key for key in wanted if found[key] != wanted[key]]
+        recorded = json.loads(_note(blob).read_text(encoding="utf-8"))
+        different = [key for key in expected if recorded[key] != expected[key]]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
             f"{blob} has no {_note(blob).name} beside it: it was not finished, or not written here; delete it"
@@ -61,9 +62,9 @@ def check(blob: Path, wanted: Mapping[str, Any]) -> None:
         )
 
 
-def seal(blob: Path, wanted: Mapping[str, Any]) -> None:
+def seal(blob: Path, origin: Mapping[str, Any]) -> None:
     """Write the note of a blob that was just written."""
-    _note(blob).write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+    write_json(_note(blob), origin, indent=1)
 
 
 def _note(blob: Path) -> Path:

@@ -1,7 +1,7 @@
-"""What a device cannot run, said before any work is done.
+"""What a device cannot run, checked before any work is done.
 
 The NPU compiler does not refuse a model that it cannot take: it ends the process. So the known
-limits are a table here, each with where it is documented, checked before weights are compressed and
+limits are a table here, each with its source. They are checked before weights are compressed and
 again before a model is loaded.
 """
 
@@ -27,20 +27,20 @@ class Rule:
     Attributes:
         kind: Device without its number: `NPU`, `GPU`.
         broken_by: Whether a recipe breaks the rule.
-        found: What to quote of the recipe.
+        problem: The part of the recipe that breaks the rule, for people.
         needs: What the device takes instead.
         source: Where the limit is documented or was reported.
     """
 
     kind: str
     broken_by: Callable[[Recipe], bool]
-    found: Callable[[Recipe], str]
+    problem: Callable[[Recipe], str]
     needs: str
     source: str
 
 
 def _layers_in_backup(recipe: Recipe) -> str:
-    """Kinds of matrices of the decoder layers that are in 8 bits, as they are asked for."""
+    """Kinds of matrices of the decoder layers that are in 8 bits, in the words of `--kind`."""
     return ", ".join(f"{kind}=int8" for kind in KINDS if kind not in TABLES and recipe.in_backup(kind))
 
 
@@ -105,18 +105,18 @@ def check(recipe: Recipe, device: str) -> None:
     """Refuse a recipe that a device cannot run.
 
     Args:
-        recipe: The recipe, asked for or found in a manifest.
+        recipe: The recipe.
         device: `CPU`, `GPU`, `GPU.0`, `NPU`, ...
 
     Raises:
-        DeviceError: The device is known to fail on it; says what was found and what to use.
+        DeviceError: The device is known to fail on it; names the value and what to use instead.
     """
     broken = violations(recipe, device)
     if not broken:
         return
     kind = kind_of(device)
-    found = ", ".join(rule.found(recipe) for rule in broken)
+    problems = ", ".join(rule.problem(recipe) for rule in broken)
     needs = ", ".join(rule.needs for rule in broken)
     raise DeviceError(
-        f"{device} cannot run recipe {recipe.name!r} ({found}): it needs {needs}; {ADVICE[kind]} ({broken[0].source})"
+        f"{device} cannot run recipe {recipe.name!r} ({problems}): it needs {needs}; {ADVICE[kind]} ({broken[0].source})"
     )

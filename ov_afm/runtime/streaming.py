@@ -1,4 +1,4 @@
-"""One request: what the engine's thread and the consumer of its answer share."""
+"""The state of one request, shared by the engine's thread and the consumer of the answer."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Request:
 
 
 def streamer(request: Request, closed: threading.Event) -> Any:
-    """GenAI's streamer around a request; made here because its base class comes with the heavy import."""
+    """GenAI's streamer for a request; a local class, because its base class comes with the heavy import."""
     import openvino_genai
 
     status = openvino_genai.StreamingStatus

@@ -47,7 +47,7 @@ def test_list_tells_what_a_model_would_be_loaded_with(
     shown = capsys.readouterr().out
     assert "this model: cannot run (weight format int8)" in shown
     assert "known fault of this driver: creating a language model pipeline ends the process" in shown
-    assert "GPU: could not be asked: it crashed" in shown
+    assert "GPU: could not be probed: it crashed" in shown
 
 
 def test_self_test_command_judges_and_labels_the_emulation(
