@@ -230,7 +230,9 @@ class ModelManager:
         rows = []
         for device in self._inventory.devices:
             broken = violations(recipe, device.name) if recipe else []
-            reasons = [STRINGS.refused.format(found=rule.problem(recipe), needs=rule.needs) for rule in broken if recipe]
+            reasons = [
+                STRINGS.refused.format(found=rule.problem(recipe), needs=rule.needs) for rule in broken if recipe
+            ]
             rows.append(DeviceRow(device.name, f"{device.name} – {device.full_name}", "; ".join(reasons)))
         rows += [
             DeviceRow(kind, kind, STRINGS.no_answer.format(fault=fault))

@@ -118,5 +118,7 @@ def check(recipe: Recipe, device: str) -> None:
     problems = ", ".join(rule.problem(recipe) for rule in broken)
     needs = ", ".join(rule.needs for rule in broken)
     raise DeviceError(
-        f"{device} cannot run recipe {recipe.name!r} ({problems}): it needs {needs}; {ADVICE[kind]} ({broken[0].source})"
+        f"{device} cannot run recipe {recipe.name!r} ({problems}): it needs {needs}; "
+        f"{ADVICE[kind]} ({broken[0].source})",
+        code="recipe-not-for-device",
     )
