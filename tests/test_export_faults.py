@@ -161,7 +161,7 @@ def break_checkpoint(kind: str, folder: Path) -> str:
         return f"no tokenizer in {re.escape(str(folder))}: tokenizer.json is missing; .*"
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:-100])
-    return f"{re.escape(str(folder / 'model.safetensors'))} is damaged: .*; fetch it again"
+    return f"{re.escape(str(folder / 'model.safetensors'))} is damaged or cut short .*; fetch it again"
 
 
 @pytest.mark.parametrize("kind", ["no-config", "architecture", "tokenizer", "corrupt-safetensors"])

@@ -303,7 +303,7 @@ def explained(repo: str, revision: str | None = None, *, otherwise: str = OTHER_
 
     Args:
         repo: `org/name`.
-        revision: Branch, tag or commit that was asked for.
+        revision: The requested branch, tag or commit.
         otherwise: What to do if the Hub cannot be reached or cannot answer now.
 
     Raises:

@@ -1,6 +1,6 @@
 """The end of an export for the CPU: the model is packed for the ReLU² kernels too, where that pays.
 
-Nobody asked for it, so it costs time and disk space at most: an export never fails because of it.
+It happens without a request, so an export never fails because of it: a note says why a model was not packed.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 
 from ov_afm.cli import export as export_command
 from ov_afm.conversion import convert
-from ov_afm.model_dir import manifest
+from ov_afm.model_dir import model_directory
 from ov_afm.system import child_process
 from ov_afm.system.child_process import ChildProcess
 
@@ -48,7 +48,7 @@ def main() -> int:
 
     ChildProcess.run = slow  # type: ignore[assignment, method-assign]
     if phase == "hashing":
-        manifest.scan = lambda *_: _stop(ready)  # type: ignore[assignment, return-value, misc]
+        model_directory.scan = lambda *_: _stop(ready)  # type: ignore[assignment, return-value, misc]
     return export_command.main(sys.argv[3:])
 
 
