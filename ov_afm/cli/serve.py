@@ -37,18 +37,36 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model_dir", nargs="?", metavar="MODEL_DIR", help="model directory made by ov-afm export")
     add = parser.add_argument
     absent = argparse.SUPPRESS
-    add("--model", action="append", default=[], metavar="NAME=DIR", help="a model and the name that clients use; repeatable")
+    add(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a model and the name that clients use; repeatable",
+    )
     add("--adapter", action="append", default=[], metavar="NAME=FILE[:WEIGHT]",
         help="the first model with a LoRA adapter in PEFT's format, under its own name; repeatable")  # fmt: skip
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens the server to the network")
     add("--port", type=int, default=8000, help="port to listen on; 0 takes a free one")
-    add("--api-key", action="append", default=[], metavar="KEY", help=f"key that clients must send; repeatable; also from {KEY_VARIABLE}")
+    add(
+        "--api-key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help=f"key that clients must send; repeatable; also from {KEY_VARIABLE}",
+    )
     add("--cors-origin", action="append", default=[], metavar="ORIGIN", help="web origin that may call; repeatable")
     add("--max-body-mb", type=float, default=8, metavar="MB", help="longest request body")
     add("--log-prompts", action="store_true", help="write prompts to the log")
     _add_engine_options(parser)
     group = parser.add_argument_group("limits")
-    group.add_argument("--max-queue", type=int, default=absent, metavar="N", help="requests that may wait; more get status 429 (default: 64)")
+    group.add_argument(
+        "--max-queue",
+        type=int,
+        default=absent,
+        metavar="N",
+        help="requests that may wait; more get status 429 (default: 64)",
+    )
     group.add_argument("--request-timeout", dest="request_timeout_s", type=float, default=absent, metavar="S",
                        help="longest time for a request (default: 600)")  # fmt: skip
     group.add_argument("--grace", dest="grace_s", type=float, default=absent, metavar="S",
@@ -58,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("scale-out")
     group.add_argument("--ray", action="store_true", help="run as Ray Serve replicas")
     group.add_argument("--replicas", default="1", metavar="MIN:MAX", help="number of replicas, or their range")
-    group.add_argument("--ray-address", metavar="ADDRESS", help="cluster to join; without it, Ray is started on this machine")
+    group.add_argument(
+        "--ray-address", metavar="ADDRESS", help="cluster to join; without it, Ray is started on this machine"
+    )
     group.add_argument("--ray-cpus", type=float, default=1, metavar="N", help="CPUs that Ray reserves for a replica")
     group.add_argument("--ray-resource", action="append", default=[], metavar="NAME=N",
                        help="custom resource of a replica, e.g. NPU=1; repeatable")  # fmt: skip
@@ -166,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     require("serve", "fastapi", "uvicorn", "prometheus_client", "sse_starlette")
     specs = _specs(arguments)
     from ..serve import app
-    from ..serve.registry import Limits, models_for
+    from ..serve.registry import Limits, Models
 
     limits = Limits(**_given(Limits, arguments))
     settings = app.Settings(
@@ -181,6 +201,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         deploy.run(specs, limits, settings, cluster, host=arguments.host, port=arguments.port)
     else:
-        models = models_for(specs, limits)
-        app.run(models, settings, host=arguments.host, port=arguments.port, grace_s=limits.grace_s)
+        app.run(Models(specs, limits), settings, host=arguments.host, port=arguments.port, grace_s=limits.grace_s)
     return 0

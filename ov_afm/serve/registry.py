@@ -13,10 +13,10 @@ from .engine import Engine
 from .errors import APIError
 from .messages import EngineSpec
 
-__all__ = ["Limits", "Models", "models_for"]
+__all__ = ["Limits", "Models"]
 
 logger = logging.getLogger(__name__)
-LONGEST_NAME = 100
+MAX_NAME_CHARACTERS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +36,21 @@ class Limits:
     idle_unload_s: float | None = None
 
 
-def models_for(specs: Mapping[str, EngineSpec], limits: Limits) -> Models:
-    """The table of what is to be served; nothing is started."""
-    engines = {
-        name: Engine(spec, max_queue=limits.max_queue, request_timeout_s=limits.request_timeout_s)
-        for name, spec in specs.items()
-    }
-    return Models(engines, idle_unload_s=limits.idle_unload_s)
-
-
 class Models:
-    """Engines by name.
+    """Engines by name, none of them started yet.
 
     Args:
-        engines: Name to engine, none started; the first is the default.
-        idle_unload_s: Seconds without a request after which an engine is stopped; None keeps it.
+        specs: What to load, by the name that clients use; the first is the default.
+        limits: Bounds of the service.
     """
 
-    def __init__(self, engines: Mapping[str, Engine], *, idle_unload_s: float | None = None) -> None:
-        self.engines = dict(engines)
+    def __init__(self, specs: Mapping[str, EngineSpec], limits: Limits) -> None:
+        self.engines = {
+            name: Engine(spec, max_queue=limits.max_queue, request_timeout_s=limits.request_timeout_s)
+            for name, spec in specs.items()
+        }
         self.created = int(time.time())
-        self._idle_unload_s = idle_unload_s
+        self._idle_unload_s = limits.idle_unload_s
         self._janitor: asyncio.Task[None] | None = None
         # A model must not be used while it is being unloaded.
         self._loading = asyncio.Lock()
@@ -90,7 +84,7 @@ class Models:
         if name is None:
             return next(iter(self.engines))
         if name not in self.engines:
-            message = f"no model {name[:LONGEST_NAME]!r} here; there are: {', '.join(self.engines)}"
+            message = f"no model {name[:MAX_NAME_CHARACTERS]!r} here; there are: {', '.join(self.engines)}"
             raise APIError(message, "model", "model_not_found", status=404)
         return name
 

@@ -11,7 +11,7 @@ from ray import serve
 from ...errors import DeviceError
 from ..app import Settings, build
 from ..messages import EngineSpec
-from ..registry import Limits, models_for
+from ..registry import Limits, Models
 
 __all__ = ["Replica"]
 
@@ -32,7 +32,7 @@ class Replica:
     """
 
     async def __init__(self, specs: Mapping[str, EngineSpec], limits: Limits, settings: Settings) -> None:  # type: ignore[misc]
-        self._models = models_for(specs, limits)
+        self._models = Models(specs, limits)
         self._app = build(self._models, settings)
         self._lifespan = self._app.router.lifespan_context(self._app)
         await self._lifespan.__aenter__()
