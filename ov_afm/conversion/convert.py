@@ -156,7 +156,7 @@ def _compress(job: Job) -> dict[str, Any]:
     return {}
 
 
-def write_tokenizer(source: Path, out: Path, *, trust_remote_code: bool = False) -> None:
+def write_tokenizer(checkpoint: Path, output: Path, *, trust_remote_code: bool = False) -> None:
     """Convert the tokenizer of a checkpoint, and copy its own files and its chat template.
 
     Raises:
@@ -167,25 +167,25 @@ def write_tokenizer(source: Path, out: Path, *, trust_remote_code: bool = False)
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
         # Decoder-only models are padded on the left, so that the last position is the prompt's last token.
         tokenizer.padding_side = tokenizer.truncation_side = "left"
         models = convert_tokenizer(convertible(tokenizer), with_detokenizer=True)
     except Exception as error:
         raise ExportError(
-            f"the tokenizer of {source.name} cannot be converted: {type(error).__name__}: {error}",
+            f"the tokenizer of {checkpoint.name} cannot be converted: {type(error).__name__}: {error}",
             code="tokenizer-not-converted",
         ) from error
     for model, name in zip(models, ("openvino_tokenizer.xml", "openvino_detokenizer.xml"), strict=True):
-        openvino.save_model(model, out / name)
+        openvino.save_model(model, output / name)
     for name in TOKENIZER_FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, out / name)
-    if not (out / "tokenizer.json").exists():
-        tokenizer.save_pretrained(out)
+        if (checkpoint / name).exists():
+            shutil.copyfile(checkpoint / name, output / name)
+    if not (output / "tokenizer.json").exists():
+        tokenizer.save_pretrained(output)
     template = tokenizer.chat_template
-    if isinstance(template, str) and not (out / "chat_template.jinja").exists():
-        (out / "chat_template.jinja").write_text(template, encoding="utf-8", newline="")
+    if isinstance(template, str) and not (output / "chat_template.jinja").exists():
+        (output / "chat_template.jinja").write_text(template, encoding="utf-8", newline="")
 
 
 def convertible(tokenizer: Any) -> Any:
@@ -213,7 +213,7 @@ def convertible(tokenizer: Any) -> Any:
     return equivalent
 
 
-def load(source: Path, dtype: str = "auto", *, trust_remote_code: bool = False) -> Any:
+def load(checkpoint: Path, dtype: str = "auto", *, trust_remote_code: bool = False) -> Any:
     """The transformers model of a checkpoint, with all its weights.
 
     Raises:
@@ -223,7 +223,7 @@ def load(source: Path, dtype: str = "auto", *, trust_remote_code: bool = False) 
 
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            source,
+            checkpoint,
             dtype=dtype,
             low_cpu_mem_usage=True,
             trust_remote_code=trust_remote_code,
@@ -232,12 +232,12 @@ def load(source: Path, dtype: str = "auto", *, trust_remote_code: bool = False) 
         )
     except Exception as error:
         raise ExportError(
-            f"transformers cannot read {source.name}: {type(error).__name__}: {error}", code="checkpoint-unreadable"
+            f"transformers cannot read {checkpoint.name}: {type(error).__name__}: {error}", code="checkpoint-unreadable"
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise ExportError(
-            f"{source.name} lacks {len(missing)} weights, the first is {missing[0]}; fetch the checkpoint again",
+            f"{checkpoint.name} lacks {len(missing)} weights, the first is {missing[0]}; fetch the checkpoint again",
             code="weights-missing",
         )
     return model.eval()
