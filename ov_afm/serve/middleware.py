@@ -67,21 +67,18 @@ class RequestChecks:
 
     async def _read(self, request: Request) -> bytes | None:
         """The whole body; None when the client left before it was complete."""
-        message = f"the body is longer than {self._max_body_bytes} bytes"
-        too_long = APIError(message, code="body_too_large", status=413, headers={"Connection": "close"})
         declared = request.headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > self._max_body_bytes:
-            raise too_long
+        declared_bytes = int(declared) if declared.isdigit() else 0
         body = bytearray()
-        while True:
+        while max(declared_bytes, len(body)) <= self._max_body_bytes:
             part = await request.receive()
             if part["type"] == "http.disconnect":
                 return None
             body += part.get("body", b"")
-            if len(body) > self._max_body_bytes:
-                raise too_long
-            if not part.get("more_body", False):
+            if not part.get("more_body", False) and len(body) <= self._max_body_bytes:
                 return bytes(body)
+        message = f"the body is longer than {self._max_body_bytes} bytes"
+        raise APIError(message, code="body_too_large", status=413, headers={"Connection": "close"})
 
 
 def check_json(body: bytes, content_type: str) -> None:
