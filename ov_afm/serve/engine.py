@@ -67,6 +67,10 @@ class Stream:
         """Take an answer of the engine, or the error that ends the stream."""
         self._answers.put_nowait(answer)
 
+    def time_out(self) -> None:
+        """End the stream because its time is up."""
+        self.put(EngineTimeout("the request took longer than this server allows; ask for fewer tokens"))
+
     async def get(self) -> tuple[int, Answer]:
         """The next answer, and the index of what it belongs to.
 
@@ -182,8 +186,7 @@ class Engine:
         deadline = time.monotonic() + self.request_timeout_s
         await self._take_slot(deadline)
         stream = Stream([next(self._ids) for _ in tasks])
-        late = EngineTimeout("the request took longer than this server allows; ask for fewer tokens")
-        timer = asyncio.get_running_loop().call_later(max(0.0, deadline - time.monotonic()), stream.put, late)
+        timer = asyncio.get_running_loop().call_later(max(0.0, deadline - time.monotonic()), stream.time_out)
         try:
             self._check_alive()
             for request_id, task in zip(stream.open, tasks, strict=True):
