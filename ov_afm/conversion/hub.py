@@ -9,7 +9,6 @@ the cache before its sha256 is the Hub's.
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,6 +27,11 @@ __all__ = ["Snapshot", "byte_progress", "explained", "fetch"]
 
 TEXTS = (".json", ".txt", ".jinja", ".model", ".md")
 BIG = 10_000_000  # bytes; smaller files are not worth a partial file
+HTTP_ADVICE = {
+    401: "the token was not accepted, log in again with: hf auth login",
+    403: "the token may not do this; make one that may at the Hub's settings, then: hf auth login",
+    429: "too many requests; wait some minutes",
+}
 OTHER_SOURCES = f"name a folder or a .gguf file, or use the embedded model {EMBEDDED_MODEL}"
 
 
@@ -309,57 +313,51 @@ def explained(repo: str, revision: str | None = None, *, otherwise: str = OTHER_
     Raises:
         SourceError: Saying what happened and what to do.
     """
+    try:
+        yield
+    except SourceError:
+        raise
+    except Exception as error:
+        explanation = _explanation(error, repo, revision, otherwise)
+        if explanation is None:
+            raise
+        code, message = explanation
+        raise SourceError(message, code=code) from error
+
+
+def _explanation(error: Exception, repo: str, revision: str | None, otherwise: str) -> tuple[str, str] | None:
+    """Code and message for an error of the Hub's client; None for any other."""
     import httpx
     from huggingface_hub import constants, errors
 
     hub = constants.ENDPOINT
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise SourceError(
-            f"{repo} is gated: accept its licence at {hub}/{repo}, then log in with: hf auth login",
-            code="hub-gated",
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise SourceError(
-            f"{repo} has no revision {revision!r}; see {hub}/{repo}/commits/main for what it has",
-            code="hub-revision-unknown",
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise SourceError(
-            f"{repo} is not on {hub}, or is private; check the spelling, or log in with: hf auth login",
-            code="hub-repository-unknown",
-        ) from error
-    except errors.OfflineModeIsEnabled as error:
-        raise SourceError(
-            f"{repo} is not in the cache, and HF_HUB_OFFLINE forbids asking the Hub; unset it once, or name a folder",
-            code="hub-offline",
-        ) from error
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        advice = {
-            401: "the token was not accepted, log in again with: hf auth login",
-            403: "the token may not do this; make one that may at the Hub's settings, then: hf auth login",
-            429: "too many requests; wait some minutes",
-        }.get(status, "try again later")
-        raise SourceError(
-            f"{hub} answered {status} for {repo}; {advice}, or {otherwise}", code="hub-refused"
-        ) from error
-    except errors.HFValidationError as error:
-        raise SourceError(f"{repo!r} is no Hub id ({_reason(error)}); give org/name", code="hub-id-invalid") from error
-    except (httpx.TransportError, errors.LocalEntryNotFoundError) as error:
-        raise SourceError(
-            f"cannot reach {hub} ({_reason(error)}); check the connection, set HF_ENDPOINT to a mirror, or {otherwise}",
-            code="hub-unreachable",
-        ) from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS):
-            raise
-        raise SourceError(
-            f"cannot write to {constants.HF_HUB_CACHE} ({os.strerror(error.errno)}); "
-            "set HF_HUB_CACHE to another folder",
-            code="cache-unwritable",
-        ) from error
+    match error:
+        case errors.GatedRepoError():
+            return "hub-gated", f"{repo} is gated: accept its licence at {hub}/{repo}, then log in with: hf auth login"
+        case errors.RevisionNotFoundError():
+            return (
+                "hub-revision-unknown",
+                f"{repo} has no revision {revision!r}; its commits: {hub}/{repo}/commits/main",
+            )
+        case errors.RepositoryNotFoundError():
+            advice = "check the spelling, or log in with: hf auth login"
+            return "hub-repository-unknown", f"{repo} is not on {hub}, or is private; {advice}"
+        case errors.OfflineModeIsEnabled():
+            advice = "unset it once, or name a folder"
+            return "hub-offline", f"{repo} is not in the cache, and HF_HUB_OFFLINE forbids asking the Hub; {advice}"
+        case errors.HfHubHTTPError():
+            status = error.response.status_code
+            advice = HTTP_ADVICE.get(status, "try again later")
+            return "hub-refused", f"{hub} answered {status} for {repo}; {advice}, or {otherwise}"
+        case errors.HFValidationError():
+            return "hub-id-invalid", f"{repo!r} is no Hub id ({_reason(error)}); give org/name"
+        case httpx.TransportError() | errors.LocalEntryNotFoundError():
+            advice = f"check the connection, set HF_ENDPOINT to a mirror, or {otherwise}"
+            return "hub-unreachable", f"cannot reach {hub} ({_reason(error)}); {advice}"
+        case OSError(errno=errno.ENOSPC | errno.EACCES | errno.EROFS):
+            problem = f"cannot write to {constants.HF_HUB_CACHE} ({error.strerror})"
+            return "cache-unwritable", f"{problem}; set HF_HUB_CACHE to another folder"
+    return None
 
 
 def _reason(error: Exception) -> str:

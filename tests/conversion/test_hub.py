@@ -128,7 +128,12 @@ def test_tokenizer_alone_in_the_cache_is_no_model(hub: loopback.Hub, checkpoint:
         ),
         ({"model": REPO}, {"HF_TOKEN": "hf_wrong"}, "hub-refused", r"answered 401 for arcee-ai/tiny; the token was"),
         ({"model": "arcee-ai/gated"}, {}, "hub-gated", r"accept its licence at http://\S+/arcee-ai/gated,"),
-        ({"model": REPO, "revision": "v9"}, {}, "hub-revision-unknown", r"^arcee-ai/tiny has no revision 'v9'; see"),
+        (
+            {"model": REPO, "revision": "v9"},
+            {},
+            "hub-revision-unknown",
+            r"^arcee-ai/tiny has no revision 'v9'; its commits: http",
+        ),
         (
             {"model": REPO},
             {"HF_HUB_OFFLINE": "1"},
