@@ -33,8 +33,8 @@ from .runtime import self_test
 from .runtime.lora import Adapter, read_all
 from .system import atomic, console, resources
 from .system.atomic import disk_full_as_error, staging
-from .system.background import in_background
 from .system.child_process import ChildProcess
+from .system.interrupt import in_background
 
 __all__ = ["export"]
 
