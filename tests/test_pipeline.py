@@ -213,6 +213,7 @@ def test_prompt_beyond_the_context_is_refused_with_both_counts(pipeline: Pipelin
         pipeline.stream(prompt)
 
 
+@pytest.mark.slow
 def test_answer_stops_where_the_context_ends(pipeline: Pipeline) -> None:
     prompt = "🙂" * 2000
     while pipeline.count_tokens(prompt) > pipeline.context_length - 3:
@@ -263,6 +264,7 @@ def test_draft_model_gives_the_same_greedy_answer(pipeline: Pipeline, tiny_model
         assert other.generate("hello", GREEDY).text == pipeline.generate("hello", GREEDY).text
 
 
+@pytest.mark.slow
 def test_emulated_npu_answers_and_says_that_it_is_emulated(tiny_model: Path) -> None:
     with Pipeline(tiny_model, "NPU-EMULATED", MAX_PROMPT_LEN=128, MIN_RESPONSE_LEN=64) as emulated:
         assert emulated.emulated

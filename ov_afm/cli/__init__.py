@@ -61,4 +61,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     status: int = importlib.import_module(COMMANDS[verb][0]).main(arguments[1:])
     return status
-

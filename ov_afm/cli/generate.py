@@ -115,4 +115,3 @@ def _record(completion: Completion, pipeline: Pipeline) -> dict[str, Any]:
         "emulated": pipeline.emulated,
         "device_note": pipeline.device_note,
     }
-

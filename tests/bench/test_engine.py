@@ -28,6 +28,7 @@ def test_prompt_lookup_gives_the_same_greedy_tokens(tiny_model: Path, plain_answ
     assert answers(tiny_model, prompt_lookup=True) == plain_answers
 
 
+@pytest.mark.slow
 def test_draft_model_gives_the_same_greedy_tokens(
     tiny_model: Path, drafting_model: Path, plain_answers: list[str]
 ) -> None:

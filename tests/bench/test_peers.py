@@ -14,6 +14,7 @@ from ov_afm.model_dir import manifest
 from ov_afm.model_dir.model_directory import ModelDirectory
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for another Python")
 def test_peers_take_turns_and_an_absent_one_is_a_row(tiny_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("gguf")

@@ -19,6 +19,7 @@ from ov_afm.model_dir.model_directory import ModelDirectory
 from ov_afm.system.child_process import ChildProcess
 
 
+@pytest.mark.slow
 def test_prefix_caching_cannot_flatter_the_first_token(tiny_model: Path) -> None:
     settings = Settings(prompt_tokens=(2048,), new_tokens=2, runs=3)
     fresh = Combination("tiny", "CPU", "prefix-cache", 2048, 2, 1)
@@ -68,6 +69,7 @@ def test_device_memory_counts_a_driver_client_once(tmp_path: Path) -> None:
     assert bench_run.device_bytes(tmp_path) == 2 << 20
 
 
+@pytest.mark.slow
 def test_peak_memory_is_this_process_s_own() -> None:
     ballast = np.ones(40_000_000)
     child = subprocess.run(

@@ -113,6 +113,7 @@ def test_ctrl_c_keeps_finished_runs_and_writes_the_report(tiny_model: Path, tmp_
     assert "Interrupted: this is a part of the sweep" in (folder / report.HTML_NAME).read_text()
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_the_first_run_leaves_a_folder_that_can_be_used(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +127,7 @@ def test_ctrl_c_before_the_first_run_leaves_a_folder_that_can_be_used(
     assert len(bench(tiny_model, settings=FEW, report_dir=tmp_path / "out").records) == 2
 
 
+@pytest.mark.slow
 def test_crash_of_one_combination_is_a_row_and_the_sweep_goes_on(
     tiny_model: Path, drafting_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ def test_a_taken_port_is_refused(remote: Chat, tiny_model: Path, capsys: pytest.
     assert "choose another --port" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_name_and_password_are_asked_for(tmp_path: Path) -> None:
     with server_that_says("Hello.") as url, chat("--url", url, "--auth", "ann:secret", data=tmp_path) as running:
         assert httpx.get(f"{running.url}/config").status_code == 401
@@ -202,6 +203,7 @@ def test_a_server_is_told_only_what_was_moved() -> None:
     assert greedy.params(0.7, *greedy.slider_values()[1:]) == Params(temperature=0.7)
 
 
+@pytest.mark.slow
 def test_sampling_begins_with_what_the_model_recommends(tmp_path: Path) -> None:
     assert recommended_sampling(tmp_path)["temperature"] == 1.0
     config = tmp_path / "generation_config.json"

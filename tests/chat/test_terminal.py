@@ -81,6 +81,7 @@ def piped(*arguments: Any, text: bytes) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run([*CHAT, *map(str, arguments)], input=text, capture_output=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_pipe_prints_only_the_answer(tiny_model: Path) -> None:
     few = ("--greedy", "--max-new-tokens", "8")
     answered = piped(tiny_model, *few, text=b"hi\n")
@@ -201,6 +202,7 @@ def test_a_conversation_with_every_command(window: Window, tmp_path: Path) -> No
     assert markdown.startswith("# What is the capital of France?\n\n> Be brief.\n\n## You\n\nWhat is the capital")
 
 
+@pytest.mark.slow
 @needs_terminal
 def test_ctrl_c_stops_the_answer_and_keeps_the_chat() -> None:
     with server_that_says("word " * 400, pause_s=0.05) as url:
@@ -239,6 +241,7 @@ def test_several_lines_are_one_question(window: Window, tmp_path: Path) -> None:
     assert turns[2]["content"] == "pasted one\npasted two"
 
 
+@pytest.mark.slow
 @needs_terminal
 def test_device_is_changed_and_a_wrong_one_leaves_the_old(window: Window) -> None:
     window.say("/device FOO")
@@ -252,6 +255,7 @@ def test_device_is_changed_and_a_wrong_one_leaves_the_old(window: Window) -> Non
     window.expect("running on CPU")
 
 
+@pytest.mark.slow
 @needs_terminal
 def test_history_is_kept_for_this_user_alone(window: Window, tiny_model: Path, own_data: Path) -> None:
     window.say("remember me")
@@ -271,6 +275,7 @@ def test_text_of_a_model_cannot_drive_the_terminal() -> None:
     assert printable("a\x1b]0;title\x07b\r\n\tc\x9bd") == "a�]0;title�b�\n\tc�d"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "printed"),
     [

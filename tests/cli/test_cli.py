@@ -31,6 +31,7 @@ def test_help_lists_every_verb_with_a_line(capsys: pytest.CaptureFixture[str]) -
         assert any(line.split() == [verb, *summary.split()] for line in out.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the script is ov-afm.exe there")
 def test_help_takes_less_than_half_a_second() -> None:
     """Processor time, because other work on the machine must not fail a test."""

@@ -50,6 +50,7 @@ def test_list_tells_what_a_model_would_be_loaded_with(
     assert "GPU: could not be probed: it crashed" in shown
 
 
+@pytest.mark.slow
 def test_self_test_command_judges_and_labels_the_emulation(
     tiny_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ def test_comparing_compressed_models_alone_needs_a_reference(
     )
 
 
+@pytest.mark.slow
 def test_command_compares_and_draws(
     tiny_model: Path, tiny_fp32: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,6 +59,7 @@ def test_command_compares_and_draws(
     assert 0 < found["figures"]["kl_mean"]["low"] <= found["figures"]["kl_mean"]["value"]
 
 
+@pytest.mark.slow
 def test_command_says_how_to_get_a_divergence(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tiny_model), "--tokens", "300"]) == 0
     assert "no reference: add --reference SOURCE" in capsys.readouterr().err
@@ -85,6 +87,7 @@ def test_unknown_tasks_are_refused_before_any_work(tiny_model: Path, capsys: pyt
     assert capsys.readouterr().err == ("ov-afm: error: no tasks 'physics': give code, math or a readable .jsonl file\n")
 
 
+@pytest.mark.slow
 def test_json_has_everything_that_was_asked_for(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tiny_model), "--long", "--long-tokens", "256", "--tokens", "300", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["models"][0]

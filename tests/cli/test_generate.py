@@ -26,6 +26,7 @@ def pipe_in(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_answer_goes_to_standard_output_and_figures_to_standard_error(
     tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -38,6 +39,7 @@ def test_answer_goes_to_standard_output_and_figures_to_standard_error(
     assert shown.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_json_is_one_object(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tiny_model), "hi", *EXACT_FEW, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
@@ -68,6 +70,7 @@ def test_system_message_changes_the_prompt(tiny_model: Path, capsys: pytest.Capt
     assert prompt_tokens("--raw") < prompt_tokens() < prompt_tokens("--system", "Be brief.")
 
 
+@pytest.mark.slow
 def test_emulated_npu_is_named_in_every_output(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--device", "NPU-EMULATED", "--ov-config", "MAX_PROMPT_LEN=128", "--stats", "--json"]
     assert main([str(tiny_model), "hi", *FEW, *options]) == 0
@@ -120,6 +123,7 @@ def test_wrong_usage_exits_with_2(tiny_model: Path, arguments: list[str]) -> Non
     assert end.value.code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_ctrl_c_while_answering_exits_130_without_a_traceback(tiny_model: Path, tmp_path: Path) -> None:
     endless = Path(shutil.copytree(tiny_model, tmp_path / "model"))
@@ -143,6 +147,7 @@ def test_ctrl_c_while_answering_exits_130_without_a_traceback(tiny_model: Path, 
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_options_of_the_engine_reach_it(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = ["--json", *FEW, *EXACT_OPTIONS]
     texts = set()

@@ -55,6 +55,7 @@ def test_directory_arrives_whole_with_card_and_manifest(hub: loopback.Hub, model
     assert all(data == (model_dir / name).read_bytes() for name, data in repo.files.items())
 
 
+@pytest.mark.slow
 def test_interrupted_upload_shows_nothing_and_goes_on_where_it_was(
     hub: loopback.Hub, model_dir: Path, tmp_path: Path
 ) -> None:
@@ -73,6 +74,7 @@ def test_interrupted_upload_shows_nothing_and_goes_on_where_it_was(
     assert hub.repos[REPO].files["openvino_model.bin"] == (model_dir / "openvino_model.bin").read_bytes()
 
 
+@pytest.mark.slow
 def test_uploaded_model_can_be_taken_back(hub: loopback.Hub, model_dir: Path, tmp_path: Path) -> None:
     hub.client(tmp_path / "hf", **LOGIN).run(upload, model_dir, REPO)
     source = hub.client(tmp_path / "other").run(resolve, REPO)

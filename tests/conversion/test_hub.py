@@ -40,6 +40,7 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_repository_is_fetched_at_a_pinned_commit(hub: loopback.Hub, checkpoint: Path, tmp_path: Path) -> None:
     repo = hub.add(REPO, checkpoint)
     source = hub.client(tmp_path).run(resolve, REPO, "main")
@@ -51,6 +52,7 @@ def test_repository_is_fetched_at_a_pinned_commit(hub: loopback.Hub, checkpoint:
     assert repo.sha in source.path.parts
 
 
+@pytest.mark.slow
 def test_download_broken_in_passing_goes_on_by_itself(hub: loopback.Hub, checkpoint: Path, tmp_path: Path) -> None:
     hub.add(REPO, checkpoint)
     hub.cut, hub.breaks = {WEIGHTS: 15_000_000}, 1
@@ -59,6 +61,7 @@ def test_download_broken_in_passing_goes_on_by_itself(hub: loopback.Hub, checkpo
     assert len(hub.asked(rf"GET .*{WEIGHTS} 206 from {BLOCK}")) == 1
 
 
+@pytest.mark.slow
 def test_download_broken_for_good_is_resumed_by_the_next_run(
     hub: loopback.Hub, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -77,6 +80,7 @@ def test_download_broken_for_good_is_resumed_by_the_next_run(
     assert not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_damaged_download_is_named_and_thrown_away(hub: loopback.Hub, checkpoint: Path, tmp_path: Path) -> None:
     hub.add(REPO, checkpoint)
     hub.corrupt = {WEIGHTS}
@@ -89,6 +93,7 @@ def test_damaged_download_is_named_and_thrown_away(hub: loopback.Hub, checkpoint
     }
 
 
+@pytest.mark.slow
 def test_damaged_cache_is_found_without_the_hub(hub: loopback.Hub, checkpoint: Path, tmp_path: Path) -> None:
     hub.add(REPO, checkpoint)
     weights = hub.client(tmp_path).run(resolve, REPO).path / WEIGHTS
@@ -99,6 +104,7 @@ def test_damaged_cache_is_found_without_the_hub(hub: loopback.Hub, checkpoint: P
         hub.client(tmp_path, HF_HUB_OFFLINE="1").run(resolve, REPO)
 
 
+@pytest.mark.slow
 def test_cached_repository_serves_offline(hub: loopback.Hub, checkpoint: Path, tmp_path: Path) -> None:
     hub.add(REPO, checkpoint)
     online = hub.client(tmp_path).run(resolve, REPO)
@@ -108,6 +114,7 @@ def test_cached_repository_serves_offline(hub: loopback.Hub, checkpoint: Path, t
     assert hub.client(tmp_path, HF_ENDPOINT="http://127.0.0.1:9").run(resolve, REPO) == online
 
 
+@pytest.mark.slow
 def test_tokenizer_alone_in_the_cache_is_no_model(hub: loopback.Hub, checkpoint: Path, tmp_path: Path) -> None:
     hub.add(REPO, checkpoint)
     path = hub.client(tmp_path).run(resolve, REPO).path
@@ -186,6 +193,7 @@ def test_hub_error_is_one_line_with_advice(
     assert not hub.asked(r"GET .*model\.(safetensors|bin) 200"), "weights were fetched before the refusal"
 
 
+@pytest.mark.slow
 def test_prebuilt_openvino_repository_is_taken_as_it_is(
     hub: loopback.Hub, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

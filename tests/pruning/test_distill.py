@@ -33,6 +33,7 @@ def heal(pair: tuple[Path, Path], state: Path, *, max_steps: int) -> dict[str, A
     return distill.heal(*pair, state, dataset=calibration.PACKAGED, num_samples=4, minutes=5.0, max_steps=max_steps)
 
 
+@pytest.mark.slow
 def test_healing_brings_the_student_nearer(pair: tuple[Path, Path], tmp_path: Path) -> None:
     found = heal(pair, tmp_path / "state", max_steps=16)
     assert found["method"] == "full"
@@ -40,6 +41,7 @@ def test_healing_brings_the_student_nearer(pair: tuple[Path, Path], tmp_path: Pa
     assert found["losses"][-1] < 0.9 * found["losses"][0]
 
 
+@pytest.mark.slow
 def test_interrupted_healing_is_continued(pair: tuple[Path, Path], tmp_path: Path) -> None:
     state = tmp_path / "state"
     heal(pair, state, max_steps=3)
@@ -48,6 +50,7 @@ def test_interrupted_healing_is_continued(pair: tuple[Path, Path], tmp_path: Pat
     assert len(found["losses"]) == 5
 
 
+@pytest.mark.slow
 def test_large_models_are_healed_through_adapters(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from ov_afm.errors import CompressionError, ConfigError
 from ov_afm.pruning.prune import prune
 
 
+@pytest.mark.slow
 def test_nan_weight_is_named_and_nothing_is_left(tiny_checkpoint: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -141,6 +141,7 @@ def test_report_says_what_the_dropped_tokens_had(mixed: Path, cut: Any) -> None:
     assert "pruned" not in cut.report
 
 
+@pytest.mark.slow
 def test_text_with_dropped_letters_is_not_compared(mixed: Path, tmp_path: Path, capsys: Any) -> None:
     text = tmp_path / "text.txt"
     text.write_text(MIXED * 5, encoding="utf-8")

@@ -68,6 +68,7 @@ def test_heads_that_do_nothing_cost_nothing_to_prune() -> None:
     assert torch.allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_refit_of_heads_beats_no_refit_on_text_that_it_has_not_seen() -> None:
     def related() -> Any:
         """A model whose second KV head looks about where the first looks, and reads about the same there."""

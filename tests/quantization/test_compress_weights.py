@@ -103,6 +103,7 @@ def test_kinds_take_their_own_formats(
     assert bits_of_kinds(tmp_path / "out") == {**every, **eight}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "algorithm",
     [
@@ -149,6 +150,7 @@ def test_kind_that_the_model_lacks_is_refused(tiny_fp32: Path, tmp_path: Path) -
     assert str(caught.value) == "the model has no matrices of kind gate; it has attention, down, embedding, head, up"
 
 
+@pytest.mark.slow
 def test_tied_embedding_has_one_format(tmp_path: Path) -> None:
     checkpoint, model = tmp_path / "checkpoint", tmp_path / "model"
     tiny.write_arcee(checkpoint, tie_word_embeddings=True)
@@ -232,6 +234,7 @@ def test_compressed_model_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     assert "int8_asym per row" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_equalisation_is_done_before_rounding_and_recorded(tiny_fp32: Path, tmp_path: Path, text: Path) -> None:
     data = {"dataset": str(text), "num_samples": 2, "group_size": 64}
     plain = quantize(tiny_fp32, tmp_path / "plain", **data)
@@ -245,6 +248,7 @@ def test_equalisation_is_done_before_rounding_and_recorded(tiny_fp32: Path, tmp_
     assert weights[0] != weights[1]
 
 
+@pytest.mark.slow
 def test_progress_of_every_step_reaches_the_parent_from_its_beginning_to_its_end(
     tiny_fp32: Path, tmp_path: Path, text: Path
 ) -> None:

@@ -171,6 +171,7 @@ def test_model_without_decoder_layers_is_refused() -> None:
     assert caught.value.code == "layers-missing"
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_not_written_leaves_the_model(model: Any, tiny_fp32: Path) -> None:
     before = logits(model)
     equalise(Decoder.of(model, tiny_fp32), texts(), INT4)

@@ -48,6 +48,7 @@ def texts(count: int, length: int = 96, seed: int = 0) -> list[list[int]]:
     return [(3 + random.zipf(1.3, length) % 500).tolist() for _ in range(count)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantizer", FORMATS, ids=NAMES)
 def test_fitted_model_is_nearer_and_keeps_its_formats(tiny_fp32: Path, tmp_path: Path, quantizer: Quantizer) -> None:
     original, model = compressed(tiny_fp32, quantizer)

@@ -41,6 +41,7 @@ def test_unknown_device_lists_those_available() -> None:
     assert caught.value.code == "device-missing"
 
 
+@pytest.mark.slow
 def test_simulated_driver_crash_while_probing_costs_only_that_device(monkeypatch: pytest.MonkeyPatch) -> None:
     simulated_faults.replace(monkeypatch, devices, "enumerate_devices", simulated_faults.npu_driver_kills_the_process)
     found = devices.inventory()
@@ -51,6 +52,7 @@ def test_simulated_driver_crash_while_probing_costs_only_that_device(monkeypatch
     assert caught.value.code == "device-faulty"
 
 
+@pytest.mark.slow
 def test_simulated_driver_hang_while_probing_falls_back_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     simulated_faults.replace(monkeypatch, devices, "enumerate_devices", simulated_faults.gpu_driver_hangs)
     monkeypatch.setattr(devices, "PROBE_TIMEOUT_S", 15.0)

@@ -44,6 +44,7 @@ def simulate_gpu(monkeypatch: pytest.MonkeyPatch, fault: str, memory_bytes: int 
     simulated_faults.replace(monkeypatch, self_test, "answers", getattr(simulated_faults, fault))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", ["AUTO", "GPU"])
 @pytest.mark.parametrize(
     ("fault", "reason"),
@@ -67,6 +68,7 @@ def test_failing_device_falls_back_to_the_cpu_with_the_reason_said_once(
     assert reason in record.getMessage()
 
 
+@pytest.mark.slow
 def test_answers_that_export_did_not_record_are_recorded_once_when_a_device_needs_them(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -103,6 +105,7 @@ def test_without_fallback_a_failing_device_is_an_error(model: Path, monkeypatch:
         Pipeline(model, "GPU", fallback=False)
 
 
+@pytest.mark.slow
 def test_verdict_is_remembered_until_the_driver_changes(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     simulate_gpu(monkeypatch, "device_that_crashes")
     tested: list[Any] = []
@@ -140,17 +143,20 @@ def test_prompt_lookup_on_npu_is_refused(model: Path) -> None:
         Pipeline(model, "NPU-EMULATED", prompt_lookup=True)
 
 
+@pytest.mark.slow
 def test_use_reaches_the_engine(model: Path) -> None:
     with Pipeline(model, "NPU-EMULATED", use=Use(prompt_tokens=128, new_tokens=32)) as pipeline:
         assert (pipeline.max_prompt_tokens, pipeline.context_length) == (128, 160)
 
 
+@pytest.mark.slow
 def test_cpu_and_emulation_leave_no_compiled_model_behind(model: Path) -> None:
     Pipeline(model).close()
     Pipeline(model, "NPU-EMULATED").close()
     assert device_cache.clear() == 0
 
 
+@pytest.mark.slow
 def test_emulated_npu_writes_a_blob_and_reads_it_again(model: Path, tmp_path: Path) -> None:
     blob = tmp_path / "tiny.blob"
     answers, written = [], []
@@ -163,6 +169,7 @@ def test_emulated_npu_writes_a_blob_and_reads_it_again(model: Path, tmp_path: Pa
     assert blob.stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_blob_of_something_else_is_refused_before_it_is_read(model: Path, tmp_path: Path) -> None:
     def refusal(model: Path, blob: Path, prompt_tokens: int = 128) -> str:
         with pytest.raises(ConfigError) as caught:

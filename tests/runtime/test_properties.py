@@ -60,6 +60,7 @@ def test_properties_of_the_user_override_all_others() -> None:
     assert build("CPU", Use(kv_cache="f32"), user_properties=mine) == mine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "use",
     [
@@ -73,6 +74,7 @@ def test_emulated_npu_takes_what_is_built(tiny_model: Path, use: Use) -> None:
     assert len(answer(tiny_model, "NPU", build("NPU", use, emulated=True))) == 4
 
 
+@pytest.mark.slow
 def test_compiled_model_is_cached_in_the_folder_given(tiny_model: Path, tmp_path: Path) -> None:
     properties = build("NPU", Use(prompt_tokens=256), emulated=True, cache_dir=tmp_path)
     first = answer(tiny_model, "NPU", properties)

@@ -120,6 +120,7 @@ def test_cpu_with_its_defaults_passes(golden: dict[str, Any], tiny_model: Path) 
     assert self_test.run(tiny_model, golden, "CPU", {}).passed
 
 
+@pytest.mark.slow
 def test_emulated_npu_passes_and_finds_the_long_prompt_too_long(golden: dict[str, Any], tiny_model: Path) -> None:
     verdict = self_test.run(tiny_model, golden, "NPU", properties.build("NPU", emulated=True))
     assert verdict.passed
@@ -141,6 +142,7 @@ def test_model_with_wrong_weights_is_refused(golden: dict[str, Any], tiny_model:
     assert "less likely than the right one" in verdict.evidence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [

@@ -286,6 +286,7 @@ def test_prompt_beyond_the_context_is_refused_with_both_counts(server: serving.S
     assert error["message"].startswith("the prompt has ")
 
 
+@pytest.mark.slow
 def test_metrics_count_what_was_done(server: serving.Server) -> None:
     before = server.metric("generated_tokens_total")
     answer = server.chat(max_tokens=7).json()

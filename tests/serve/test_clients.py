@@ -39,6 +39,7 @@ def test_a_client_gets_the_same_answer_whole_and_streamed(outcomes: dict[str, An
     assert 0 < outcome["tokens"] <= 8
 
 
+@pytest.mark.slow
 def test_langchain(url: str) -> None:
     from langchain_openai import ChatOpenAI
 

@@ -127,6 +127,7 @@ def test_dead_engine_ends_streams_with_an_error_and_comes_back(server: serving.S
     assert server.metric("engine_restarts") == restarts + 1
 
 
+@pytest.mark.slow
 def test_a_cache_too_small_for_all_makes_them_wait(tiny_model: Path) -> None:
     # Room for about 700 tokens; ten answers of 300 do not fit at once.
     with serving.server(tiny_model, "--cache-size-gb", "0.0001") as small:
@@ -142,6 +143,7 @@ def test_a_cache_too_small_for_all_makes_them_wait(tiny_model: Path) -> None:
         assert small.chat().status_code == 200
 
 
+@pytest.mark.slow
 def test_time_limit_ends_a_request(tiny_model: Path) -> None:
     with serving.server(tiny_model, "--cache-size-gb", "0.02", "--request-timeout", "0.3") as quick:
         answer = quick.chat(max_tokens=2400, temperature=2, top_p=1, n=16)
@@ -150,6 +152,7 @@ def test_time_limit_ends_a_request(tiny_model: Path) -> None:
         quick.wait(lambda: not running(quick), 2, "the slot was not freed")
 
 
+@pytest.mark.slow
 def test_every_route_but_health_needs_a_key(tiny_model: Path) -> None:
     with serving.server(tiny_model, "--cache-size-gb", "0.02", "--api-key", "s3cret", "--api-key", "zweiter") as locked:
         assert locked.http.get("/health").status_code == 200
@@ -167,6 +170,7 @@ def test_every_route_but_health_needs_a_key(tiny_model: Path) -> None:
         assert "access-control-allow-origin" not in preflight.headers
 
 
+@pytest.mark.slow
 def test_sigterm_lets_a_running_stream_finish_and_leaves_nothing_behind(tiny_model: Path) -> None:
     with serving.server(tiny_model, "--cache-size-gb", "0.02") as ending:
         engine = ending.engine()
@@ -184,6 +188,7 @@ def test_sigterm_lets_a_running_stream_finish_and_leaves_nothing_behind(tiny_mod
         assert not psutil.pid_exists(engine.pid) or engine.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 def test_engine_ends_with_a_server_that_was_killed(tiny_model: Path) -> None:
     with serving.server(tiny_model, "--cache-size-gb", "0.02") as killed:
         engine = killed.engine()
@@ -212,6 +217,7 @@ def test_a_wrong_start_ends_with_a_one_line_error(arguments: list[str], message:
     assert (done.returncode, done.stderr) == (1, f"ov-afm: error: {message}\n")
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_ends_the_server_with_a_one_line_error(tiny_model: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ov_afm", "serve", str(tiny_model), "--port", "0", "--cache-size-gb", "0.0000001"],
@@ -227,6 +233,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_a_one_line_error(tin
     assert lines[0].startswith("ov-afm: error: a KV cache of 1e-07 GB holds no text;")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads memory maps")
 def test_http_process_loads_no_engine(server: serving.Server) -> None:
     def libraries(process: psutil.Process) -> set[str]:

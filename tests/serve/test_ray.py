@@ -246,6 +246,7 @@ def test_a_resource_that_no_node_has_is_waited_for_until_ctrl_c(tiny_model: Path
     assert time.monotonic() - begun < 20
 
 
+@pytest.mark.slow
 def test_a_cluster_that_does_not_answer_ends_with_a_one_line_error(tiny_model: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     process = started_here(tiny_model, "--ray-address", address)

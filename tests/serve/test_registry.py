@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from support import serving
 
 
+@pytest.mark.slow
 def test_models_are_loaded_on_first_use_and_unloaded_when_idle(tiny_model: Path) -> None:
     models = ("--model", f"org/one={tiny_model}", "--model", f"two={tiny_model}")
     with serving.server(*models, "--cache-size-gb", "0.02", "--idle-unload", "2") as server:

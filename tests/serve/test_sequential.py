@@ -26,6 +26,7 @@ def server(tiny_model: Path) -> Iterator[serving.Server]:
         yield running
 
 
+@pytest.mark.slow
 def test_answers_are_the_pipelines_and_the_emulation_is_named(server: serving.Server, tiny_model: Path) -> None:
     with Pipeline(tiny_model, "NPU-EMULATED", **ROOM) as pipeline:
         expected = pipeline.generate("Hello", Params(max_new_tokens=20, greedy=True)).text
@@ -41,6 +42,7 @@ def test_requests_are_answered_in_turn(server: serving.Server) -> None:
     assert {answer.json()["choices"][0]["message"]["content"] for answer in answers} == {alone}
 
 
+@pytest.mark.slow
 def test_full_queue_turns_requests_away(server: serving.Server) -> None:
     with ThreadPoolExecutor(20) as pool:
         sent = [pool.submit(server.chat, max_tokens=120, temperature=2, top_p=1, n=4) for _ in range(20)]
@@ -89,6 +91,7 @@ def test_what_the_npu_cannot_do_is_refused(
     assert server.chat().status_code == 200
 
 
+@pytest.mark.slow
 def test_size_of_a_cache_that_is_not_there_is_refused(tiny_model: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ov_afm", "serve", str(tiny_model), "--device", "NPU-EMULATED"]

@@ -66,6 +66,7 @@ def test_conversation_with_a_tool_answer_is_rendered(server: serving.Server) -> 
     assert answer.json()["usage"]["prompt_tokens"] > 100
 
 
+@pytest.mark.slow
 def test_without_tools_a_call_is_plain_text(server: serving.Server) -> None:
     answer = server.chat(max_tokens=5).json()["choices"][0]
     assert answer["message"]["content"].startswith("<tool_call>")

@@ -121,6 +121,7 @@ def test_exit_without_an_answer() -> None:
     assert caught.value.returncode == 7
 
 
+@pytest.mark.slow
 def test_hanging_child_is_killed_at_its_time_limit(tmp_path: Path) -> None:
     start = time.monotonic()
     pid_file = tmp_path / "pid"
