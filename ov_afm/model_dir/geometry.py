@@ -73,8 +73,8 @@ class Geometry:
         Raises:
             KeyError: A value is missing.
         """
-        known = {each.name: values[each.name] for each in fields(cls) if each.name != "activation"}
-        return cls(**known, activation=values.get("activation"))
+        required = {each.name: values[each.name] for each in fields(cls) if each.name != "activation"}
+        return cls(**required, activation=values.get("activation"))
 
     def to_dict(self) -> dict[str, Any]:
         """As the manifest records it."""

@@ -10,7 +10,7 @@ Whatever the child or its libraries print goes to a log. The child ends with its
 that the parent holds open, and it takes with it what it started itself.
 
     answers = run_in_child(self_test.answers, model_dir, "GPU", {}, prompts)
-    found = ChildProcess(log=path, timeout_s=60).run(devices.enumerate_devices, ["GPU"])
+    devices = ChildProcess(log=path, timeout_s=60).run(enumerate_devices, ["GPU"])
 """
 
 from __future__ import annotations
