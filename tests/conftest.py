@@ -42,7 +42,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 # Markers that follow from what a test uses: they cannot be forgotten.
-MARKER_OF_FIXTURE = {"smollm2_model": "language", "library": "native"}
+MARKER_OF_FIXTURE = {"smollm2_model": "language", "library": "native", "swept": "slow"}
 
 
 @pytest.hookimpl(tryfirst=True)  # Before -m chooses.

@@ -78,6 +78,7 @@ def loud(model: Any, factor: float = 256.0) -> Any:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "quantizer",
     [INT4, Quantizer(4, False, 32), Quantizer(4, True), Quantizer(8, False), None],

@@ -84,6 +84,7 @@ def test_stored_values_are_what_the_engine_multiplies_with(tiny_fp32: Path, quan
         assert np.abs(before - matrix.quantizer.round_trip(weight).view(before.shape).numpy()).max() < 1.2 * step
 
 
+@pytest.mark.slow
 def test_recipe_rescales_rounds_and_records_it(tiny_fp32: Path, tmp_path: Path) -> None:
     text = tmp_path / "words.txt"
     text.write_text(
@@ -97,6 +98,7 @@ def test_recipe_rescales_rounds_and_records_it(tiny_fp32: Path, tmp_path: Path) 
     assert found["layers"]["int4_sym g32"] == 12
 
 
+@pytest.mark.slow
 def test_what_nncf_leaves_as_it_is_gets_its_scales_too(tiny_fp32: Path, tmp_path: Path) -> None:
     text = tmp_path / "words.txt"
     text.write_text("\n\n".join(f"Paragraph {number} tells of {number**2} boats." for number in range(200)))

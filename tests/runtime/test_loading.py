@@ -88,6 +88,7 @@ def test_answers_that_export_did_not_record_are_recorded_once_when_a_device_need
     assert [prompt["tokens"] for prompt in known["prompts"]] == [prompt["tokens"] for prompt in recorded["prompts"]]
 
 
+@pytest.mark.slow
 def test_hanging_device_counts_as_failed(
     model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -15,6 +15,10 @@ from support.exact import EXACT_OPTIONS
 from ov_afm import export
 
 
+# The model is exported for this file.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.Server]:
     """A model that begins each answer with `<tool_call>` and is random after that."""
@@ -66,7 +70,6 @@ def test_conversation_with_a_tool_answer_is_rendered(server: serving.Server) -> 
     assert answer.json()["usage"]["prompt_tokens"] > 100
 
 
-@pytest.mark.slow
 def test_without_tools_a_call_is_plain_text(server: serving.Server) -> None:
     answer = server.chat(max_tokens=5).json()["choices"][0]
     assert answer["message"]["content"].startswith("<tool_call>")
