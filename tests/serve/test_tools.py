@@ -14,7 +14,6 @@ from support.exact import EXACT_OPTIONS
 
 from ov_afm import export
 
-
 # The model is exported for this file.
 pytestmark = pytest.mark.slow
 
