@@ -21,18 +21,16 @@ CONNECT_S = 10.0
 # A long prompt may wait in the server's queue and then be computed for minutes.
 READ_S = 600.0
 # Fields of Params that OpenAI's API has, under its names; ours has them all.
-WIRE_NAMES = {"max_new_tokens": "max_tokens"} | {
-    name: name
-    for name in (
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "repetition_penalty",
-        "presence_penalty",
-        "frequency_penalty",
-        "seed",
-    )
+WIRE_NAMES = {
+    "max_new_tokens": "max_tokens",
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "seed": "seed",
 }
 
 

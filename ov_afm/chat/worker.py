@@ -38,18 +38,12 @@ class Choice:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-# -- To the worker
+# What the worker gets. The number of an answer names it in every message.
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Answer a conversation.
-
-    Attributes:
-        number: What the steps of this answer are known by.
-        messages: The conversation.
-        params: Sampling.
-    """
+    """Answer a conversation with these sampling values."""
 
     number: int
     messages: Sequence[Message]
@@ -58,26 +52,17 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """End an answer.
-
-    Attributes:
-        number: That of its `Ask`.
-    """
+    """End an answer."""
 
     number: int
 
 
-# -- From the worker
+# What the worker sends.
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A step of loading begins.
-
-    Attributes:
-        name: The step.
-        last_s: Seconds that it took last time; None where that is not known.
-    """
+    """A phase of loading begins, which took so many seconds last time; None where that is not known."""
 
     name: str
     last_s: float | None
@@ -85,34 +70,21 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The model is loaded.
-
-    Attributes:
-        info: What answers.
-    """
+    """The model is loaded."""
 
     info: Info
 
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """The model cannot be loaded; the process ends.
-
-    Attributes:
-        reason: Why.
-    """
+    """The model cannot be loaded, for this reason; the process ends."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A step of an answer.
-
-    Attributes:
-        number: That of its `Ask`.
-        step: The step.
-    """
+    """A step of an answer."""
 
     number: int
     step: Step
@@ -120,12 +92,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A conversation cannot be answered.
-
-    Attributes:
-        number: That of its `Ask`.
-        error: Why.
-    """
+    """A conversation cannot be answered."""
 
     number: int
     error: OVAFMError
@@ -135,11 +102,7 @@ def run(channel: Channel, choice: Choice) -> None:
     """Load a model, then answer what comes through the channel until the page's process closes it."""
     worker = Worker(channel)
     threading.Thread(target=worker.read, daemon=True).start()
-    try:
-        worker.run(choice)
-    except OSError:
-        # The page's process has gone.
-        return
+    worker.run(choice)
 
 
 class Worker:
@@ -166,11 +129,7 @@ class Worker:
         os._exit(0)
 
     def run(self, choice: Choice) -> None:
-        """Load the model and answer until the process ends.
-
-        Raises:
-            OSError: Nobody reads the channel.
-        """
+        """Load the model and answer until the process ends."""
         try:
             pipeline = Pipeline(
                 choice.model_dir,

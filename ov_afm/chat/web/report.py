@@ -28,6 +28,8 @@ __all__ = ["report_tab"]
 
 EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 POLL_S = 0.5
+# Python loses an interrupt that comes in a destructor; a report is written in less time than this.
+INTERRUPT_AGAIN_S = 10.0
 PROMPT_TOKENS, NEW_TOKENS = 128, 32
 
 
@@ -92,17 +94,18 @@ def _measure(model_dir: str, runs: int, cancel: threading.Event) -> Iterator[str
 
     _clear_other(folder, runs)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
-    interrupted = False
+    interrupted_at: float | None = None
     try:
         while process.poll() is None:
-            if cancel.is_set() and not interrupted:
-                interrupted = True
+            now = time.monotonic()
+            if cancel.is_set() and (interrupted_at is None or now - interrupted_at >= INTERRUPT_AGAIN_S):
+                interrupted_at = now
                 _interrupt(process)
             yield progress()
             time.sleep(POLL_S)
     finally:
         # The tab was closed. A second interrupt would keep a cancelled measurement from writing its report.
-        if process.poll() is None and not interrupted:
+        if process.poll() is None and interrupted_at is None:
             _interrupt(process)
         assert process.stderr is not None
         messages = process.stderr.read().decode("utf-8", "replace").strip().splitlines()
