@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,36 +105,22 @@ def _speed(model: Any, ids: list[int]) -> float:
     return float(batch.shape[1] / (time.perf_counter() - started))
 
 
-def _batches(ids: list[list[int]]) -> Any:
-    import torch
-
-    return [torch.tensor(ids[start : start + BATCH]) for start in range(0, len(ids), BATCH)]
-
-
 def block_influence(model: Any, ids: list[list[int]]) -> list[float]:
     """1 − cos(input, output) of each decoder layer, mean over tokens (ShortGPT, https://arxiv.org/abs/2403.03853)."""
     import torch
 
-    sums, count = [0.0] * len(model.model.layers), 0
+    tokens, sums = torch.tensor(ids), [0.0] * len(model.model.layers)
 
-    def watch(index: int) -> Any:
-        def hook(module: Any, inputs: Any, output: Any) -> None:
-            out = output[0] if isinstance(output, tuple) else output
-            cosine = torch.nn.functional.cosine_similarity(inputs[0], out, dim=-1)
-            sums[index] += float((1 - cosine).sum())
+    def watch(index: int, _: Any, inputs: Any, output: Any) -> None:
+        cosine = torch.nn.functional.cosine_similarity(inputs[0], output, dim=-1)
+        sums[index] += float((1 - cosine).sum())
 
-        return hook
-
-    handles = [layer.register_forward_hook(watch(index)) for index, layer in enumerate(model.model.layers)]
-    try:
-        with torch.inference_mode():
-            for batch in _batches(ids):
-                model.model(batch, use_cache=False)
-                count += batch.numel()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [value / count for value in sums]
+    with torch.inference_mode(), ExitStack() as hooks:
+        for index, layer in enumerate(model.model.layers):
+            hooks.callback(layer.register_forward_hook(partial(watch, index)).remove)
+        for batch in tokens.split(BATCH):
+            model.model(batch, use_cache=False)
+    return [value / tokens.numel() for value in sums]
 
 
 def _drop_layers(model: Any, ids: list[list[int]], layers: int) -> list[int]:

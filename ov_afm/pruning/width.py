@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ..system.child_process import Progress, emit
@@ -66,22 +67,13 @@ def narrow(
         for index, layer in enumerate(layers):
             after_attention, after_layer = streams[index] if streams else (None, None)
             if kv_heads is not None:
-                _replace(
-                    hooks,
-                    layer.self_attn.o_proj,
-                    layer.input_layernorm,
-                    after_attention,
-                    _attention_narrower(layer.self_attn, kv_heads, kept),
-                )
+                run = partial(_narrow_attention, layer.self_attn, kv_heads, kept)
+                _replace(hooks, layer.self_attn.o_proj, layer.input_layernorm, after_attention, run)
             if intermediate is not None:
-                _replace(
-                    hooks,
-                    layer.mlp,
-                    layer.post_attention_layernorm,
-                    after_layer,
-                    _mlp_narrower(layer.mlp, intermediate, kept),
-                )
-            hooks.callback(layer.register_forward_hook(_reporter(index + 1, len(layers))).remove)
+                run = partial(_narrow_mlp, layer.mlp, intermediate, kept)
+                _replace(hooks, layer.mlp, layer.post_attention_layernorm, after_layer, run)
+            progress = Progress(index + 1, len(layers))
+            hooks.callback(layer.register_forward_hook(lambda *_, progress=progress: emit(progress)).remove)
         model.model(inputs, use_cache=False)
     if intermediate is not None:
         model.config.intermediate_size = intermediate
@@ -92,10 +84,6 @@ def narrow(
         # Without it, transformers would take hidden_size / num_attention_heads, which is no longer right.
         model.config.head_dim = attention.head_dim
     return kept
-
-
-def _reporter(done: int, total: int) -> Callable[..., None]:
-    return lambda *_: emit(Progress(done, total))
 
 
 def _streams(model: Any, inputs: Any, attention: bool, layer: bool) -> list[tuple[Any, Any]]:
@@ -115,14 +103,10 @@ def _streams(model: Any, inputs: Any, attention: bool, layer: bool) -> list[tupl
                 norm = each.post_attention_layernorm
                 hooks.callback(norm.register_forward_pre_hook(lambda _, args: first.append(args[0])).remove)
             if layer:
-                hooks.callback(each.register_forward_hook(lambda _, __, out: second.append(_tensor(out))).remove)
+                hooks.callback(each.register_forward_hook(lambda _, __, out: second.append(out)).remove)
         model.model(inputs, use_cache=False)
     nothing = [None] * len(model.model.layers)
     return list(zip(first or nothing, second or nothing, strict=True))
-
-
-def _tensor(output: Any) -> Any:
-    return output[0] if isinstance(output, tuple) else output
 
 
 def _replace(hooks: ExitStack, module: Any, norm: Any, expected: Any | None, run: Callable[[Any, Any], Any]) -> None:
@@ -146,69 +130,58 @@ def _replace(hooks: ExitStack, module: Any, norm: Any, expected: Any | None, run
     hooks.callback(delattr, module, "forward")
 
 
-def _mlp_narrower(mlp: Any, intermediate: int, kept: Kept) -> Callable[[Any, Any], Any]:
-    def run(x: Any, missing: Any | None) -> Any:
-        kept.neurons.append(_narrow_mlp(mlp, x.flatten(0, 1), intermediate, missing))
-        return type(mlp).forward(mlp, x)
+def _narrow_mlp(mlp: Any, intermediate: int, kept: Kept, x: Any, missing: Any | None) -> Any:
+    """Narrow one MLP.
 
-    return run
+    Args:
+        mlp: The MLP.
+        intermediate: Neurons to keep.
+        kept: Gets the share of energy that stays.
+        x: Its input (batch, seq, hidden).
+        missing: What it should give (tokens, hidden); None for no refit.
 
-
-def _attention_narrower(attention: Any, kv_heads: int, kept: Kept) -> Callable[[Any, Any], Any]:
-    def run(x: Any, missing: Any | None) -> Any:
-        groups, columns, share = _narrow_attention(attention, x.flatten(0, 1), kv_heads, missing)
-        kept.attention.append(share)
-        kept.kv_heads.append(groups.tolist())
-        return type(attention.o_proj).forward(attention.o_proj, x[..., columns])
-
-    return run
-
-
-def _narrow_mlp(mlp: Any, x: Any, intermediate: int, missing: Any | None) -> float:
-    """Narrow one MLP with inputs `x` (tokens, hidden); returns the share of energy that stays."""
+    Returns:
+        Its output.
+    """
     import torch
 
-    hidden = torch.relu(x @ mlp.up_proj.weight.T).square()  # (tokens, neurons)
+    hidden = torch.relu(x.flatten(0, 1) @ mlp.up_proj.weight.T).square()  # (tokens, neurons)
     down = mlp.down_proj.weight
-    energy = hidden.square().mean(0) * down.square().sum(0)
-    kept, share = _largest(energy, intermediate)
-    narrowed = down[:, kept]
-    if missing is not None:
-        narrowed = _refitted(narrowed, hidden[:, kept], missing)
-    _set(mlp.up_proj, mlp.up_proj.weight[kept])
-    _set(mlp.down_proj, narrowed)
+    neurons, share = _largest(hidden.square().mean(0) * down.square().sum(0), intermediate)
+    kept.neurons.append(share)
+    _set(mlp.up_proj, mlp.up_proj.weight[neurons])
+    _set(mlp.down_proj, _refitted(down[:, neurons], hidden[:, neurons], missing))
     mlp.intermediate_size = intermediate
-    return share
+    return type(mlp).forward(mlp, x)
 
 
-def _narrow_attention(attention: Any, x: Any, kv_heads: int, missing: Any | None) -> tuple[Any, Any, float]:
+def _narrow_attention(attention: Any, kv_heads: int, kept: Kept, x: Any, missing: Any | None) -> Any:
     """Narrow one attention block.
 
     Args:
         attention: The block.
-        x: What goes into o_proj (tokens, query heads · head_dim).
         kv_heads: KV heads to keep.
+        kept: Gets the KV heads that stay, and their share of energy.
+        x: What goes into o_proj (batch, seq, query heads · head_dim).
         missing: What o_proj should give (tokens, hidden); None for no refit.
 
     Returns:
-        KV heads that stay, columns of o_proj that stay, share of energy that stays.
+        What o_proj gives.
     """
     import torch
 
     width = attention.num_key_value_groups * attention.head_dim  # of one KV head's query heads
-    out = attention.o_proj.weight  # (hidden, query heads · head_dim)
-    outputs = [part @ weight.T for part, weight in zip(x.split(width, 1), out.split(width, 1), strict=True)]
-    energy = torch.stack([each.square().sum(-1).mean() for each in outputs])
-    kept, share = _largest(energy, kv_heads)
-    columns, rows = _spread(kept, width), _spread(kept, attention.head_dim)
-    narrowed = out[:, columns]
-    if missing is not None:
-        narrowed = _refitted(narrowed, x[:, columns], missing)
+    inputs, out = x.flatten(0, 1), attention.o_proj.weight  # (hidden, query heads · head_dim)
+    outputs = [part @ weight.T for part, weight in zip(inputs.split(width, 1), out.split(width, 1), strict=True)]
+    groups, share = _largest(torch.stack([each.square().sum(-1).mean() for each in outputs]), kv_heads)
+    kept.attention.append(share)
+    kept.kv_heads.append(groups.tolist())
+    columns, rows = _spread(groups, width), _spread(groups, attention.head_dim)
     _set(attention.q_proj, attention.q_proj.weight[columns])
     _set(attention.k_proj, attention.k_proj.weight[rows])
     _set(attention.v_proj, attention.v_proj.weight[rows])
-    _set(attention.o_proj, narrowed)
-    return kept, columns, share
+    _set(attention.o_proj, _refitted(out[:, columns], inputs[:, columns], missing))
+    return type(attention.o_proj).forward(attention.o_proj, x[..., columns])
 
 
 def _largest(energy: Any, count: int) -> tuple[Any, float]:
@@ -224,8 +197,13 @@ def _spread(heads: Any, width: int) -> Any:
     return (heads[:, None] * width + torch.arange(width)).flatten()
 
 
-def _refitted(weight: Any, inputs: Any, expected: Any) -> Any:
-    """A matrix (hidden, features), refitted: `inputs` (tokens, features) shall give `expected` (tokens, hidden)."""
+def _refitted(weight: Any, inputs: Any, expected: Any | None) -> Any:
+    """A matrix (hidden, features), refitted so that `inputs` (tokens, features) give `expected` (tokens, hidden).
+
+    Without `expected` it stays as it is.
+    """
+    if expected is None:
+        return weight
     import torch
 
     gram = inputs.T @ inputs
