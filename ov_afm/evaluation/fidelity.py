@@ -17,8 +17,8 @@ from ..errors import ConfigError
 from ..model_dir.model_directory import ModelDirectory
 from ..system import console
 from .divergence import Summary, summarize
-from .scoring import OtherTokenizer, prepare_reference, score, tokens_of
-from .text import BLOCK_TOKENS, Text, load_text
+from .scoring import OtherTokenizer, Reference, prepare_reference, score, tokens_of
+from .text import BLOCK_TOKENS, Blocks, Text, load_text
 
 __all__ = ["Fidelity", "compare", "evaluate", "uncompressed"]
 
@@ -129,32 +129,25 @@ def compare(
     measured without one instead of being refused.
     """
     directories = [ModelDirectory.open(model) for model in models]
+    results = []
     with progress if progress is not None else console.Progress() as bars:
         origin = None if reference is None else resolve(reference, progress=bars).path
-        return [
-            _measure(directory, origin, text, bars, runtime_defaults=runtime_defaults, peers=peers)
-            for directory in directories
-        ]
+        for model in directories:
+            try:
+                blocks, compared = tokens_of(model.path, text, origin), origin
+            except OtherTokenizer:
+                if not peers:
+                    raise
+                blocks, compared = tokens_of(model.path, text), None
+            prepared = None if compared is None else prepare_reference(compared, blocks, bars)
+            scores, runtime = score(model.path, blocks, prepared, bars, runtime_defaults=runtime_defaults)
+            results.append(_fidelity(model, prepared, blocks, runtime, summarize(scores)))
+    return results
 
 
-def _measure(
-    model: ModelDirectory,
-    origin: Path | None,
-    text: Text,
-    bars: console.Progress,
-    *,
-    runtime_defaults: bool,
-    peers: bool,
+def _fidelity(
+    model: ModelDirectory, reference: Reference | None, blocks: Blocks, runtime: dict[str, str], figures: Summary
 ) -> Fidelity:
-    try:
-        blocks = tokens_of(model.path, text, origin)
-    except OtherTokenizer:
-        if not peers:
-            raise
-        origin, blocks = None, tokens_of(model.path, text)
-    reference = None if origin is None else prepare_reference(origin, blocks, bars)
-    scores, runtime = score(model.path, blocks, reference, bars, runtime_defaults=runtime_defaults)
-    figures = summarize(scores)
     return Fidelity(
         model=model.name,
         recipe=model.recipe.name if model.recipe else None,

@@ -6,6 +6,7 @@ a task first needs it. https://github.com/EleutherAI/lm-evaluation-harness (lm_e
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Sequence
@@ -15,12 +16,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, last_line
-from ..model_dir.inference import log_softmax
 from ..model_dir.model_directory import ModelDirectory
 from ..pipeline import Pipeline
 from ..runtime.sampling import Params
 from ..system import console, resources
-from .logits import IrModel
+from .logits import IrModel, log_probs
 from .text import Encoder
 
 __all__ = ["HarnessModel", "run_harness"]
@@ -38,7 +38,6 @@ class HarnessModel:
     def __init__(self, model_dir: Path) -> None:
         self._folder = model_dir
         self._encoder = Encoder(model_dir)
-        self._scorer: IrModel | None = None
         self._writer: Pipeline | None = None
 
     def close(self) -> None:
@@ -66,23 +65,19 @@ class HarnessModel:
         params = Params(max_new_tokens=max_new_tokens, stop=tuple(stop), **sampling)
         return self._writer.generate(prompt, params, raw=True).text
 
+    @functools.cached_property
+    def _scorer(self) -> IrModel:
+        return IrModel(self._folder)
+
     def _begin(self) -> list[int]:
         # The first token that is scored needs one before it.
         return self._encoder.start or self._encoder("\n")
 
     def _score(self, ids: list[int], first: int) -> tuple[float, bool]:
-        if self._scorer is None:
-            self._scorer = IrModel(self._folder)
-        tokens: np.ndarray[Any, np.dtype[np.int64]] = np.array(ids, dtype=np.int64)
-        total, greedy, position = 0.0, True, 0
-        for logits in self._scorer.logits(tokens):
-            begin, end = max(first - 1, position), min(len(ids) - 1, position + len(logits))
-            if begin < end:
-                rows = log_softmax(logits[begin - position : end - position])
-                following = tokens[begin + 1 : end + 1]
-                total += float(rows[np.arange(len(rows)), following].sum(dtype=np.float64))
-                greedy = greedy and bool((rows.argmax(-1) == following).all())
-            position += len(logits)
+        total, greedy = 0.0, True
+        for rows, following in log_probs(self._scorer, np.array(ids, dtype=np.int64), first):
+            total += float(rows[np.arange(len(rows)), following].sum(dtype=np.float64))
+            greedy = greedy and bool((rows.argmax(-1) == following).all())
         return total, greedy
 
 

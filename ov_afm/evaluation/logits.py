@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import OVAFMError, SourceError, last_line
 from ..kernels.select import engine_model
-from ..model_dir.inference import EXACT, decoder_inputs, input_names
+from ..model_dir.inference import EXACT, decoder_inputs, input_names, log_softmax
 from ..model_dir.manifest import MODEL_XML, verify
 from ..system import resources
 from ..system.interrupt import wait_for
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["IrModel", "LogitModel", "TorchModel", "opened"]
+__all__ = ["IrModel", "LogitModel", "TorchModel", "log_probs", "opened"]
 
 # Properties that are reported with the figures.
 REPORTED = ("INFERENCE_PRECISION_HINT", "KV_CACHE_PRECISION")
@@ -40,6 +40,7 @@ class IrModel:
             where packed), instead of at f32, which keeps the runtime's rounding apart from that of the weights.
 
     Attributes:
+        name: Name of its folder.
         vocab: Width of the logits.
         runtime: The precisions in force, as OpenVINO reports them.
 
@@ -50,6 +51,7 @@ class IrModel:
     def __init__(self, model_dir: Path, *, runtime_defaults: bool = False) -> None:
         import openvino
 
+        self.name = model_dir.name
         core = openvino.Core()
         folder, extra = engine_model(model_dir, "CPU") if runtime_defaults else (model_dir, {})
         try:
@@ -81,6 +83,7 @@ class TorchModel:
         checkpoint: Checkpoint folder.
 
     Attributes:
+        name: Name of its folder.
         vocab: Width of the logits.
         runtime: The precision in force.
 
@@ -93,6 +96,7 @@ class TorchModel:
         import torch
         from transformers import AutoModelForCausalLM
 
+        self.name = checkpoint.name
         files = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.bin")]
         # bf16 or fp16 on disk, read in that type and then widened tensor by tensor.
         need = 3.0 * sum(path.stat().st_size for path in files) + 1e9
@@ -124,6 +128,34 @@ class TorchModel:
 
 
 LogitModel = IrModel | TorchModel
+
+
+def log_probs(
+    model: LogitModel, ids: NDArray[np.int64], first: int = 1
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """Score a block's tokens from position `first` on, a chunk at a time.
+
+    Yields:
+        Log-probabilities (tokens, vocab) that predict the tokens, and the tokens.
+
+    Raises:
+        OVAFMError: The model gives logits that are not finite.
+    """
+    import numpy as np
+
+    position = 0
+    for logits in model.logits(ids):
+        low, high = max(first - 1, position), min(len(ids) - 1, position + len(logits))
+        if low < high:
+            rows = logits[low - position : high - position]
+            if not np.isfinite(rows).all():
+                raise OVAFMError(
+                    f"{model.name} gives logits that are not finite after {low + 1} tokens of a block; "
+                    "the model is damaged",
+                    code="logits-not-finite",
+                )
+            yield log_softmax(rows), ids[low + 1 : high + 1]
+        position += len(logits)
 
 
 @contextmanager

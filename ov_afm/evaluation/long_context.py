@@ -16,14 +16,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import ConfigError
-from ..model_dir.inference import log_softmax
 from ..model_dir.model_directory import ModelDirectory
 from ..system import console, resources
 from .cache import Journal, identity, key_of
-from .logits import IrModel
+from .logits import IrModel, log_probs
 from .text import Encoder, Text
 
 __all__ = ["LongContext", "Needle", "long_context", "markdown"]
@@ -173,22 +171,10 @@ def _search(model: IrModel, encoder: Encoder, length: int, depth: float) -> Need
     # The first line may begin in its middle, so that the length is exact and the last one is whole.
     surplus = len(before) + len(after) - room
     ids = [*encoder.start, *before[surplus:], *statement, *after, *repeated, *answer]
-    rows = _last_rows(model, np.array(ids, dtype=np.int64), len(answer) + 1)[:-1]
-    log_p = log_softmax(rows)
-    return Needle(
-        len(ids),
-        depth,
-        bool((rows.argmax(-1) == np.array(answer)).all()),
-        float(log_p[np.arange(len(answer)), answer].sum()),
-    )
-
-
-def _last_rows(model: IrModel, ids: NDArray[np.int64], count: int) -> NDArray[np.float32]:
-    """Logits of the last positions of a prompt."""
-    rows: list[NDArray[np.float32]] = []
-    for logits in model.logits(ids):
-        rows = [*rows, logits[-count:].copy()][-2:]
-    return np.concatenate(rows)[-count:]
+    chunks = log_probs(model, np.array(ids, dtype=np.int64), len(ids) - len(answer))
+    log_p = np.concatenate([rows for rows, _ in chunks])
+    found = bool((log_p.argmax(-1) == np.array(answer)).all())
+    return Needle(len(ids), depth, found, float(log_p[np.arange(len(answer)), answer].sum()))
 
 
 def _perplexity(
@@ -196,17 +182,15 @@ def _perplexity(
 ) -> tuple[tuple[int, int, float], ...]:
     used = np.array([*encoder.start, *encoder(text.content)][:longest], dtype=np.int64)
     id = f"nll {len(used)}"
-    with progress.step(f"reading {text.name}", total=len(used)) as advance:
+    with progress.step(f"reading {text.name}", total=len(used) - 1) as advance:
         if id not in lazy.journal.entries:
+            nll: list[float] = []
+            for log_p, following in log_probs(lazy.model(), used):
+                nll += (-log_p[np.arange(len(log_p)), following]).tolist()
+                advance(len(log_p))
             sums: dict[int, list[float]] = {}
-            position = 0
-            for logits in lazy.model().logits(used):
-                rows = logits[: len(used) - 1 - position]
-                following = used[position + 1 : position + 1 + len(rows)]
-                for offset, value in enumerate(-log_softmax(rows)[np.arange(len(rows)), following]):
-                    sums.setdefault(_bucket(position + offset), []).append(float(value))
-                position += len(logits)
-                advance(len(logits))
+            for position, value in enumerate(nll):
+                sums.setdefault(_bucket(position), []).append(value)
             # As a list of pairs, because the keys of a JSON object are text.
             lazy.journal.add(id, [[first, len(values), sum(values)] for first, values in sorted(sums.items())])
     return tuple((first, first + count, math.exp(total / count)) for first, count, total in lazy.journal.entries[id])

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from ..compress import compress
-from ..errors import CompressionError, ConfigError, DeviceError
+from ..errors import CompressionError, ConfigError
 from ..export import export
 from ..model_dir.manifest import MODEL_BIN, MODEL_XML, sha256
 from ..presets import RECIPES, Equalise, Recipe
-from ..runtime.rules import check as check_device
+from ..runtime.rules import violations
 from ..system import console, resources
 from ..system.atomic import write_json
 from .fidelity import evaluate
@@ -34,8 +34,7 @@ NUM_SAMPLES = 64
 FITTED = " + fitted"
 EQUALISED = " + equalise"
 # Kinds of matrices that gain or lose most by a different format.
-SMALLER: tuple[tuple[str, str], ...] = (("head", "int4"), ("embedding", "int4"))
-NEARER: tuple[tuple[str, str], ...] = (("attention", "int8"), ("down", "int8"))
+KINDS = (("attention", "int8"), ("down", "int8"), ("head", "int4"), ("embedding", "int4"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ def refinements(trial: Trial) -> Iterator[tuple[str, Recipe]]:
     base = trial.label.removesuffix(FITTED)
     label, fitted = f"{base}{FITTED}", _fitted(recipe)
     yield label, fitted
-    for kind, stored in (*NEARER, *SMALLER):
+    for kind, stored in KINDS:
         yield f"{label}, {kind} {stored}", replace(fitted, kinds=((kind, stored),))
     yield f"{label}, tables too", replace(fitted, all_layers=True)
     for ratio in RATIOS:
@@ -252,18 +251,10 @@ class _Search:
         """Try recipes that were not tried yet, as long as there is time."""
         with self.bars.step("trying recipes", total=len(recipes)) as advance:
             for label, recipe in recipes:
-                if self._runs_on_device(recipe) and all(trial.recipe != recipe for trial in self.trials):
+                runs = self.device is None or not violations(recipe, self.device)
+                if runs and all(trial.recipe != recipe for trial in self.trials):
                     self._try(label, recipe)
                 advance(1)
-
-    def _runs_on_device(self, recipe: Recipe) -> bool:
-        if self.device is None:
-            return True
-        try:
-            check_device(recipe, self.device)
-        except DeviceError:
-            return False
-        return True
 
     def _try(self, label: str, recipe: Recipe) -> None:
         finished = self._finished.get(recipe)

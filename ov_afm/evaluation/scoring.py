@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, OVAFMError
 from ..kernels.select import engine_model
 from ..model_dir import manifest
-from ..model_dir.inference import kl_divergence, log_softmax
+from ..model_dir.inference import kl_divergence
 from ..system import console
 from .cache import Expected, Store, identity, key_of
 from .divergence import Scores
-from .logits import LogitModel, opened
+from .logits import LogitModel, log_probs, opened
 from .text import Blocks, Encoder, Text, cut
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 __all__ = ["OtherTokenizer", "Reference", "prepare_reference", "score", "tokens_of"]
 
@@ -95,7 +89,7 @@ def prepare_reference(model: Path, blocks: Blocks, progress: console.Progress) -
             with opened(model) as running:
                 store.check_room(2 * running.vocab * blocks.block_tokens, len(blocks.ids))
                 for block in missing:
-                    store.write(block, _expected(running, blocks, block, model.name))
+                    store.write(block, _expected(running, blocks, block))
                     advance(1)
     first = store.read(0)
     if first is None:
@@ -103,33 +97,13 @@ def prepare_reference(model: Path, blocks: Blocks, progress: console.Progress) -
     return Reference(model.name, key, store, int(first["codes"].shape[1]))
 
 
-def _expected(model: LogitModel, blocks: Blocks, block: int, name: str) -> Expected:
+def _expected(model: LogitModel, blocks: Blocks, block: int) -> Expected:
     import numpy as np
 
-    parts = [Expected.of(*chunk) for chunk in _log_probs(model, blocks, blocks.ids[block], name)]
-    fields = ("codes", "step", "top", "nll")
-    return Expected(*(np.concatenate([getattr(part, field) for part in parts]) for field in fields))
-
-
-def _log_probs(
-    model: LogitModel, blocks: Blocks, ids: NDArray[np.int64], name: str
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """Log-probabilities (positions, vocab) of a block's scored positions, a chunk at a time, and the tokens scored."""
-    import numpy as np
-
-    begin, end = blocks.first_scored(), len(ids) - 1
-    position = 0
-    for logits in model.logits(ids):
-        low, high = max(begin, position), min(end, position + len(logits))
-        if low < high:
-            rows = logits[low - position : high - position]
-            if not np.isfinite(rows).all():
-                raise OVAFMError(
-                    f"{name} gives logits that are not finite after {low + 1} tokens of a block; the model is damaged",
-                    code="logits-not-finite",
-                )
-            yield log_softmax(rows), ids[low + 1 : high + 1]
-        position += len(logits)
+    parts = [Expected.of(*chunk) for chunk in log_probs(model, blocks.ids[block], blocks.first_scored)]
+    return Expected(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in Expected.__dataclass_fields__)
+    )
 
 
 def score(
@@ -165,11 +139,16 @@ def score(
         advance(len(scores))
         if len(scores) < len(blocks.ids) or not runtime_file.exists():
             with opened(model, runtime_defaults=runtime_defaults) as running:
-                _check_vocabulary(model.name, running.vocab, reference)
+                if reference and reference.vocab != running.vocab:
+                    raise ConfigError(
+                        f"{model.name} has {running.vocab} logits a token, the reference {reference.name} has "
+                        f"{reference.vocab}",
+                        code="other-vocabulary",
+                    )
                 runtime_file.write_text(json.dumps(running.runtime), encoding="utf-8")
                 for block in range(len(blocks.ids)):
                     if block not in scores:
-                        scores[block] = _scores(running, blocks, block, reference, model.name)
+                        scores[block] = _scores(running, blocks, block, reference)
                         store.write(block, scores[block])
                         advance(1)
     runtime: dict[str, str] = json.loads(runtime_file.read_text(encoding="utf-8"))
@@ -184,21 +163,13 @@ def _runtime(model: Path) -> str | list[str]:
     return [manifest.sha256(path) for path in (folder / manifest.MODEL_XML, *map(Path, properties["extensions"]))]
 
 
-def _check_vocabulary(name: str, vocab: int, reference: Reference | None) -> None:
-    if reference and reference.vocab != vocab:
-        raise ConfigError(
-            f"{name} has {vocab} logits a token, the reference {reference.name} has {reference.vocab}",
-            code="other-vocabulary",
-        )
-
-
-def _scores(model: LogitModel, blocks: Blocks, block: int, reference: Reference | None, name: str) -> Scores:
+def _scores(model: LogitModel, blocks: Blocks, block: int, reference: Reference | None) -> Scores:
     import numpy as np
 
     expected = reference.expected(block) if reference else None
     nll, kl, same = [], [], []
     first = 0
-    for log_p, following in _log_probs(model, blocks, blocks.ids[block], name):
+    for log_p, following in log_probs(model, blocks.ids[block], blocks.first_scored):
         nll.append(-log_p[np.arange(len(log_p)), following])
         if expected:
             last = first + len(log_p)

@@ -42,14 +42,11 @@ def measure_speed(model: str | Path, progress: console.Progress, settings: Setti
         OVAFMError: It cannot run.
     """
     summary = summarize(bench(model, settings=settings, progress=progress).records)[0]
-
-    def median(name: str) -> float | None:
-        return summary.figures[name].median if name in summary.figures else None
-
+    medians = {name: figure.median for name, figure in summary.figures.items()}
     return Speed(
-        median("decode_tokens_per_s"),
-        median("ttft_ms"),
-        median("peak_rss_bytes"),
-        median("energy_per_token_j"),
+        medians.get("decode_tokens_per_s"),
+        medians.get("ttft_ms"),
+        medians.get("peak_rss_bytes"),
+        medians.get("energy_per_token_j"),
         str(summary.get("energy_source")),
     )

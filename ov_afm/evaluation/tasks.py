@@ -8,17 +8,19 @@ Answers are stored, so that an interrupted run continues.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from ..errors import ConfigError
 from ..model_dir.model_directory import ModelDirectory
+from ..pipeline import Pipeline
 from ..runtime.sampling import Params
 from ..system import console
 from . import sandbox
@@ -81,11 +83,8 @@ class Result:
         return f"{self.correct} of {self.total}, {self.accuracy.value:.0%}{interval}"
 
 
-class Answerer(Protocol):
-    """Whatever answers a prompt: a `Pipeline`, or a server."""
-
-    def __call__(self, prompt: str) -> str:
-        """The answer, greedy."""
+# Whatever answers a prompt, greedily: a `Pipeline`, or a server.
+Answerer = Callable[[str], str]
 
 
 def load_tasks(name: str) -> tuple[str, list[Task]]:
@@ -147,7 +146,7 @@ def wilson(correct: int, total: int) -> Interval:
 
 
 def run_tasks(
-    model: str | Path, sets: Sequence[str], progress: console.Progress, *, load: Callable[[Path], Any] | None = None
+    model: str | Path, sets: Sequence[str], progress: console.Progress, *, load: Callable[[Path], Any] = Pipeline
 ) -> list[Result]:
     """Give a model directory sets of tasks, on CPU.
 
@@ -155,7 +154,7 @@ def run_tasks(
         model: The model directory; not loaded if all its answers are stored.
         sets: Names or files, see `load_tasks`.
         progress: Where to draw progress.
-        load: Makes the pipeline; the default one if None.
+        load: Makes the pipeline.
 
     Raises:
         ConfigError: A set cannot be read.
@@ -165,30 +164,19 @@ def run_tasks(
     loaded = [load_tasks(name) for name in sets]
     fingerprint = identity(folder, progress)
     results = []
-    with closing(_Lazy(folder, load)) as pipeline:
+    with ExitStack() as stack:
+
+        @functools.cache
+        def pipeline() -> Any:
+            return stack.enter_context(closing(load(folder)))
+
+        def answer(prompt: str) -> str:
+            return str(pipeline().generate(prompt, Params(greedy=True, max_new_tokens=MAX_NEW_TOKENS)).text)
+
         for name, tasks in loaded:
             key = key_of(model=fingerprint, tasks=[asdict(task) for task in tasks], tokens=MAX_NEW_TOKENS)
-            results.append(ask(name, tasks, pipeline, progress, Journal("answers", key)))
+            results.append(ask(name, tasks, answer, progress, Journal("answers", key)))
     return results
-
-
-class _Lazy:
-    """A pipeline that is loaded for its first prompt."""
-
-    def __init__(self, folder: Path, load: Callable[[Path], Any] | None) -> None:
-        self._folder, self._load = folder, load
-        self._pipeline: Any = None
-
-    def __call__(self, prompt: str) -> str:
-        if self._pipeline is None:
-            from ..pipeline import Pipeline
-
-            self._pipeline = self._load(self._folder) if self._load else Pipeline(self._folder)
-        return str(self._pipeline.generate(prompt, Params(greedy=True, max_new_tokens=MAX_NEW_TOKENS)).text)
-
-    def close(self) -> None:
-        if self._pipeline is not None:
-            self._pipeline.close()
 
 
 def ask(

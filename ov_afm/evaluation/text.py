@@ -69,11 +69,12 @@ class Blocks:
     @property
     def scored(self) -> int:
         """Tokens whose prediction is scored: all but the first of each block."""
-        return sum(len(block) - max(1, self.start) for block in self.ids)
+        return sum(len(block) - self.first_scored for block in self.ids)
 
+    @property
     def first_scored(self) -> int:
-        """Position whose prediction, of the token after it, is scored first."""
-        return max(1, self.start) - 1
+        """Position of the first token of a block whose prediction is scored."""
+        return max(1, self.start)
 
 
 def load_text(path: str | Path | None = None, *, tokens: int | None = None, block_tokens: int = BLOCK_TOKENS) -> Text:
