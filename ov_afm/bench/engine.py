@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,7 +68,7 @@ class Timeline:
         return gaps
 
 
-class Engine(ABC):
+class Engine:
     """A loaded model that is measured.
 
     Attributes:
@@ -78,11 +77,14 @@ class Engine(ABC):
         kernels: The native kernels are loaded.
     """
 
-    def __init__(self, session: ModelSession) -> None:
-        self._session = session
-        self.device, self.emulated, self.kernels = session.device, session.emulated, _kernels_loaded()
+    def __init__(self, session: ModelSession, *, batching: bool) -> None:
+        import psutil
 
-    @abstractmethod
+        self._session, self._batching, self._next_id = session, batching, 0
+        self.device, self.emulated = session.device, session.emulated
+        # Whether this process has mapped the native library, as the operating system reports it.
+        self.kernels = any(LIBRARY_PREFIX in each.path for each in psutil.Process().memory_maps())
+
     def run(
         self, prompts: list[list[int]], new_tokens: int, on_first: Callable[[], None] | None = None
     ) -> list[Timeline]:
@@ -91,8 +93,46 @@ class Engine(ABC):
         Args:
             prompts: Token ids.
             new_tokens: Tokens to generate after each.
-            on_first: Called when the first token comes.
+            on_first: Called when the first token comes; only without continuous batching.
         """
+        config = self._session.greedy_config(new_tokens)
+        if self._batching:
+            return self._run_batch(prompts, config)
+        return [self._run_one(prompt, config, on_first) for prompt in prompts]
+
+    def _run_one(self, prompt: list[int], config: Any, on_first: Callable[[], None] | None) -> Timeline:
+        import numpy as np
+        import openvino
+        import openvino_genai
+
+        ids = np.array([prompt], dtype=np.int64)
+        inputs = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
+        times = Timeline(time.perf_counter())
+        self._session.engine.generate(inputs, config, clock(times, on_first))
+        times.end = time.perf_counter()
+        return times
+
+    def _run_batch(self, prompts: list[list[int]], config: Any) -> list[Timeline]:
+        import numpy as np
+        import openvino
+
+        engine = self._session.engine
+        requests = []
+        for prompt in prompts:
+            times = Timeline(time.perf_counter())
+            inputs = openvino.Tensor(np.array([prompt], dtype=np.int64))
+            requests.append((engine.add_request(self._next_id, inputs, config), times))
+            self._next_id += 1
+        while engine.has_non_finished_requests():
+            engine.step()
+            for handle, times in requests:
+                if handle.can_read():
+                    times.take([token for each in handle.read().values() for token in each.generated_ids])
+        for _, times in requests:
+            if not times.arrivals:
+                raise GenerationError("the engine dropped a request of the batch: its KV cache is too small for it")
+            times.end = times.last
+        return [times for _, times in requests]
 
 
 def open_engine(model: ModelDirectory, combination: Combination, settings: Settings) -> Engine:
@@ -112,34 +152,11 @@ def open_engine(model: ModelDirectory, combination: Combination, settings: Setti
         num_assistant_tokens=settings.num_assistant_tokens,
         scheduler=_default_scheduler if combination.concurrency > 1 else None,
     )
-    session = ModelSession(request, warm_up=False)
-    return _Sequential(session) if request.scheduler is None else _Batching(session)
+    return Engine(ModelSession(request, warm_up=False), batching=request.scheduler is not None)
 
 
 def _default_scheduler(kind: str, config: Any) -> None:
     """GenAI's own scheduler settings, whose KV cache grows as it is needed."""
-
-
-class _Sequential(Engine):
-    """One request at a time, on the engine that `Pipeline` would load."""
-
-    def run(
-        self, prompts: list[list[int]], new_tokens: int, on_first: Callable[[], None] | None = None
-    ) -> list[Timeline]:
-        import numpy as np
-        import openvino
-        import openvino_genai
-
-        config = self._session.greedy_config(new_tokens)
-        timelines = []
-        for prompt in prompts:
-            ids = np.array([prompt], dtype=np.int64)
-            inputs = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
-            times = Timeline(time.perf_counter())
-            self._session.engine.generate(inputs, config, clock(times, on_first))
-            times.end = time.perf_counter()
-            timelines.append(times)
-        return timelines
 
 
 def clock(times: Timeline, on_first: Callable[[], None] | None = None) -> Any:
@@ -157,44 +174,3 @@ def clock(times: Timeline, on_first: Callable[[], None] | None = None) -> Any:
             pass
 
     return Clock()
-
-
-class _Batching(Engine):
-    """Several requests at once, on continuous batching."""
-
-    def __init__(self, session: ModelSession) -> None:
-        super().__init__(session)
-        self._next_id = 0
-
-    def run(
-        self, prompts: list[list[int]], new_tokens: int, on_first: Callable[[], None] | None = None
-    ) -> list[Timeline]:
-        import numpy as np
-        import openvino
-
-        engine, config = self._session.engine, self._session.greedy_config(new_tokens)
-        open_requests = []
-        for prompt in prompts:
-            times = Timeline(time.perf_counter())
-            inputs = openvino.Tensor(np.array([prompt], dtype=np.int64))
-            handle = engine.add_request(self._next_id, inputs, config)
-            self._next_id += 1
-            open_requests.append((handle, times))
-        timelines = [times for _, times in open_requests]
-        while engine.has_non_finished_requests():
-            engine.step()
-            for handle, times in open_requests:
-                if handle.can_read():
-                    times.take([token for each in handle.read().values() for token in each.generated_ids])
-        for times in timelines:
-            if not times.arrivals:
-                raise GenerationError("the engine dropped a request of the batch: its KV cache is too small for it")
-            times.end = times.last
-        return timelines
-
-
-def _kernels_loaded() -> bool:
-    """Whether this process has mapped the native library, as the operating system reports it."""
-    import psutil
-
-    return any(LIBRARY_PREFIX in each.path for each in psutil.Process().memory_maps())
