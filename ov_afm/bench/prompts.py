@@ -7,17 +7,15 @@ here differs from all others within its first few tokens.
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-from ..errors import ConfigError
+from typing import Any
 
 __all__ = ["KINDS", "Prompts"]
 
-Kind = Literal["text", "random"]
-KINDS: tuple[str, ...] = get_args(Kind)
+KINDS = ("text", "random")
 TASK = "\nCopy the list above, line by line, exactly as it is written.\n"
 THINGS = ("nails", "screws", "lamps", "chairs", "books", "cables", "pumps", "valves", "bricks", "bottles", "coats")
 PLACES = ("harbour", "station", "market", "library", "workshop", "school", "garden", "mill", "tower", "bakery")
@@ -34,14 +32,11 @@ class Prompts:
         seed: Same seed, same sequence of prompts.
     """
 
-    def __init__(self, model_dir: Path, kind: Kind = "text", seed: int = 0) -> None:
-        if kind not in KINDS:
-            raise ConfigError(f"prompts must be one of {', '.join(KINDS)}, found {kind!r}")
+    def __init__(self, model_dir: Path, kind: str = "text", seed: int = 0) -> None:
         self._random = random.Random(seed)
         self._kind = kind
         self._seen: set[int] = set()
         self._model_dir = model_dir
-        self._tokenizer: Any = None
 
     def make(self, tokens: int) -> list[int]:
         """Token ids of a new prompt.
@@ -70,10 +65,6 @@ class Prompts:
         return range(low, high)
 
     def _write(self, tokens: int) -> list[int]:
-        if self._tokenizer is None:
-            import openvino_genai
-
-            self._tokenizer = openvino_genai.Tokenizer(self._model_dir)
         task = self._encode(TASK)
         # A number of nine digits, drawn anew, within the first tokens: no two prompts share a block.
         ids = self._encode(f"{self._random.randrange(10**8, 10**9)} is the number of this list.\n")
@@ -85,6 +76,12 @@ class Prompts:
     def _line(self) -> str:
         pick = self._random.choice
         return f"{self._random.randrange(2, 999)} {pick(THINGS)} {pick(VERBS)} the {pick(PLACES)}.\n"
+
+    @functools.cached_property
+    def _tokenizer(self) -> Any:
+        import openvino_genai
+
+        return openvino_genai.Tokenizer(self._model_dir)
 
     def _encode(self, text: str) -> list[int]:
         encoded = self._tokenizer.encode(text, add_special_tokens=False)

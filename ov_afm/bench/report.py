@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ..system.atomic import write_text
@@ -10,34 +10,64 @@ from ..system.console import markdown_table
 from .plots import draw
 from .recommendation import recommend
 from .records import Record
-from .statistics import Spread, Summary, number, summarize
+from .statistics import Summary, number, summarize
 
 __all__ = ["HTML_NAME", "MARKDOWN_NAME", "markdown", "page", "write"]
 
 HTML_NAME = "report.html"
 MARKDOWN_NAME = "report.md"
-HEADINGS = (
-    "model",
-    "device",
-    "option",
-    "prompt",
-    "requests",
-    "load s",
-    "first inference s",
-    "TTFT ms",
-    "TPOT p50 / p95 ms",
-    "decode tokens/s",
-    "of ceiling",
-    "prefill tokens/s",
-    "total tokens/s",
-    "peak memory GB",
-    "energy J/token",
-    "note",
-)
-# Columns of text are left-aligned: the first three and the note.
-ALIGN = "lll" + "r" * (len(HEADINGS) - 4) + "l"
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 ABSENT = "–"
+
+
+def _text(summary: Summary, figure: str, scale: float = 1) -> str:
+    spread = summary.figures.get(figure)
+    return ABSENT if spread is None else spread.text(scale)
+
+
+def _ttft(summary: Summary) -> str:
+    repeated = summary.figures.get("ttft_repeated_ms")
+    return _text(summary, "ttft_ms") + ("" if repeated is None else f", repeated {repeated.median:.0f}")
+
+
+def _tpot(summary: Summary) -> str:
+    percentiles = [summary.figures.get(name) for name in ("tpot_p50_ms", "tpot_p95_ms")]
+    return " / ".join(ABSENT if each is None else f"{each.median:.1f}" for each in percentiles)
+
+
+def _share(summary: Summary) -> str:
+    share = summary.ceiling_share
+    return ABSENT if share is None else f"{share:.0%} of {summary.ceiling:.1f}"
+
+
+def _memory(summary: Summary) -> str:
+    device = summary.figures.get("device_memory_bytes")
+    on_device = "" if device is None else f" + {number(device.most / 1e9)} on device"
+    return _text(summary, "peak_rss_bytes", 1e9) + on_device
+
+
+# Heading and cell of every column.
+COLUMNS: dict[str, Callable[[Summary], str]] = {
+    "model": lambda row: row.combination.model,
+    "device": lambda row: row.device,
+    "option": lambda row: row.combination.option + (", kernels" if row.get("kernels") else ""),
+    "prompt": lambda row: str(row.combination.prompt_tokens),
+    "requests": lambda row: str(row.combination.concurrency),
+    "load s": lambda row: f"{row.get('load_s'):.1f}",
+    "first inference s": lambda row: f"{row.get('first_inference_s'):.2f}",
+    "TTFT ms": _ttft,
+    "TPOT p50 / p95 ms": _tpot,
+    "decode tokens/s": lambda row: _text(row, "decode_tokens_per_s"),
+    "of ceiling": _share,
+    "prefill tokens/s": lambda row: _text(row, "prefill_tokens_per_s"),
+    "total tokens/s": lambda row: _text(row, "total_tokens_per_s"),
+    "peak memory GB": _memory,
+    "energy J/token": lambda row: _text(row, "energy_per_token_j"),
+    "note": lambda row: f"after {row.runs} runs: {row.reason}" if row.reason else "",
+}
+HEADINGS = tuple(COLUMNS)
+# Columns of text are left-aligned: the first three and the note.
+ALIGN = "lll" + "r" * (len(HEADINGS) - 4) + "l"
 
 
 def write(folder: Path, records: Sequence[Record], *, interrupted: bool = False) -> None:
@@ -57,7 +87,7 @@ def markdown(records: Iterable[Record], *, interrupted: bool = False) -> str:
     summaries = summarize(records)
     if not summaries:
         return "Nothing was measured."
-    rows = [_cells(each) for each in summaries if each.runs]
+    rows = _measured(summaries)
     for cells, reason in _not_run(summaries):
         rows.append([*cells, *[ABSENT] * (len(HEADINGS) - len(cells) - 1), f"**not run:** {reason}"])
     blocks = ["**Interrupted: this is a part of the sweep.**"] if interrupted else []
@@ -81,36 +111,15 @@ def page(records: Iterable[Record], *, interrupted: bool = False) -> str:
         no_energy=None if measured else (sources or ["not measured"])[0],
         headings=HEADINGS,
         align=ALIGN,
-        rows=[_cells(each) for each in summaries if each.runs],
+        rows=_measured(summaries),
         not_run=_not_run(summaries),
         notes=_notes(summaries),
         command=summaries[0].get("command"),
     )
 
 
-def _cells(summary: Summary) -> list[str]:
-    row, figures = summary.combination, summary.figures
-    option = f"{row.option}, kernels" if summary.get("kernels") else row.option
-    cells = [row.model, summary.device, option, str(row.prompt_tokens), str(row.concurrency)]
-    load, first = summary.get("load_s"), summary.get("first_inference_s")
-    percentiles = [figures.get("tpot_p50_ms"), figures.get("tpot_p95_ms")]
-    share = summary.ceiling_share
-    ttft = _text(figures.get("ttft_ms"))
-    repeated = figures.get("ttft_repeated_ms")
-    return [
-        *cells,
-        f"{load:.1f}",
-        f"{first:.2f}",
-        ttft if repeated is None else f"{ttft}, repeated {repeated.median:.0f}",
-        " / ".join(ABSENT if each is None else f"{each.median:.1f}" for each in percentiles),
-        _text(figures.get("decode_tokens_per_s")),
-        ABSENT if share is None else f"{share:.0%} of {summary.ceiling:.1f}",
-        _text(figures.get("prefill_tokens_per_s")),
-        _text(figures.get("total_tokens_per_s")),
-        _memory(figures),
-        _text(figures.get("energy_per_token_j")),
-        f"after {summary.runs} runs: {summary.reason}" if summary.reason else "",
-    ]
+def _measured(summaries: Sequence[Summary]) -> list[list[str]]:
+    return [[cell(each) for cell in COLUMNS.values()] for each in summaries if each.runs]
 
 
 def _not_run(summaries: Sequence[Summary]) -> list[tuple[list[str], str]]:
@@ -125,16 +134,6 @@ def _not_run(summaries: Sequence[Summary]) -> list[tuple[list[str], str]]:
         ([model, device, *(", ".join(dict.fromkeys(column)) for column in zip(*rows, strict=True))], reason)
         for (model, device, reason), rows in groups.items()
     ]
-
-
-def _memory(figures: Mapping[str, Spread]) -> str:
-    device = figures.get("device_memory_bytes")
-    text = _text(figures.get("peak_rss_bytes"), 1e9)
-    return text if device is None else f"{text} + {number(device.most / 1e9)} on device"
-
-
-def _text(spread: Spread | None, scale: float = 1) -> str:
-    return ABSENT if spread is None else spread.text(scale)
 
 
 def _notes(summaries: Sequence[Summary]) -> list[str]:

@@ -113,7 +113,7 @@ def measure(model: ModelDirectory, combination: Combination, settings: Settings)
     begin = time.perf_counter()
     engine = open_engine(model, combination, settings)
     load_s = time.perf_counter() - begin
-    prompts = Prompts(model.path, "random" if settings.prompts == "random" else "text", settings.seed)
+    prompts = Prompts(model.path, settings.prompts, settings.seed)
     emit(Step("first inference"))
     (first,) = engine.run([prompts.make(FIRST_PROMPT_TOKENS)], 2)
     emit(Step("warming up"))

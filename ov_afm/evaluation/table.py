@@ -21,46 +21,32 @@ from .suite import SuiteResult
 
 __all__ = ["card", "card_notes", "check_format", "explanation", "fidelity_table", "plot", "save"]
 
-HEADINGS = (
-    "model",
-    "recipe",
-    "weights",
-    "bits/weight",
-    "mean KL",
-    "median",
-    "99%",
-    "max",
-    "same top-1",
-    "perplexity",
-    "ratio",
-)
 ABSENT = "–"
 # Nats below which two models are the same: the rounding of the cache shows 4e-8.
 SAME_KL = 1e-6
 FORMATS = (".svg", ".png", ".pdf")
 
 
+# Heading and cell of every column.
+COLUMNS: dict[str, Callable[[Fidelity], str]] = {
+    "model": lambda row: row.model,
+    "recipe": lambda row: row.recipe or ABSENT,
+    "weights": lambda row: human_bytes(row.weights_bytes),
+    "bits/weight": lambda row: f"{row.bits_per_weight:.2f}",
+    "mean KL": lambda row: _figure(row.figures.kl_mean),
+    "median": lambda row: _figure(row.figures.kl_median, interval=False),
+    "99%": lambda row: _figure(row.figures.kl_p99, interval=False),
+    "max": lambda row: _cell(row.figures.kl_max, number),
+    "same top-1": lambda row: _figure(row.figures.top1_agreement, " %", scale=100),
+    "perplexity": lambda row: _figure(row.figures.perplexity),
+    "ratio": lambda row: _figure(row.figures.perplexity_ratio),
+}
+
+
 def fidelity_table(results: Sequence[Fidelity]) -> str:
     """A Markdown table with one row for each model, smallest first."""
-    rows = [_row(each) for each in sorted(results, key=lambda each: each.weights_bytes)]
-    return markdown_table(HEADINGS, rows, "llr")
-
-
-def _row(result: Fidelity) -> list[str]:
-    figures = result.figures
-    return [
-        result.model,
-        result.recipe or ABSENT,
-        human_bytes(result.weights_bytes),
-        f"{result.bits_per_weight:.2f}",
-        _figure(figures.kl_mean),
-        _figure(figures.kl_median, interval=False),
-        _figure(figures.kl_p99, interval=False),
-        _cell(figures.kl_max, number),
-        _figure(figures.top1_agreement, " %", scale=100),
-        _figure(figures.perplexity),
-        _figure(figures.perplexity_ratio),
-    ]
+    ordered = sorted(results, key=lambda each: each.weights_bytes)
+    return markdown_table(tuple(COLUMNS), [[cell(each) for cell in COLUMNS.values()] for each in ordered], "llr")
 
 
 def _figure(figure: Interval | None, unit: str = "", *, scale: float = 1, interval: bool = True) -> str:
