@@ -12,7 +12,6 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,14 @@ from ..bench.prompts import KINDS
 from ..bench.records import read
 from ..bench.sweep import SETTINGS, bench
 from ..system import console
-from .command import command, parser
+from .command import command, command_parser, given
 from .options import ov_properties
 
 __all__ = ["main"]
 
 
 def _parser() -> argparse.ArgumentParser:
-    options = parser("bench", "Compare devices, precisions and engine options on this machine.")
+    options = command_parser("bench", "Compare devices, precisions and engine options on this machine.")
     options.add_argument("models", nargs="*", metavar="DIR", help="model directories")
 
     def add(flag: str, field: str, help: str, **kind: Any) -> None:
@@ -52,9 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", "threads", "CPU threads", type=int, metavar="N")
     add("--prompts", "prompts", "text, or random tokens", choices=KINDS)
     add("--seed", "seed", "of the prompts", type=int, metavar="N")
-    options.add_argument(
-        "--ov-config", action="append", default=[], metavar="KEY=VALUE", help="OpenVINO property; may be given again"
-    )
+    properties = "OpenVINO property; may be given again"
+    options.add_argument("--ov-config", action="append", default=[], metavar="KEY=VALUE", help=properties)
     folder = "folder for records.jsonl, report.md and report.html; an unfinished sweep in it is continued"
     options.add_argument("--report", metavar="OUT", help=folder)
     options.add_argument("--json", action="store_true", help="print records as JSON lines instead of a table")
@@ -63,12 +61,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
-    names = {field.name for field in fields(Settings)}
-    values = {name: value for name, value in vars(arguments).items() if name in names}
     if arguments.draft_model is not None and "draft" not in arguments.options:
-        values["options"] = [*arguments.options, "draft"]
-    tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    return Settings(**{**values, **tuples}, properties=ov_properties(arguments.ov_config))
+        arguments.options = [*arguments.options, "draft"]
+    return Settings(**given(Settings, arguments), properties=ov_properties(arguments.ov_config))
 
 
 @command

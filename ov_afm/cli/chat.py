@@ -14,6 +14,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..chat.backend import Backend, Local
@@ -21,8 +22,7 @@ from ..errors import ConfigError
 from ..runtime.sampling import Params
 from ..system.interrupt import leave_at_once
 from ..system.resources import require
-from .command import command
-from .command import parser as command_parser
+from .command import command, command_parser
 from .options import add_load_options, add_sampling_options, load, pipeline_options, sampling
 
 if TYPE_CHECKING:
@@ -35,27 +35,20 @@ KEY_VARIABLE = "OV_AFM_API_KEY"
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("chat", "Talk with a model, in the terminal or in a browser (--ui).")
-    absent = argparse.SUPPRESS
-    add = parser.add_argument
-    add(
-        "models",
-        nargs="*",
-        default=[],
-        metavar="MODEL_DIR",
-        help="model directory; with --ui also several, or folders of them",
-    )
-    add("--url", default=absent, help="talk to an OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1")
-    add("--api-key", default=absent, metavar="KEY", help=f"key of that server; also from {KEY_VARIABLE}")
-    add("--model", default=absent, metavar="NAME", help="model of that server; its first one if not given")
+    add = partial(parser.add_argument, default=argparse.SUPPRESS)
+    several = "model directory; with --ui also several, or folders of them"
+    add("models", nargs="*", default=[], metavar="MODEL_DIR", help=several)
+    add("--url", help="talk to an OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1")
+    add("--api-key", metavar="KEY", help=f"key of that server; also from {KEY_VARIABLE}")
+    add("--model", metavar="NAME", help="model of that server; its first one if not given")
     add("--system", default="", metavar="TEXT", help="system prompt")
-    group = parser.add_argument_group("browser")
-    group.add_argument("--ui", action="store_true", help="open the chat in a browser instead of the terminal")
-    group.add_argument("--host", default=absent, metavar="ADDRESS",
-                       help="address to listen on; other than 127.0.0.1 needs --auth")  # fmt: skip
-    group.add_argument("--port", type=int, default=7860, help="port to listen on; 0 takes a free one")
-    group.add_argument("--auth", default=absent, metavar="USER:PASSWORD", help="ask for this name and password")
-    group.add_argument("--share", action="store_true", help="public link through gradio's relay; needs --auth")
-    group.add_argument("--no-browser", action="store_true", help="do not open a browser window")
+    add = partial(parser.add_argument_group("browser").add_argument, default=argparse.SUPPRESS)
+    add("--ui", action="store_true", default=False, help="open the chat in a browser instead of the terminal")
+    add("--host", metavar="ADDRESS", help="address to listen on; other than 127.0.0.1 needs --auth")
+    add("--port", type=int, default=7860, help="port to listen on; 0 takes a free one")
+    add("--auth", metavar="USER:PASSWORD", help="ask for this name and password")
+    add("--share", action="store_true", default=False, help="public link through gradio's relay; needs --auth")
+    add("--no-browser", action="store_true", default=False, help="do not open a browser window")
     add_sampling_options(parser)
     add_load_options(parser)
     return parser

@@ -7,34 +7,30 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
+from inspect import signature
+from typing import Any, ParamSpec
 
 from ..errors import OVAFMError
 from ..system.telemetry import silence
 
-__all__ = ["command", "parser"]
+__all__ = ["command", "command_parser", "given"]
+
+P = ParamSpec("P")
 
 
-class Main(Protocol):
-    """A verb's entry point."""
-
-    def __call__(self, argv: Sequence[str] | None = None) -> int:
-        """Run with the given arguments, the program's own if None; returns the exit status."""
-
-
-def command(main: Callable[[Sequence[str] | None], int]) -> Main:
+def command(main: Callable[P, int]) -> Callable[P, int]:
     """Make a verb's `main` behave as a command: errors as one line, and the exit status that fits.
 
     0 done, 1 an `OVAFMError`, 2 wrong usage (argparse), 130 interrupted. A bug keeps its traceback.
     """
 
     @functools.wraps(main)
-    def run(argv: Sequence[str] | None = None) -> int:
+    def run(*args: P.args, **kwargs: P.kwargs) -> int:
         silence()
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
         try:
-            return main(argv)
+            return main(*args, **kwargs)
         except OVAFMError as error:
             print(f"ov-afm: error: {' '.join(str(error).split())}", file=sys.stderr)
             return 1
@@ -60,6 +56,15 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
-def parser(verb: str, description: str) -> argparse.ArgumentParser:
+def command_parser(verb: str, description: str) -> argparse.ArgumentParser:
     """An argument parser that calls itself `ov-afm VERB` and shows defaults."""
     return argparse.ArgumentParser(prog=f"ov-afm {verb}", description=description, formatter_class=HelpFormatter)
+
+
+def given(target: Callable[..., Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given and are named like a parameter of a function, or a field of a dataclass.
+
+    Lists, which argparse makes of repeated values, become tuples.
+    """
+    values = {name: value for name, value in vars(arguments).items() if name in signature(target).parameters}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

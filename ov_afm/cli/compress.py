@@ -8,7 +8,7 @@ from pathlib import Path
 from ..compress import compress
 from ..model_dir.manifest import MODEL_XML
 from ..presets import DEFAULT_MODEL
-from .command import command, parser
+from .command import command, command_parser
 from .info import report
 from .recipe_options import add_recipe_arguments, recipe_from_arguments
 
@@ -18,7 +18,7 @@ __all__ = ["main"]
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """`ov-afm compress`."""
-    options = parser("compress", "Compress the weights of a model to INT8 or INT4.")
+    options = command_parser("compress", "Compress the weights of a model to INT8 or INT4.")
     kind = "model directory with fp16 or fp32 weights, or what `ov-afm export` takes, which is exported first"
     options.add_argument("model", nargs="?", default=DEFAULT_MODEL, help=f"{kind} (default: {DEFAULT_MODEL})")
     options.add_argument("--output", "-o", metavar="DIR", help="new model directory")

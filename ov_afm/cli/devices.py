@@ -11,7 +11,7 @@ from ..model_dir.model_directory import ModelDirectory
 from ..runtime import device_cache, device_report, devices
 from ..runtime.properties import DEFAULT_CONTEXT_TOKENS
 from ..system.console import LoadDisplay, human_bytes
-from .command import command, parser
+from .command import command, command_parser
 
 __all__ = ["main"]
 
@@ -19,7 +19,7 @@ __all__ = ["main"]
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `ov-afm devices`."""
-    options = parser("devices", "List this machine's devices and what they can run, or test one.")
+    options = command_parser("devices", "List this machine's devices and what they can run, or test one.")
     options.add_argument("model", nargs="?", metavar="MODEL_DIR", help="show also how this model would be loaded")
     options.add_argument("--test", metavar="MODEL_DIR", help="compare each device's answers with the recorded ones")
     options.add_argument("--device", nargs="+", metavar="DEVICE", help="with --test: devices to test instead of all")

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..evaluation.tasks import PACKAGED, ask, load_tasks
 from ..evaluation.text import BLOCK_TOKENS, load_text
 from ..system import console, resources
 from ..system.interrupt import leave_at_once
-from .command import command, parser
+from .command import command, command_parser, given
 
 __all__ = ["main"]
 
@@ -25,42 +26,35 @@ DEFAULT_PLOT = "size-kl.svg"
 
 
 def _parser() -> argparse.ArgumentParser:
-    options = parser("evaluate", "Measure what compression costs: KL divergence, agreement, perplexity, tasks.")
-
-    def add(where: Any, flag: str, help: str, **kind: Any) -> None:
-        where.add_argument(flag, help=help, default=argparse.SUPPRESS, **kind)
-
-    options.add_argument("models", nargs="*", default=[], metavar="DIR", help="model directories")
+    options = command_parser("evaluate", "Measure what compression costs: KL divergence, agreement, perplexity, tasks.")
+    add = partial(options.add_argument, default=argparse.SUPPRESS)
+    add("models", nargs="*", default=[], metavar="DIR", help="model directories")
+    origin = "what they were made from: an fp32 or fp16 model directory, a checkpoint, or what else export takes"
+    add("--reference", metavar="SOURCE", help=origin)
     add(
-        options,
-        "--reference",
-        "what they were made from: an fp32 or fp16 model directory, a checkpoint, or what else export takes",
-        metavar="SOURCE",
-    )
-    add(
-        options,
         "--compare",
-        f"model directories for one table and one plot ({DEFAULT_PLOT}, or --plot); the uncompressed one among them is "
-        "the reference if none is named",
         nargs="+",
         metavar="DIR",
+        help=f"model directories for one table and one plot ({DEFAULT_PLOT}, or --plot); the uncompressed one among "
+        "them is the reference if none is named",
     )
-    add(options, "--plot", "size against KL: .svg, .png, .pdf", metavar="FILE")
-    add(options, "--text", "UTF-8 text instead of the packaged one", metavar="FILE")
-    add(options, "--tokens", "use the first N tokens of the text", type=int, metavar="N")
-    options.add_argument("--block", type=int, default=BLOCK_TOKENS, metavar="N", help="tokens of a block")
-    options.add_argument(
-        "--runtime-defaults", action="store_true", help="run as users do (KV cache u8, bf16, kernels) instead of at f32"
-    )
-    options.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    more = options.add_argument_group("beyond one text")
-    more.add_argument("--long", action="store_true", help="needles and perplexity along the context")
-    add(more, "--long-tokens", "longest prompt of --long; the model's context if not given", type=int, metavar="N")
-    add(more, "--tasks", "code, math, or .jsonl files of the same form", nargs="+", metavar="NAME")
-    add(more, "--server", "give the tasks to an OpenAI-compatible server instead of a model directory", metavar="URL")
-    add(more, "--harness", "tasks of lm-evaluation-harness (extra: eval)", nargs="+", metavar="TASK")
-    add(more, "--task-dir", "folder with the harness's task files, for work offline", metavar="DIR")
-    add(more, "--suite", "card: quality, code, math, speed and energy of all models as one table", choices=["card"])
+    add("--plot", metavar="FILE", help="size against KL: .svg, .png, .pdf")
+    add("--text", metavar="FILE", help="UTF-8 text instead of the packaged one")
+    add("--tokens", type=int, metavar="N", help="use the first N tokens of the text")
+    add("--block", type=int, default=BLOCK_TOKENS, metavar="N", help="tokens of a block")
+    users = "run as users do (KV cache u8, bf16, kernels) instead of at f32"
+    add("--runtime-defaults", action="store_true", default=False, help=users)
+    add("--json", action="store_true", default=False, help="print JSON instead of tables")
+    add = partial(options.add_argument_group("beyond one text").add_argument, default=argparse.SUPPRESS)
+    add("--long", action="store_true", default=False, help="needles and perplexity along the context")
+    add("--long-tokens", type=int, metavar="N", help="longest prompt of --long; the model's context if not given")
+    add("--tasks", nargs="+", metavar="NAME", help="code, math, or .jsonl files of the same form")
+    server = "give the tasks to an OpenAI-compatible server instead of a model directory"
+    add("--server", metavar="URL", help=server)
+    add("--harness", nargs="+", metavar="TASK", help="tasks of lm-evaluation-harness (extra: eval)")
+    add("--task-dir", metavar="DIR", help="folder with the harness's task files, for work offline")
+    suite = "card: quality, code, math, speed and energy of all models as one table"
+    add("--suite", choices=["card"], help=suite)
     return options
 
 
@@ -69,30 +63,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `ov-afm evaluate`."""
     options = _parser()
     arguments = options.parse_args(argv)
-    given = vars(arguments)
-    models = [*arguments.models, *given.get("compare", [])]
-    if problem := _problem(given, models):
+    chosen = vars(arguments)
+    models = [*arguments.models, *chosen.get("compare", [])]
+    if problem := _problem(chosen, models):
         options.error(problem)
-    if "server" in given:
-        return _ask_server(given["server"], given.get("tasks", PACKAGED), as_json=arguments.json)
-    reference = given.get("reference")
-    plot = given.get("plot", DEFAULT_PLOT if "compare" in given else None)
+    if "server" in chosen:
+        return _ask_server(arguments.server, chosen.get("tasks", PACKAGED), as_json=arguments.json)
+    reference = chosen.get("reference")
+    plot = chosen.get("plot", DEFAULT_PLOT if "compare" in chosen else None)
     if plot is not None:
         resources.require("bench", "matplotlib")
         table.check_format(Path(plot))
         reference = reference if reference is not None else uncompressed(models)
-    suite = Suite(
-        text=given.get("text"),
-        long=arguments.long,
-        long_tokens=given.get("long_tokens"),
-        tasks=tuple(given.get("tasks", PACKAGED if "suite" in given else ())),
-        harness=tuple(given.get("harness", ())),
-        task_dir=given.get("task_dir"),
-        speed="suite" in given,
-        runtime_defaults=arguments.runtime_defaults,
-    )
+    packaged = {"tasks": PACKAGED} if "suite" in chosen else {}
+    suite = Suite(**packaged | given(Suite, arguments), speed="suite" in chosen)
     suite.check()
-    text = load_text(suite.text, tokens=given.get("tokens"), block_tokens=arguments.block)
+    text = load_text(suite.text, tokens=chosen.get("tokens"), block_tokens=arguments.block)
     defaults = arguments.runtime_defaults
     with leave_at_once(), console.Progress() as bars:
         fidelity = compare(models, reference, text, runtime_defaults=defaults, peers=suite.speed, progress=bars)
@@ -104,16 +90,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _problem(given: dict[str, Any], models: Sequence[str]) -> str | None:
+def _problem(chosen: dict[str, Any], models: Sequence[str]) -> str | None:
     """Why options do not fit together; None if they do."""
-    if "server" in given:
-        others = models or set(given) & {"reference", "harness", "suite", "plot"} or given["long"]
+    if "server" in chosen:
+        others = models or set(chosen) & {"reference", "harness", "suite", "plot"} or chosen["long"]
         return "--server takes --tasks and --json alone: a server shows no distributions" if others else None
     if not models:
         return "at least one model directory is needed"
-    if "long_tokens" in given and not given["long"]:
+    if "long_tokens" in chosen and not chosen["long"]:
         return "--long-tokens needs --long"
-    return "--task-dir needs --harness" if "task_dir" in given and "harness" not in given else None
+    return "--task-dir needs --harness" if "task_dir" in chosen and "harness" not in chosen else None
 
 
 def _ask_server(url: str, sets: Sequence[str], *, as_json: bool) -> int:

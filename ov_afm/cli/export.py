@@ -10,7 +10,7 @@ from ..export import export
 from ..model_dir import ovms
 from ..presets import DEFAULT_MODEL
 from ..system import console
-from .command import command, parser
+from .command import command, command_parser, given
 from .info import report
 from .recipe_options import add_recipe_arguments, recipe_from_arguments
 
@@ -26,21 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.ovms is not None:
         # Before the long work.
         ovms.read_config(Path(args.ovms))
-    result = export(
-        args.model,
-        args.output,
-        recipe=recipe_from_arguments(args),
-        revision=args.revision,
-        device=args.device,
-        verify=not args.no_verify,
-        golden=args.golden,
-        kernels=KERNELS[args.kernels],
-        force=args.force,
-        work_dir=args.work_dir,
-        allow_pickle=args.allow_pickle,
-        trust_remote_code=args.trust_remote_code,
-        adapters=args.merge_adapter,
-    )
+    chosen = {"recipe": recipe_from_arguments(args), "kernels": KERNELS[args.kernels]}
+    result = export(**given(export, args) | chosen)
     if result.log is None:
         console.note(f"{result.path} is this export already; nothing was done (replace it with --force)")
     if args.ovms is not None:
@@ -51,36 +38,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    options = parser("export", "Export a model to a verified OpenVINO model directory.")
+    options = command_parser("export", "Export a model to a verified OpenVINO model directory.")
     options.add_argument("model", nargs="?", default=DEFAULT_MODEL, help="Hub id, folder, .gguf file or embedded name")
     options.add_argument("--output", "-o", metavar="DIR", help="new model directory (default: ./NAME-RECIPE)")
     options.add_argument("--revision", help="commit, tag or branch of a Hub repository")
     add_recipe_arguments(options)
-    options.add_argument("--no-verify", action="store_true", help="leave out the comparison with the source")
-    options.add_argument(
-        "--golden",
-        action=argparse.BooleanOptionalAction,
-        help="record answers for the self-test of other devices (default: up to 1 B parameters, or with --device)",
-    )
-    options.add_argument(
-        "--kernels",
-        choices=list(KERNELS),
-        default="auto",
-        help="pack the model for the native CPU kernels too (auto: a ReLU² model, for the CPU, where zeros pay)",
-    )
-    options.add_argument("--force", action="store_true", help="replace a directory that is not empty")
-    options.add_argument(
-        "--work-dir", metavar="DIR", help="folder for the uncompressed IR (default: beside the output)"
-    )
-    options.add_argument("--allow-pickle", action="store_true", help="accept pickled weights (they can run code)")
-    options.add_argument("--trust-remote-code", action="store_true", help="run Python code of the checkpoint")
-    options.add_argument(
-        "--merge-adapter",
-        action="append",
-        default=[],
-        metavar="FILE[:WEIGHT]",
-        help="LoRA adapter in PEFT's form to merge before the export; may be given again",
-    )
-    options.add_argument("--ovms", metavar="DIR", help="add the model to this repository of OpenVINO Model Server too")
-    options.add_argument("--json", action="store_true", help="print the manifest")
+    add = options.add_argument
+    add("--no-verify", dest="verify", action="store_false", help="leave out the comparison with the source")
+    golden = "record answers for the self-test of other devices (default: up to 1 B parameters, or with --device)"
+    add("--golden", action=argparse.BooleanOptionalAction, help=golden)
+    kernels = "pack the model for the native CPU kernels too (auto: a ReLU² model, for the CPU, where zeros pay)"
+    add("--kernels", choices=list(KERNELS), default="auto", help=kernels)
+    add("--force", action="store_true", help="replace a directory that is not empty")
+    add("--work-dir", metavar="DIR", help="folder for the uncompressed IR (default: beside the output)")
+    add("--allow-pickle", action="store_true", help="accept pickled weights (they can run code)")
+    add("--trust-remote-code", action="store_true", help="run Python code of the checkpoint")
+    adapters = "LoRA adapter in PEFT's form to merge before the export; may be given again"
+    add("--merge-adapter", dest="adapters", action="append", default=[], metavar="FILE[:WEIGHT]", help=adapters)
+    add("--ovms", metavar="DIR", help="add the model to this repository of OpenVINO Model Server too")
+    add("--json", action="store_true", help="print the manifest")
     return options

@@ -18,8 +18,7 @@ from ..pipeline import Completion, Message, Pipeline
 from ..runtime.sampling import Params
 from ..system import console
 from ..system.interrupt import leave_at_once
-from .command import command
-from .command import parser as command_parser
+from .command import command, command_parser
 from .options import add_load_options, add_sampling_options, load, sampling
 
 __all__ = ["main"]

@@ -11,8 +11,7 @@ from typing import Any
 from ..model_dir import card
 from ..model_dir.model_directory import ModelDirectory, ModelResult
 from ..system import console
-from .command import command
-from .command import parser as command_parser
+from .command import command, command_parser
 
 __all__ = ["describe", "main", "report"]
 

@@ -11,8 +11,7 @@ from ..kernels import extension, pack
 from ..model_dir.model_directory import PACKED_FOLDER
 from ..quantization.calibration import PACKAGED_TEXT
 from ..system import console
-from .command import command
-from .command import parser as command_parser
+from .command import command, command_parser, given
 
 __all__ = ["main"]
 
@@ -20,28 +19,17 @@ __all__ = ["main"]
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("kernels", "Rewrite a model's ReLU² MLPs for the native CPU kernels.")
     parser.add_argument("model_dir", type=Path, nargs="?", help="model directory with int4 or int8 weights")
-    parser.add_argument(
-        "--activations", choices=sorted(pack.BITS), default="auto", help="width of quantized activations"
-    )
-    parser.add_argument("--threshold", type=float, default=0.0, help="skip neurons at or below it; 0 is exact")
-    parser.add_argument(
-        "--drop-energy", type=float, default=0.0, metavar="SHARE",
-        help="skip neurons that have at most this share of a layer's energy, by a threshold for each; 0 is exact",
-    )  # fmt: skip
-    parser.add_argument(
-        "--projections",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="pack attention's matrices and the head too",
-    )
-    parser.add_argument(
-        "--portable", action="store_true", help=f"remove {PACKED_FOLDER}/: only the plain model remains"
-    )
-    group = parser.add_argument_group("native library", "without a model directory")
-    group.add_argument("--build", action="store_true", help="build the kernels for the installed OpenVINO")
-    group.add_argument(
-        "--check", action="store_true", help="show the kernels that run here; fails where there are none"
-    )
+    add = parser.add_argument
+    add("--activations", choices=sorted(pack.BITS), default="auto", help="width of quantized activations")
+    add("--threshold", type=float, default=0.0, help="skip neurons at or below it; 0 is exact")
+    share = "skip neurons that have at most this share of a layer's energy, by a threshold for each; 0 is exact"
+    add("--drop-energy", type=float, default=0.0, metavar="SHARE", help=share)
+    projections = "pack attention's matrices and the head too"
+    add("--projections", action=argparse.BooleanOptionalAction, default=True, help=projections)
+    add("--portable", action="store_true", help=f"remove {PACKED_FOLDER}/: only the plain model remains")
+    add = parser.add_argument_group("native library", "without a model directory").add_argument
+    add("--build", action="store_true", help="build the kernels for the installed OpenVINO")
+    add("--check", action="store_true", help="show the kernels that run here; fails where there are none")
     return parser
 
 
@@ -67,15 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _pack(args: argparse.Namespace) -> None:
     with console.Progress() as progress, progress.step("packing weights") as advance:
-        result = pack.transform(
-            args.model_dir,
-            activations=args.activations,
-            threshold=args.threshold,
-            drop_energy=args.drop_energy,
-            text=PACKAGED_TEXT,
-            projections=args.projections,
-            on_layer=advance,
-        )
+        result = pack.transform(**given(pack.transform, args), text=PACKAGED_TEXT, on_layer=advance)
     for name, reason in result.refused.items():
         console.note(f"{name} stays as it is: {reason}")
     print(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from ..errors import ConfigError
 from ..pipeline import Pipeline, Use
 from ..runtime.sampling import Params
 from ..system import console
+from .command import given
 
 __all__ = [
     "add_load_options",
@@ -62,83 +63,44 @@ def ov_properties(entries: Sequence[str]) -> dict[str, Any]:
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `Params`; what is not given stays out, so that the model decides it."""
     group = parser.add_argument_group("sampling", "what is not given comes from the model's generation_config.json")
-
-    def add(flag: str, help: str, **kind: Any) -> None:
-        group.add_argument(flag, help=help, default=argparse.SUPPRESS, **kind)
-
-    add("--max-new-tokens", "most tokens to generate", type=int, metavar="N")
-    add("--temperature", "0 is greedy", type=float, metavar="T")
-    add("--top-k", "keep the K most probable tokens; 0 keeps all", type=int, metavar="K")
-    add("--top-p", "keep tokens up to this total probability", type=float, metavar="P")
-    add("--min-p", "drop tokens below this share of the best one", type=float, metavar="P")
-    add("--repetition-penalty", "above 1 makes repetition less likely", type=float, metavar="R")
-    add("--seed", "same seed, same answer", type=int, metavar="N")
-    add("--stop", "end the answer at this string; may be given again", action="append", metavar="TEXT")
-    add("--greedy", "always the most probable token", action="store_true")
+    add = partial(group.add_argument, default=argparse.SUPPRESS)
+    add("--max-new-tokens", type=int, metavar="N", help="most tokens to generate")
+    add("--temperature", type=float, metavar="T", help="0 is greedy")
+    add("--top-k", type=int, metavar="K", help="keep the K most probable tokens; 0 keeps all")
+    add("--top-p", type=float, metavar="P", help="keep tokens up to this total probability")
+    add("--min-p", type=float, metavar="P", help="drop tokens below this share of the best one")
+    add("--repetition-penalty", type=float, metavar="R", help="above 1 makes repetition less likely")
+    add("--seed", type=int, metavar="N", help="same seed, same answer")
+    add("--stop", action="append", metavar="TEXT", help="end the answer at this string; may be given again")
+    add("--greedy", action="store_true", help="always the most probable token")
 
 
 def sampling(arguments: argparse.Namespace) -> Params:
     """The `Params` that the sampling options ask for."""
-    given = vars(arguments)
-    chosen = {field.name: given[field.name] for field in fields(Params) if field.name in given}
-    if "stop" in chosen:
-        chosen["stop"] = tuple(chosen["stop"])
-    return Params(**chosen)
+    return Params(**given(Params, arguments))
 
 
 def add_load_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where and how a model is loaded."""
     group = parser.add_argument_group("loading")
-    group.add_argument("--device", default="CPU", help="CPU, GPU, GPU.1, NPU, AUTO, or NPU-EMULATED")
-    group.add_argument(
-        "--adapter",
-        action="append",
-        default=argparse.SUPPRESS,
-        metavar="FILE[:WEIGHT]",
-        help="LoRA adapter in PEFT's form, file or folder; may be given again",
-    )
-    group.add_argument(
-        "--prompt-lookup", action="store_true", help="draft tokens from the prompt: faster where answers quote it"
-    )
-    group.add_argument(
-        "--draft-model", default=argparse.SUPPRESS, metavar="DIR", help="model directory of a small drafting model"
-    )
-    group.add_argument("--num-assistant-tokens", type=int, default=5, metavar="N", help="tokens drafted at a time")
-    group.add_argument(
-        "--kv-cache",
-        choices=("u8", "f16", "f32"),
-        default=argparse.SUPPRESS,
-        help="precision of the KV cache, CPU and GPU",
-    )
-    group.add_argument("--threads", type=int, default=argparse.SUPPRESS, metavar="N", help="CPU threads")
-    group.add_argument(
-        "--no-prefix-caching",
-        dest="prefix_caching",
-        action="store_false",
-        default=argparse.SUPPRESS,
-        help="compute every prompt from its beginning",
-    )
-    group.add_argument(
-        "--npu-blob",
-        dest="blob",
-        default=argparse.SUPPRESS,
-        metavar="FILE",
-        help="NPU: file of the compiled model, written the first time, then read instead of compiling",
-    )
-    group.add_argument(
-        "--prompt-tokens",
-        type=int,
-        default=argparse.SUPPRESS,
-        metavar="N",
-        help="longest prompt to make room for: NPU reserves it, elsewhere it counts for memory",
-    )
-    group.add_argument(
-        "--ov-config",
-        action="append",
-        default=argparse.SUPPRESS,
-        metavar="KEY=VALUE",
-        help="OpenVINO property, e.g. MAX_PROMPT_LEN=2048; may be given again",
-    )
+    add = partial(group.add_argument, default=argparse.SUPPRESS)
+    add("--device", default="CPU", help="CPU, GPU, GPU.1, NPU, AUTO, or NPU-EMULATED")
+    lora = "LoRA adapter in PEFT's form, file or folder; may be given again"
+    add("--adapter", action="append", metavar="FILE[:WEIGHT]", help=lora)
+    lookup = "draft tokens from the prompt: faster where answers quote it"
+    add("--prompt-lookup", action="store_true", default=False, help=lookup)
+    add("--draft-model", metavar="DIR", help="model directory of a small drafting model")
+    add("--num-assistant-tokens", type=int, default=5, metavar="N", help="tokens drafted at a time")
+    add("--kv-cache", choices=("u8", "f16", "f32"), help="precision of the KV cache, CPU and GPU")
+    add("--threads", type=int, metavar="N", help="CPU threads")
+    prefixes = "compute every prompt from its beginning"
+    add("--no-prefix-caching", dest="prefix_caching", action="store_false", help=prefixes)
+    blob = "NPU: file of the compiled model, written the first time, then read instead of compiling"
+    add("--npu-blob", dest="blob", metavar="FILE", help=blob)
+    room = "longest prompt to make room for: NPU reserves it, elsewhere it counts for memory"
+    add("--prompt-tokens", type=int, metavar="N", help=room)
+    properties = "OpenVINO property, e.g. MAX_PROMPT_LEN=2048; may be given again"
+    add("--ov-config", action="append", metavar="KEY=VALUE", help=properties)
 
 
 def pipeline_options(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Any]:
@@ -147,13 +109,12 @@ def pipeline_options(arguments: argparse.Namespace, parser: argparse.ArgumentPar
         properties = ov_properties(getattr(arguments, "ov_config", []))
     except ConfigError as error:
         parser.error(str(error))
-    given = vars(arguments)
     return {
         "prompt_lookup": arguments.prompt_lookup,
-        "draft_model": given.get("draft_model"),
-        "adapters": given.get("adapter", ()),
+        "draft_model": getattr(arguments, "draft_model", None),
+        "adapters": getattr(arguments, "adapter", ()),
         "num_assistant_tokens": arguments.num_assistant_tokens,
-        "use": Use(**{field.name: given[field.name] for field in fields(Use) if field.name in given}),
+        "use": Use(**given(Use, arguments)),
         **properties,
     }
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from ..kernels.profile import Profile, profile
 from ..system import console
-from .command import command
-from .command import parser as command_parser
+from .command import command, command_parser
 
 __all__ = ["main"]
 

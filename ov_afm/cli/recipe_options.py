@@ -7,6 +7,7 @@ import dataclasses
 
 from ..presets import KINDS, RECIPES, Recipe
 from ..quantization.recipes import load_recipe
+from .command import given
 
 __all__ = ["add_recipe_arguments", "recipe_from_arguments"]
 
@@ -14,30 +15,28 @@ __all__ = ["add_recipe_arguments", "recipe_from_arguments"]
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--recipe` and the flags of `optimum-cli export openvino` that change it."""
     group = parser.add_argument_group("weights", "a named recipe, and flags of optimum-cli that override parts of it")
+    add = group.add_argument
     names = ", ".join(RECIPES)
-    group.add_argument("--recipe", metavar="NAME", help=f"{names}, or a file of `ov-afm tune` (default: int8)")
-    group.add_argument("--weight-format", choices=["fp32", "fp16", "int8", "int4"], help="storage of the weights")
-    group.add_argument("--sym", action=argparse.BooleanOptionalAction, help="symmetric quantization")
-    group.add_argument("--group-size", type=int, help="weights that share a scale; -1 is one scale a row")
-    group.add_argument("--ratio", type=float, help="share of layers in 4 bits, the rest in backup precision")
-    group.add_argument("--backup-precision", choices=["none", "int8_sym", "int8_asym"], help="format of the rest")
-    group.add_argument("--all-layers", action="store_true", default=None, help="4 bits for embedding and head too")
-    group.add_argument("--kind", dest="kinds", type=_kinds, metavar="KIND=FORMAT,...",
-                       help=f"head=int4,attention=int8: a format of their own for {', '.join(KINDS)}")  # fmt: skip
-    group.add_argument("--group-size-fallback", choices=["error", "adjust", "ignore"],
-                       help="for a layer whose width the group size does not divide")  # fmt: skip
-    group.add_argument("--awq", action="store_true", default=None, help="activation-aware weight scaling")
-    group.add_argument("--scale-estimation", action="store_true", default=None, help="fit scales to activations")
-    group.add_argument("--gptq", action="store_true", default=None, help="GPTQ rounding")
-    group.add_argument("--equalise", choices=["none", "fp16", "full"], help="exact rescaling before quantization")
-    group.add_argument("--rounding", choices=["nearest", "fitted"], help="fitted: layer by layer, to calibration data")
-    group.add_argument(
-        "--dataset",
-        metavar="DATA",
-        help="calibration data: .txt, .jsonl, packaged, self, wikitext2, c4, gsm8k; several as a.jsonl:0.6,b.txt:0.4",
-    )
-    group.add_argument("--num-samples", type=int, help="calibration samples")
-    group.add_argument("--device", metavar="NAME", help="refuse a recipe that this device cannot run")
+    add("--recipe", metavar="NAME", help=f"{names}, or a file of `ov-afm tune` (default: int8)")
+    add("--weight-format", choices=["fp32", "fp16", "int8", "int4"], help="storage of the weights")
+    add("--sym", action=argparse.BooleanOptionalAction, help="symmetric quantization")
+    add("--group-size", type=int, help="weights that share a scale; -1 is one scale a row")
+    add("--ratio", type=float, help="share of layers in 4 bits, the rest in backup precision")
+    add("--backup-precision", choices=["none", "int8_sym", "int8_asym"], help="format of the rest")
+    add("--all-layers", action="store_true", default=None, help="4 bits for embedding and head too")
+    formats = f"head=int4,attention=int8: a format of their own for {', '.join(KINDS)}"
+    add("--kind", dest="kinds", type=_kinds, metavar="KIND=FORMAT,...", help=formats)
+    fallback = "for a layer whose width the group size does not divide"
+    add("--group-size-fallback", choices=["error", "adjust", "ignore"], help=fallback)
+    add("--awq", action="store_true", default=None, help="activation-aware weight scaling")
+    add("--scale-estimation", action="store_true", default=None, help="fit scales to activations")
+    add("--gptq", action="store_true", default=None, help="GPTQ rounding")
+    add("--equalise", choices=["none", "fp16", "full"], help="exact rescaling before quantization")
+    add("--rounding", choices=["nearest", "fitted"], help="fitted: layer by layer, to calibration data")
+    data = ".txt, .jsonl, packaged, self, wikitext2, c4, gsm8k; several as a.jsonl:0.6,b.txt:0.4"
+    add("--dataset", metavar="DATA", help=f"calibration data: {data}")
+    add("--num-samples", type=int, help="calibration samples")
+    add("--device", metavar="NAME", help="refuse a recipe that this device cannot run")
 
 
 def _kinds(text: str) -> tuple[tuple[str, str], ...]:
@@ -52,8 +51,7 @@ def recipe_from_arguments(args: argparse.Namespace) -> Recipe | None:
     Raises:
         ConfigError: A value is out of range or contradicts another.
     """
-    fields = {field.name for field in dataclasses.fields(Recipe)} - {"name"}
-    changes = {name: value for name, value in vars(args).items() if name in fields and value is not None}
+    changes = {name: value for name, value in given(Recipe, args).items() if value is not None}
     if args.recipe is None and not changes:
         return None
     base = load_recipe(args.recipe or args.weight_format or "int8")

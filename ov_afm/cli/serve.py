@@ -11,15 +11,15 @@ import argparse
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..model_dir.model_directory import ModelDirectory
 from ..runtime import lora
 from ..system.resources import require
-from .command import command
-from .command import parser as command_parser
+from .command import command, command_parser, given
 from .options import key_values, ov_properties
 
 if TYPE_CHECKING:
@@ -35,73 +35,42 @@ KEY_VARIABLE = "OV_AFM_API_KEY"
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("serve", "Serve models over OpenAI's HTTP API.")
     parser.add_argument("model_dir", nargs="?", metavar="MODEL_DIR", help="model directory made by ov-afm export")
-    add = parser.add_argument
-    absent = argparse.SUPPRESS
-    add(
-        "--model",
-        action="append",
-        default=[],
-        metavar="NAME=DIR",
-        help="a model and the name that clients use; repeatable",
-    )
-    add("--adapter", action="append", default=[], metavar="NAME=FILE[:WEIGHT]",
-        help="the first model with a LoRA adapter in PEFT's format, under its own name; repeatable")  # fmt: skip
+    add, add_list = parser.add_argument, partial(parser.add_argument, action="append", default=[])
+    add_list("--model", metavar="NAME=DIR", help="a model and the name that clients use; repeatable")
+    adapter = "the first model with a LoRA adapter in PEFT's format, under its own name; repeatable"
+    add_list("--adapter", metavar="NAME=FILE[:WEIGHT]", help=adapter)
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens the server to the network")
     add("--port", type=int, default=8000, help="port to listen on; 0 takes a free one")
-    add(
-        "--api-key",
-        action="append",
-        default=[],
-        metavar="KEY",
-        help=f"key that clients must send; repeatable; also from {KEY_VARIABLE}",
-    )
-    add("--cors-origin", action="append", default=[], metavar="ORIGIN", help="web origin that may call; repeatable")
+    key = f"key that clients must send; repeatable; also from {KEY_VARIABLE}"
+    add_list("--api-key", metavar="KEY", help=key)
+    add_list("--cors-origin", metavar="ORIGIN", help="web origin that may call; repeatable")
     add("--max-body-mb", type=float, default=8, metavar="MB", help="longest request body")
     add("--log-prompts", action="store_true", help="write prompts to the log")
-    _add_engine_options(parser)
-    group = parser.add_argument_group("limits")
-    group.add_argument(
-        "--max-queue",
-        type=int,
-        default=absent,
-        metavar="N",
-        help="requests that may wait; more get status 429 (default: 64)",
-    )
-    group.add_argument("--request-timeout", dest="request_timeout_s", type=float, default=absent, metavar="S",
-                       help="longest time for a request (default: 600)")  # fmt: skip
-    group.add_argument("--grace", dest="grace_s", type=float, default=absent, metavar="S",
-                       help="time for running requests after SIGTERM (default: 30)")  # fmt: skip
-    group.add_argument("--idle-unload", dest="idle_unload_s", type=float, default=absent, metavar="S",
-                       help="load models on first use and unload them after this long without a request")  # fmt: skip
-    group = parser.add_argument_group("scale-out")
-    group.add_argument("--ray", action="store_true", help="run as Ray Serve replicas")
-    group.add_argument("--replicas", default="1", metavar="MIN:MAX", help="number of replicas, or their range")
-    group.add_argument(
-        "--ray-address", metavar="ADDRESS", help="cluster to join; without it, Ray is started on this machine"
-    )
-    group.add_argument("--ray-cpus", type=float, default=1, metavar="N", help="CPUs that Ray reserves for a replica")
-    group.add_argument("--ray-resource", action="append", default=[], metavar="NAME=N",
-                       help="custom resource of a replica, e.g. NPU=1; repeatable")  # fmt: skip
+    # Options of these groups that are not given stay out: `EngineSpec` and `Limits` have the defaults.
+    add = partial(parser.add_argument_group("engine").add_argument, default=argparse.SUPPRESS)
+    device = "CPU, GPU, GPU.1 or AUTO; NPU and NPU-EMULATED answer one request at a time"
+    add("--device", default="CPU", help=device)
+    add("--cache-size-gb", type=float, metavar="GB", help="bound of the KV cache (default: by free memory)")
+    add("--max-running", type=int, metavar="N", help="sequences generated at once (default: 32)")
+    add("--prefill-tokens", type=int, metavar="N", help="tokens of a prompt computed in one step (default: 256)")
+    add("--kv-cache", choices=("u8", "f16", "f32"), help="precision of the KV cache (default: u8)")
+    add("--threads", type=int, metavar="N", help="CPU threads")
+    add("--ov-config", action="append", default=[], metavar="KEY=VALUE", help="OpenVINO property; repeatable")
+    add = partial(parser.add_argument_group("limits").add_argument, default=argparse.SUPPRESS)
+    add("--max-queue", type=int, metavar="N", help="requests that may wait; more get status 429 (default: 64)")
+    seconds = partial(add, type=float, metavar="S")
+    seconds("--request-timeout", dest="request_timeout_s", help="longest time for a request (default: 600)")
+    seconds("--grace", dest="grace_s", help="time for running requests after SIGTERM (default: 30)")
+    idle = "load models on first use and unload them after this long without a request"
+    seconds("--idle-unload", dest="idle_unload_s", help=idle)
+    add = parser.add_argument_group("scale-out").add_argument
+    add("--ray", action="store_true", help="run as Ray Serve replicas")
+    add("--replicas", default="1", metavar="MIN:MAX", help="number of replicas, or their range")
+    add("--ray-address", metavar="ADDRESS", help="cluster to join; without it, Ray is started on this machine")
+    add("--ray-cpus", type=float, default=1, metavar="N", help="CPUs that Ray reserves for a replica")
+    resource = "custom resource of a replica, e.g. NPU=1; repeatable"
+    add("--ray-resource", action="append", default=[], metavar="NAME=N", help=resource)
     return parser
-
-
-def _add_engine_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("engine")
-    absent = argparse.SUPPRESS
-
-    def add(flag: str, help: str, **kind: Any) -> None:
-        group.add_argument(flag, help=help, default=absent, **kind)
-
-    group.add_argument("--device", default="CPU",
-                       help="CPU, GPU, GPU.1 or AUTO; NPU and NPU-EMULATED answer one request at a time")  # fmt: skip
-    add("--cache-size-gb", "bound of the KV cache (default: by free memory)", type=float, metavar="GB")
-    add("--max-running", "sequences generated at once (default: 32)", type=int, metavar="N")
-    add("--prefill-tokens", "tokens of a prompt computed in one step (default: 256)", type=int, metavar="N")
-    add("--kv-cache", "precision of the KV cache (default: u8)", choices=("u8", "f16", "f32"))
-    add("--threads", "CPU threads", type=int, metavar="N")
-    group.add_argument(
-        "--ov-config", action="append", default=[], metavar="KEY=VALUE", help="OpenVINO property; repeatable"
-    )
 
 
 def _models(arguments: argparse.Namespace) -> dict[str, ModelDirectory]:
@@ -137,9 +106,8 @@ def _adapters(arguments: argparse.Namespace, models: Mapping[str, ModelDirectory
     return adapters
 
 
-def _given(kind: type, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Those options that are fields of a dataclass and were given."""
-    values = {field.name: getattr(arguments, field.name) for field in fields(kind) if hasattr(arguments, field.name)}
+def _positive(values: dict[str, Any]) -> dict[str, Any]:
+    """The same values; numbers must be above 0, except for `max_queue`."""
     for name, value in values.items():
         if isinstance(value, (int, float)) and value <= 0 and name != "max_queue":
             raise ConfigError(f"{name} must be above 0, found {value:g}", code="not-positive")
@@ -152,7 +120,7 @@ def _specs(arguments: argparse.Namespace) -> dict[str, EngineSpec]:
     from ..serve.sequential import one_at_a_time
 
     models = _models(arguments)
-    options = _given(EngineSpec, arguments) | {"ov_config": ov_properties(arguments.ov_config)}
+    options = _positive(given(EngineSpec, arguments)) | {"ov_config": ov_properties(arguments.ov_config)}
     if one_at_a_time(arguments.device):
         options["max_running"] = 1
     specs = {
@@ -188,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ..serve import app
     from ..serve.registry import Limits, Models
 
-    limits = Limits(**_given(Limits, arguments))
+    limits = Limits(**_positive(given(Limits, arguments)))
     settings = app.Settings(
         api_keys=tuple(arguments.api_key) or tuple(filter(None, [os.environ.get(KEY_VARIABLE)])),
         max_body_bytes=int(arguments.max_body_mb * 2**20),

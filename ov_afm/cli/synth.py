@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..conversion.synthetic import GEOMETRIES, synth
-from .command import command, parser
+from .command import command, command_parser
 
 __all__ = ["main"]
 
@@ -13,7 +13,7 @@ __all__ = ["main"]
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """`ov-afm synth`."""
-    options = parser("synth", "Write a synthetic Arcee checkpoint: real geometry, random weights.")
+    options = command_parser("synth", "Write a synthetic Arcee checkpoint: real geometry, random weights.")
     options.add_argument("--geometry", required=True, choices=list(GEOMETRIES), help="which model's shape")
     options.add_argument("--output", "-o", required=True, metavar="DIR", help="new checkpoint folder")
     options.add_argument("--layers", type=int, help="number of layers instead of the geometry's")

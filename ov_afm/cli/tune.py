@@ -9,7 +9,7 @@ from pathlib import Path
 from ..evaluation import table
 from ..evaluation.recipe_search import Trial, front, tune
 from ..system import console, resources
-from .command import command, parser
+from .command import command, command_parser, given
 
 __all__ = ["main"]
 
@@ -17,11 +17,10 @@ __all__ = ["main"]
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """`ov-afm tune`."""
-    options = parser("tune", "Search the compression recipe for a size or a fidelity.")
+    options = command_parser("tune", "Search the compression recipe for a size or a fidelity.")
     options.add_argument("model", help="what `ov-afm export` takes, or an uncompressed model directory")
-    options.add_argument(
-        "--output", "-o", required=True, metavar="FILE", help="recipe file (.json), for export --recipe"
-    )
+    recipe = "recipe file (.json), for export --recipe"
+    options.add_argument("--output", "-o", required=True, metavar="FILE", help=recipe)
     options.add_argument("--max-size-gb", type=float, metavar="GB", help="most bytes of weights, decimal GB")
     options.add_argument("--max-kl", type=float, metavar="NATS", help="largest mean KL divergence")
     options.add_argument("--device", metavar="NAME", help="try only what this device can run")
@@ -36,18 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.plot is not None:
         resources.require("bench", "matplotlib")
         table.check_format(args.plot)
-    best, trials = tune(
-        args.model,
-        args.output,
-        max_size_gb=args.max_size_gb,
-        max_kl=args.max_kl,
-        device=args.device,
-        minutes=args.minutes,
-        dataset=args.dataset,
-        text=args.text,
-        tokens=args.tokens,
-        work_dir=args.work_dir,
-    )
+    best, trials = tune(**given(tune, args))
     if args.plot is not None:
         _plot(trials, best, args.plot)
     if args.json:
