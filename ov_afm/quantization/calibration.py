@@ -79,25 +79,17 @@ def parts(dataset: str) -> list[Part]:
     sources = []
     for item in dataset.split(","):
         name, _, weight = item.rpartition(":")
-        # `C:\data.txt` and `data.txt` have no weight.
-        if not name or not _is_number(weight):
-            sources.append(Part(item, 1.0))
-            continue
-        if not 0 < float(weight) < float("inf"):
+        try:
+            part = Part(name, float(weight)) if name else Part(item, 1.0)
+        except ValueError:  # such as `C:\data.txt`
+            part = Part(item, 1.0)
+        if not 0 < part.weight < float("inf"):
             raise ConfigError(f"the weight of calibration source {name} must be positive, found {weight}")
-        sources.append(Part(name, float(weight)))
+        sources.append(part)
     names = [part.name for part in sources]
     if len(set(names)) < len(names):
         raise ConfigError(f"a calibration source is named twice in {dataset!r}; name each once, with its weight")
     return sources
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def check(dataset: str) -> None:

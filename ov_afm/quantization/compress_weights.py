@@ -7,9 +7,11 @@ what was requested and what was done.
 from __future__ import annotations
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,15 +60,17 @@ def compress_ir(ir: Path, out: Path, recipe: Recipe, folder: Path) -> dict[str, 
     summary: dict[str, Any] = {}
     ids: list[list[int]] = []
     if recipe.needs_data and recipe.dataset is not None:
-        ids, summary["calibration"] = _calibration(recipe, recipe.dataset, ir, folder)
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        ids, summary["calibration"] = calibration.prepare(recipe.dataset, tokenizer, recipe.num_samples, ir=ir)
     fitted = recipe.rounding == "fitted"
     decoder = Decoder.of(model, folder) if fitted or recipe.equalise != "none" else None
     if decoder and recipe.equalise != "none":
         summary["equalisation"] = _equalise(recipe, decoder, ids, notes)
         # Fitted codes replace those of NNCF, so it need not see rescaled matrices, which would all be in memory.
         for layer in decoder.layers:
-            for weight in layer.norms() if fitted else (*layer.norms(), *layer.matrices()):
-                weight.write()
+            layer.write(matrices=not fitted)
     if recipe.bits > 8:
         openvino.save_model(model, out / MODEL_XML, compress_to_fp16=recipe.bits == 16)
         return {"notes": notes, **summary}
@@ -122,13 +126,6 @@ def _check_kinds(recipe: Recipe, matrices: Sequence[Matrix]) -> None:
             f"give both the same: --kind embedding={both},head={both}",
             code="tables-tied",
         )
-
-
-def _calibration(recipe: Recipe, dataset: str, ir: Path, folder: Path) -> tuple[list[list[int]], dict[str, Any]]:
-    """Calibration tokens, and what the manifest says of them."""
-    from transformers import AutoTokenizer
-
-    return calibration.prepare(dataset, AutoTokenizer.from_pretrained(folder), recipe.num_samples, ir=ir)
 
 
 def _equalise(recipe: Recipe, decoder: Decoder, ids: list[list[int]], notes: list[str]) -> dict[str, Any]:
@@ -302,19 +299,14 @@ def _relay_progress() -> Iterator[None]:
 @contextmanager
 def _collect_warnings(recipe: Recipe, notes: list[str]) -> Iterator[None]:
     """Turn what NNCF only logs, an algorithm that did nothing, into notes for the user."""
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            note = (
-                "AWQ did nothing: NNCF knows no pattern that fits this model's MLP; the weights are plain "
-                f"{recipe.weight_format}"
-            )
-            if recipe.awq and AWQ_NO_PATTERN in record.getMessage() and note not in notes:
-                notes.append(note)
-
-    handler, logger = Collector(), logging.getLogger("nncf")
+    handler, logger = BufferingHandler(sys.maxsize), logging.getLogger("nncf")
     logger.addHandler(handler)
     try:
         yield
     finally:
         logger.removeHandler(handler)
+    if recipe.awq and any(AWQ_NO_PATTERN in record.getMessage() for record in handler.buffer):
+        notes.append(
+            "AWQ did nothing: NNCF knows no pattern that fits this model's MLP; the weights are plain "
+            f"{recipe.weight_format}"
+        )

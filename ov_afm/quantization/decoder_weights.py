@@ -33,6 +33,7 @@ class Weight:
     Attributes:
         key: Name of the constant, which NNCF gives to what it puts in its place.
         name: Name in the checkpoint.
+        rescaled: Whether the values differ from the constant's.
     """
 
     def __init__(self, reader: Any) -> None:
@@ -42,8 +43,9 @@ class Weight:
         self.constant = node if node.get_type_name() == "Constant" else node.input_value(0).get_node()
         self.key = str(self.constant.get_friendly_name())
         self.name = self.key.removeprefix("self.").removesuffix("._openvino_orig_weight")
-        self._rows: Array | None = None
-        self._columns: Array | None = None
+        self.rescaled = False
+        self._rows: Array = np.ones(1, np.float32)
+        self._columns: Array = np.ones(1, np.float32)
         self._value: Array | None = None
 
     @property
@@ -52,32 +54,24 @@ class Weight:
         return list(self.constant.get_output_shape(0))
 
     @property
-    def rescaled(self) -> bool:
-        """Whether the values differ from the constant's."""
-        return self._rows is not None or self._columns is not None
-
-    @property
     def value(self) -> Array:
         """The values, rescaled; kept until `forget`."""
         if self._value is None:
             self._value = constant_as_f32(self.constant)
-            if self._rows is not None:
-                self._value *= self._rows[:, None]
-            if self._columns is not None:
+            if self.rescaled:
+                self._value *= self._rows
                 self._value *= self._columns
         return self._value
 
     def scale_rows(self, scales: Array) -> None:
         """Multiply each row by its own scale."""
-        scales = scales.astype(np.float32)
-        self._rows = scales if self._rows is None else self._rows * scales
-        self._value = None
+        self._rows = self._rows * scales.astype(np.float32)[:, None]
+        self.rescaled, self._value = True, None
 
     def scale_columns(self, scales: Array) -> None:
         """Multiply each column by its own scale."""
-        scales = scales.astype(np.float32)
-        self._columns = scales if self._columns is None else self._columns * scales
-        self._value = None
+        self._columns = self._columns * scales.astype(np.float32)
+        self.rescaled, self._value = True, None
 
     def forget(self) -> None:
         """Free the values; what was rescaled is remembered."""
@@ -91,7 +85,7 @@ class Weight:
             # Only this reader: equal constants may be shared by several nodes.
             self.constant = ops.constant(np.ascontiguousarray(self.value), name=self.key)
             self.reader.replace_source_output(self.constant.output(0))
-            self._rows = self._columns = None
+            self.rescaled, self._rows, self._columns = False, np.ones(1, np.float32), np.ones(1, np.float32)
         self.forget()
 
 
@@ -134,9 +128,9 @@ class Layer:
         """The weights of both RMSNorms."""
         yield from (self.attention_norm, self.mlp_norm)
 
-    def write(self) -> None:
-        """Put the rescaled values into the graph."""
-        for weight in (*self.matrices(), *self.norms()):
+    def write(self, *, matrices: bool = True) -> None:
+        """Put the rescaled values of the norms, and of the matrices unless they are left out, into the graph."""
+        for weight in (*self.norms(), *(self.matrices() if matrices else ())):
             weight.write()
 
     def forget(self) -> None:

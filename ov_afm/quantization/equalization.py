@@ -12,7 +12,8 @@ text. NNCF's own AWQ knows no pattern that fits this MLP and does nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[np.float32]
+    # Output error before and after, of each layer, by kind of matrix.
+    Errors = defaultdict[str, list[list[float]]]
 
 __all__ = ["FP16_LIMIT", "FP16_PEAK", "Equalised", "equalise"]
 
@@ -106,7 +109,7 @@ def equalise(
     # A layer twice, the stream and three activations, the hidden activation.
     resources.check_memory(4.0 * (2 * layers[0].elements + 5 * tokens * widest) + 1e9, "equalisation")
     module, stream = DecoderLayer(decoder.folder), embedded(samples, decoder.embedding)
-    errors: dict[str, list[tuple[float, float]]] = {}
+    errors: Errors = defaultdict(list)
     guarded, peak = 0, 0.0
     attention, up, down = ((kinds or {}).get(kind, quantizer) for kind in ("attention", "up", "down"))
     for index, layer in enumerate(layers):
@@ -179,9 +182,10 @@ def _sampled(rows: Array) -> Array:
     return rows[:: max(1, len(rows) // SEARCH_TOKENS)]
 
 
-def _fold_attention(layer: Layer, activations: _Activations, quantizer: Quantizer, errors: dict[str, Any]) -> None:
+def _fold_attention(layer: Layer, activations: _Activations, quantizer: Quantizer, errors: Errors) -> None:
     stacked = np.concatenate([layer.q.value, layer.k.value, layer.v.value])
-    scales = _search(stacked, _sampled(activations.attention), quantizer, errors, "qkv")
+    scales, *error = search_scales(stacked, _sampled(activations.attention), quantizer)
+    errors["qkv"].append(error)
     for matrix in (layer.q, layer.k, layer.v):
         matrix.scale_columns(scales)
     layer.attention_norm.scale_columns(1.0 / scales)
@@ -196,27 +200,30 @@ def _fold_attention(layer: Layer, activations: _Activations, quantizer: Quantize
         mean = np.exp(np.log(grouped).mean(1, keepdims=True))
         return np.broadcast_to(mean, grouped.shape).reshape(-1).astype(np.float32)
 
-    scales = _search(layer.o.value, _sampled(activations.heads), quantizer, errors, "o", tie=tie)
+    scales, *error = search_scales(layer.o.value, _sampled(activations.heads), quantizer, tie=tie)
+    errors["o"].append(error)
     layer.o.scale_columns(scales)
     layer.v.scale_rows(1.0 / scales.reshape(kv_heads, shared, layer.head_dim)[:, 0].reshape(-1))
 
 
-def _fold_mlp_input(layer: Layer, activations: _Activations, quantizer: Quantizer, errors: dict[str, Any]) -> None:
+def _fold_mlp_input(layer: Layer, activations: _Activations, quantizer: Quantizer, errors: Errors) -> None:
     readers = layer.mlp_readers
     stacked = np.concatenate([matrix.value for matrix in readers]) if len(readers) > 1 else readers[0].value
-    scales = _search(stacked, _sampled(activations.mlp), quantizer, errors, "up")
+    scales, *error = search_scales(stacked, _sampled(activations.mlp), quantizer)
+    errors["up"].append(error)
     for matrix in readers:
         matrix.scale_columns(scales)
     layer.mlp_norm.scale_columns(1.0 / scales)
     activations.mlp = activations.mlp / scales
 
 
-def _fold_neurons(layer: Layer, activations: _Activations, quantizer: Quantizer | None, errors: dict[str, Any]) -> int:
+def _fold_neurons(layer: Layer, activations: _Activations, quantizer: Quantizer | None, errors: Errors) -> int:
     """Scale neurons by the homogeneity of relu²; returns how many were scaled down for fp16."""
     scales = np.ones(layer.down.shape[1], dtype=np.float32)
     if quantizer is not None:
         hidden = np.square(np.maximum(_sampled(activations.mlp) @ layer.up.value.T, 0.0))
-        scales = _search(layer.down.value, hidden, quantizer, errors, "down")
+        scales, *error = search_scales(layer.down.value, hidden, quantizer)
+        errors["down"].append(error)
     # Powers of two in both directions are exact: 4^-k for a column of `down_proj` is 2^k for its row of `up_proj`.
     peaks = activations.peaks / np.sqrt(scales)
     over = np.maximum(peaks / FP16_PEAK, 1.0)
@@ -225,17 +232,3 @@ def _fold_neurons(layer: Layer, activations: _Activations, quantizer: Quantizer 
     layer.down.scale_columns(scales)
     layer.up.scale_rows((1.0 / np.sqrt(scales)).astype(np.float32))
     return int((shrink > 1).sum())
-
-
-def _search(
-    weight: Array,
-    activations: Array,
-    quantizer: Quantizer,
-    errors: dict[str, Any],
-    kind: str,
-    *,
-    tie: Callable[[Array], Array] | None = None,
-) -> Array:
-    scales, before, after = search_scales(weight, activations, quantizer, tie=tie)
-    errors.setdefault(kind, []).append((before, after))
-    return scales

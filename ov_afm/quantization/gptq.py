@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .quantizer import Quantizer
+from .quantizer import Quantizer, usable
 
 __all__ = ["Rounded", "inverse_root", "round_with_feedback"]
 
@@ -99,8 +99,7 @@ def fit_grid(weight: Any, importance: Any, quantizer: Quantizer) -> tuple[Any, A
     for share in SHARES:
         for wide, offset in quantizer.grids(weight, share):
             # As it will be stored.
-            narrow = wide.half().float()
-            candidate = torch.where(narrow == 0, torch.ones_like(narrow), narrow)
+            candidate = usable(wide.half().float())
             code = quantizer.code(weight, candidate[:, None], offset[:, None])
             error = ((code - offset[:, None]) * candidate[:, None] - weight).square() @ importance
             if best is None:

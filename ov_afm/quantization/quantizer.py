@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float32]
 
-__all__ = ["Quantizer", "search_scales"]
+__all__ = ["Quantizer", "search_scales", "usable"]
 
 # Exponents tried for activations and for weights, as AWQ's grid (https://arxiv.org/abs/2306.00978), which has no
 # second exponent: here rows may be rescaled too, so that the columns' own range is worth equalising.
@@ -59,10 +59,10 @@ class Quantizer:
         levels = 1 << self.bits
         if self.sym:
             # As NNCF's `calculate_signed_scale`: the value of largest magnitude becomes the extra negative level.
-            scale = _usable(torch.where(-low >= high, -low, -high) * (share / (levels // 2)))
+            scale = usable(torch.where(-low >= high, -low, -high) * (share / (levels // 2)))
             return [(scale, torch.zeros_like(scale)), (-scale, torch.zeros_like(scale))]
         low, high = share * low.clamp(max=0), share * high.clamp(min=0)
-        scale = _usable((high - low) / (levels - 1))
+        scale = usable((high - low) / (levels - 1))
         return [(scale, (-low / scale).round_().clamp_(0, levels - 1))]
 
     def code(self, weight: Any, scale: Any, zero: Any) -> Any:
@@ -77,19 +77,15 @@ class Quantizer:
         return self.code(weight, scale, zero).sub_(zero).mul_(scale)
 
 
-def _usable(scale: Any) -> Any:
-    """1 where a group is all zeros."""
+def usable(scale: Any) -> Any:
+    """Scales to divide by: 1 instead of 0, which a group of zeros has."""
     import torch
 
     return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
 def search_scales(
-    weight: Array,
-    activations: Array,
-    quantizer: Quantizer,
-    *,
-    tie: Callable[[Array], Array] | None = None,
+    weight: Array, activations: Array, quantizer: Quantizer, *, tie: Callable[[Array], Array] | None = None
 ) -> tuple[Array, float, float]:
     """Scales for the columns of a matrix that make rounding it cost least on its output.
 

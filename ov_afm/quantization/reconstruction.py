@@ -57,10 +57,11 @@ def fit(decoder: Decoder, compressed: Any, samples: Sequence[Sequence[int]]) -> 
         for index, layer in enumerate(layers):
             exact.load(layer)
             rounded.load(layer)
-            count += _LayerRounding(exact, rounded, layer, quantized).run(before, after)
+            _LayerRounding(exact, rounded, layer, quantized).run(before, after)
             for matrix in layer.matrices():
-                # NNCF left it as it is and does not know its scales.
-                if matrix.rescaled and matrix.key not in quantized:
+                if matrix.key in quantized:
+                    count += 1
+                elif matrix.rescaled:  # NNCF left it as it is and does not know its scales.
                     replace_float(compressed, matrix.key, matrix.value)
             layer.forget()
             emit(Progress(index + 1, len(layers), "rounding"))
@@ -74,10 +75,9 @@ class _LayerRounding:
         self, exact: DecoderLayer, rounded: DecoderLayer, layer: Layer, quantized: dict[str, QuantizedMatrix]
     ) -> None:
         self.exact, self.rounded, self.layer, self.quantized = exact, rounded, layer, quantized
-        self.count = 0
 
-    def run(self, before: list[Any], after: list[Any]) -> int:
-        """Round all matrices and move the streams, lists of batches, past the layer; returns the number of matrices."""
+    def run(self, before: list[Any], after: list[Any]) -> None:
+        """Round all matrices and move the streams, lists of batches, past the layer."""
         layer, streams = self.layer, (before, after)
         inputs = self._each(lambda decoder, x: decoder.layer.input_layernorm(x), streams)
         self._round(inputs, "self_attn", {"q_proj": layer.q, "k_proj": layer.k, "v_proj": layer.v})
@@ -90,7 +90,6 @@ class _LayerRounding:
         inputs = self._each(lambda decoder, x: decoder.hidden(x), inputs)
         self._round(inputs, "mlp", {"down_proj": layer.down}, streams)
         self._add(streams, self._each(lambda decoder, x: decoder.layer.mlp.down_proj(x), inputs))
-        return self.count
 
     def _each(self, function: Callable[[DecoderLayer, Any], Any], streams: Pair) -> Pair:
         """A function of the exact layer on the first stream, of the rounded layer on the second."""
@@ -114,7 +113,6 @@ class _LayerRounding:
             result = round_with_feedback(module.weight + moved @ root.T @ root, root, target.quantizer)
             module.weight.copy_(result.weight)
             target.write(result.codes.numpy(), result.scale.numpy(), result.zero.numpy())
-            self.count += 1
 
 
 def _statistics(inputs: Pair, streams: Pair | None) -> tuple[Any, Any, Any]:
