@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from .errors import ConfigError, GenerationError, last_line
@@ -252,13 +251,11 @@ class Pipeline:
         result = self._session.engine.generate(request.inputs, request.config, sink)
         if sink.failure is not None:
             raise sink.failure
+        rest = request.text.finish()
         if request.text.stopped or result.finish_reasons[0].name == "STOP":
             request.reason = "stop"
-        rest = request.text.finish()
         if rest:
             request.events.put(Delta(rest, request.new_tokens))
-        if request.text.stopped:
-            request.reason = "stop"
 
     def close(self) -> None:
         """Stop what is running and free the model; further requests raise `GenerationError`."""
@@ -270,9 +267,7 @@ class Pipeline:
         """Use the pipeline in a `with` block."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Free the model."""
         self.close()
 

@@ -20,7 +20,7 @@ class DriverFault:
 
     Attributes:
         kind: Kind of device.
-        first: Lowest version concerned, dotted; None for all below `last`.
+        first: Lowest version concerned, dotted.
         last: Highest version concerned.
         what: What happens.
         advice: What to do.
@@ -28,7 +28,7 @@ class DriverFault:
     """
 
     kind: str
-    first: str | None
+    first: str
     last: str
     what: str
     advice: str
@@ -78,9 +78,7 @@ def known_faults(device: str, driver: str | None) -> list[DriverFault]:
     return [
         fault
         for fault in FAULTS
-        if fault.kind == kind_of(device)
-        and version <= _version(fault.last)
-        and (fault.first is None or _version(fault.first) <= version)
+        if fault.kind == kind_of(device) and _version(fault.first) <= version <= _version(fault.last)
     ]
 
 

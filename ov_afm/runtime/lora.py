@@ -239,35 +239,28 @@ def merge(model: Any, adapters: Sequence[Adapter]) -> None:
     with torch.no_grad():
         for adapter in adapters:
             with safe_open(adapter.path, "pt") as file:
-                for name, scale in adapter.scales.items():
-                    weight = _weight(modules, name, adapter)
+                for name, (_, inputs, outputs) in adapter.shapes.items():
+                    weight = _weight(modules, name, adapter, [outputs, inputs])
                     if weight is shared and name.endswith("lm_head"):
                         raise SourceError(
                             f"{adapter.path} changes lm_head, which is the embedding too here; it cannot be merged"
                         )
                     down, up = (file.get_tensor(f"{PREFIX}{name}.lora_{part}.weight").float() for part in "AB")
-                    if weight.shape != (up.shape[0], down.shape[1]):
-                        raise _misfit(adapter, name, weight, (up.shape[0], down.shape[1]))
-                    weight.copy_(weight.float() + scale * adapter.weight * (up @ down))
+                    weight.copy_(weight.float() + adapter.scales[name] * adapter.weight * (up @ down))
                 for name in adapter.replaced:
-                    weight = _weight(modules, name, adapter)
                     new = file.get_tensor(f"{PREFIX}{name}.weight")
-                    if weight.shape != new.shape:
-                        raise _misfit(adapter, name, weight, tuple(new.shape))
-                    weight.copy_(new)
+                    _weight(modules, name, adapter, list(new.shape)).copy_(new)
 
 
-def _weight(modules: Mapping[str, Any], name: str, adapter: Adapter) -> Any:
+def _weight(modules: Mapping[str, Any], name: str, adapter: Adapter, shape: list[int]) -> Any:
     weight = getattr(modules.get(name), "weight", None)
     if weight is None:
         raise SourceError(
             f"{adapter.path} changes {name}, which this model does not have; it was made for another model"
         )
+    if list(weight.shape) != shape:
+        raise SourceError(
+            f"{adapter.path}: {name} has shape {shape}, and {list(weight.shape)} in this model; "
+            "the adapter was made for another model"
+        )
     return weight
-
-
-def _misfit(adapter: Adapter, name: str, weight: Any, shape: tuple[int, ...]) -> SourceError:
-    return SourceError(
-        f"{adapter.path}: {name} has shape {list(shape)}, and {list(weight.shape)} in this model; "
-        "the adapter was made for another model"
-    )

@@ -27,7 +27,15 @@ NPU_NEW_TOKENS = 128
 DEFAULT_CONTEXT_TOKENS = 4096
 # u8 with a scale and a zero point (f32) for each head's row of 128; 2 and 4 bytes without.
 KV_BYTES = {"u8": 1 + 8 / 128, "f16": 2.0, "f32": 4.0}
-PERFORMANCE_HINTS = ("FAST_COMPILE", "BEST_PERF")
+# Values of the fields that have a choice of them.
+CHOICES = {
+    "kv_cache": tuple(KV_BYTES),
+    "prefill_hint": ("DYNAMIC", "STATIC"),
+    "generate_hint": ("FAST_COMPILE", "BEST_PERF"),
+}
+NPU_ONLY = ("prefill_hint", "generate_hint", "chunk_tokens", "blob")
+# Fields that a kind of device does not take.
+FOREIGN = {"CPU": NPU_ONLY, "GPU": (*NPU_ONLY, "threads"), "NPU": ("threads", "kv_cache")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +78,7 @@ class Use:
                 raise ConfigError(f"{name} must be at least 1, found {value}")
         if self.chunk_tokens is not None and self.chunk_tokens & (self.chunk_tokens - 1):
             raise ConfigError(f"chunk_tokens must be a power of two, found {self.chunk_tokens}")
-        choices = {
-            "kv_cache": tuple(KV_BYTES),
-            "prefill_hint": ("DYNAMIC", "STATIC"),
-            "generate_hint": PERFORMANCE_HINTS,
-        }
-        for name, allowed in choices.items():
+        for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in allowed:
                 raise ConfigError(f"{name} must be one of {', '.join(allowed)}, found {value!r}")
@@ -170,7 +173,9 @@ def build(
         ConfigError: The use has a field that this kind of device does not take.
     """
     kind = kind_of(device)
-    _refuse_foreign(kind, device, use)
+    given = [name for name in FOREIGN.get(kind, ()) if getattr(use, name) is not None]
+    if given:
+        raise ConfigError(f"{device} does not take {', '.join(given)}")
     properties = _npu(use) if kind == "NPU" else _cpu_or_gpu(use)
     if kind == "GPU" and largest_bytes and max_alloc_bytes and largest_bytes > max_alloc_bytes:
         properties["GPU_ENABLE_LARGE_ALLOCATIONS"] = True
@@ -184,18 +189,6 @@ def build(
         # Where a CPU computes in bf16 by default, paged attention refuses an f32 cache (2026.4).
         properties.setdefault("INFERENCE_PRECISION_HINT", "f32")
     return properties
-
-
-def _refuse_foreign(kind: str, device: str, use: Use) -> None:
-    npu_only = ("prefill_hint", "generate_hint", "chunk_tokens", "blob")
-    foreign = {
-        "CPU": npu_only,
-        "GPU": (*npu_only, "threads"),
-        "NPU": ("threads", "kv_cache"),
-    }.get(kind, ())
-    given = [name for name in foreign if getattr(use, name) is not None]
-    if given:
-        raise ConfigError(f"{device} does not take {', '.join(given)}")
 
 
 def _cpu_or_gpu(use: Use) -> dict[str, Any]:
@@ -218,22 +211,15 @@ def _cpu_or_gpu(use: Use) -> dict[str, Any]:
 
 
 def _npu(use: Use) -> dict[str, Any]:
-    properties: dict[str, Any] = {
+    values: dict[str, Any] = {
         "MAX_PROMPT_LEN": use.prompt_tokens or NPU_PROMPT_TOKENS,
         "MIN_RESPONSE_LEN": use.new_tokens or NPU_NEW_TOKENS,
+        "PREFILL_HINT": use.prefill_hint,
+        "GENERATE_HINT": use.generate_hint,
+        "NPUW_LLM_PREFILL_CHUNK_SIZE": use.chunk_tokens,
+        "NPUW_LLM_ENABLE_PREFIX_CACHING": use.prefix_caching,
+        "INFERENCE_PRECISION_HINT": "f32" if use.exact else None,
+        "BLOB_PATH": None if use.blob is None else str(use.blob),
+        "EXPORT_BLOB": None if use.blob is None or Path(use.blob).exists() else True,
     }
-    if use.prefill_hint is not None:
-        properties["PREFILL_HINT"] = use.prefill_hint
-    if use.generate_hint is not None:
-        properties["GENERATE_HINT"] = use.generate_hint
-    if use.chunk_tokens is not None:
-        properties["NPUW_LLM_PREFILL_CHUNK_SIZE"] = use.chunk_tokens
-    if use.prefix_caching is not None:
-        properties["NPUW_LLM_ENABLE_PREFIX_CACHING"] = use.prefix_caching
-    if use.exact:
-        properties["INFERENCE_PRECISION_HINT"] = "f32"
-    if use.blob is not None:
-        properties["BLOB_PATH"] = str(use.blob)
-        if not Path(use.blob).exists():
-            properties["EXPORT_BLOB"] = True
-    return properties
+    return {name: value for name, value in values.items() if value is not None}

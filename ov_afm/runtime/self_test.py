@@ -11,6 +11,8 @@ first tokens of the short prompt, each with the recorded ones before it, the pro
 
 from __future__ import annotations
 
+import bisect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,16 +117,11 @@ def _long_prompt(tokenizer: Any, tokens: int) -> str:
         rows.insert(lines // 3, f"The secret number of the lighthouse is {NEEDLE}.")
         return "\n".join([*rows, "What is the secret number of the lighthouse? Answer with the number only."])
 
-    few, many = 0, 1
-    while len(_ids(tokenizer, _templated(tokenizer, text(many)))) <= tokens:
-        few, many = many, many * 2
-    while many - few > 1:
-        middle = (few + many) // 2
-        if len(_ids(tokenizer, _templated(tokenizer, text(middle)))) <= tokens:
-            few = middle
-        else:
-            many = middle
-    return text(few)
+    def length(lines: int) -> int:
+        return len(_ids(tokenizer, _templated(tokenizer, text(lines))))
+
+    # A line has several tokens.
+    return text(bisect.bisect_right(range(1, tokens), tokens, key=length))
 
 
 def _templated(tokenizer: Any, text: str) -> str:
@@ -232,8 +229,6 @@ def _divergence(steps: Sequence[str], first: Sequence[tuple[int, float]]) -> flo
     An engine reports the probability of the token that it chooses, so the two distributions are compared on "this token
     or another" only; merging outcomes never makes a divergence greater.
     """
-    import math
-
     bounds = []
     for step, (token, score) in zip(steps, first, strict=False):
         recorded = _scores(step)
