@@ -26,7 +26,7 @@ from ..runtime import lora
 from ..system.atomic import disk_full_as_error
 from ..system.child_process import Progress, Step, emit
 from . import verify
-from .gguf.tokenizer import PRE_TOKENIZERS
+from .gguf.tokenizer import pre_tokenizer
 
 __all__ = ["STEPS", "Converted", "Job", "build"]
 
@@ -201,15 +201,8 @@ def convertible(tokenizer: Any) -> Any:
     ]
     if steps != [("Digits", True, None), ("ByteLevel", None, True)]:
         return tokenizer
-    from tokenizers import Regex, pre_tokenizers
-
     equivalent = copy.deepcopy(tokenizer)
-    equivalent.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRE_TOKENIZERS["smollm"]), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    equivalent.backend_tokenizer.pre_tokenizer = pre_tokenizer("smollm")
     return equivalent
 
 

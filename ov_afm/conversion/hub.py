@@ -232,15 +232,9 @@ def _fill(repo: str, commit: str, file: Any, part: Path, advance: Callable[[int]
 def _bar(advance: Callable[[int], None]) -> type:
     """A stand-in for tqdm that passes the progress of `http_get` on."""
 
-    class Bar:
+    class Bar(nullcontext["Bar"]):
         def __init__(self, **named: Any) -> None:
-            pass
-
-        def __enter__(self) -> Bar:
-            return self
-
-        def __exit__(self, *exc: object) -> None:
-            pass
+            super().__init__(self)
 
         def update(self, amount: float) -> None:
             advance(int(amount))

@@ -145,7 +145,7 @@ def resolve(
     if _looks_like_path(name, model):
         raise SourceError(f"no such file or folder: {path}", code="source-missing")
     if HUB_ID.fullmatch(name):
-        return _hub(name, revision, progress=progress, **trust)
+        return _hub(name, revision, progress, **trust)
     raise SourceError(
         f"no model {name!r}: it is no folder or .gguf file here, and no Hub id (org/name, such as {DEFAULT_MODEL}); "
         f"the embedded model is called {EMBEDDED_MODEL}",
@@ -163,16 +163,10 @@ def _looks_like_path(name: str, model: str | Path) -> bool:
     )
 
 
-def _hub(
-    repo: str, revision: str | None, *, allow_pickle: bool, trust_remote_code: bool, progress: Progress | None
-) -> Source:
-    snapshot = hub.fetch(
-        repo, revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, progress=progress
-    )
-    if (snapshot.path / MODEL_XML).exists():
-        source = _prebuilt(snapshot.path, id=repo)
-    else:
-        source = _checkpoint(snapshot.path, "hub", repo, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+def _hub(repo: str, revision: str | None, progress: Progress | None, **trust: bool) -> Source:
+    snapshot = hub.fetch(repo, revision, progress=progress, **trust)
+    prebuilt = (snapshot.path / MODEL_XML).exists()
+    source = _prebuilt(snapshot.path, id=repo) if prebuilt else _checkpoint(snapshot.path, "hub", repo, **trust)
     return replace(source, revision=snapshot.commit, digests=snapshot.digests)
 
 
@@ -201,12 +195,7 @@ def _prebuilt(path: Path, *, id: str) -> Source:
 
 
 def _source(
-    kind: Kind,
-    id: str,
-    path: Path,
-    weights: tuple[Path, ...],
-    config: Mapping[str, Any],
-    terms: Path | None = None,
+    kind: Kind, id: str, path: Path, weights: tuple[Path, ...], config: Mapping[str, Any], terms: Path | None = None
 ) -> Source:
     return Source(
         kind=kind,

@@ -6,6 +6,7 @@ Its speed, memory and disk space are those of the real model; its words are nois
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["GEOMETRIES", "ArceeGeometry", "synth"]
+__all__ = ["GEOMETRIES", "ArceeGeometry", "byte_alphabet", "synth"]
 
 SHARD_BYTES = 2 << 30
 # Values made at a time; bounds memory, whatever the geometry.
@@ -238,7 +239,7 @@ def _config(shape: ArceeGeometry) -> dict[str, Any]:
 
 def _tokenizer(vocab: int) -> dict[str, Any]:
     """A byte-level tokenizer with `vocab` entries: bytes are encoded, made-up words fill the rest."""
-    tokens = [*CONTROL_TOKENS, *_byte_alphabet()]
+    tokens = [*CONTROL_TOKENS, *byte_alphabet()]
     letters = "abcdefghijklmnopqrstuvwxyz"
     for number in range(vocab - len(tokens)):
         word = ""
@@ -258,9 +259,8 @@ def _tokenizer(vocab: int) -> dict[str, Any]:
     }
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """The 256 characters by which byte-level BPE writes bytes (GPT-2's `bytes_to_unicode`)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    table = {byte: chr(byte) for byte in printable} | {byte: chr(256 + index) for index, byte in enumerate(others)}
-    return [table[byte] for byte in range(256)]
+    others = itertools.count(256)
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]

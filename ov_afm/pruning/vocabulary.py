@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..conversion.checkpoint import read_json
+from ..conversion.synthetic import byte_alphabet
 from ..errors import CompressionError, ConfigError, SourceError
 from ..system.atomic import write_json
 from ..system.child_process import Progress, emit
@@ -103,13 +104,6 @@ def _fields(tokenizer: Any, name: str) -> dict[str, Any]:
     return fields
 
 
-def _byte_letters() -> dict[str, int]:
-    """How byte-level tokenizers spell each byte (bytes_to_unicode in src/encoder.py of openai/gpt-2)."""
-    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    return {chr(byte): byte for byte in shown} | {chr(256 + at): byte for at, byte in enumerate(hidden)}
-
-
 def _scripts_of(token: str, letters: Mapping[str, int]) -> list[str]:
     """Scripts of the whole letters in a token, in their order."""
     text = bytes(letters[each] for each in token).decode("utf-8", "ignore")
@@ -135,7 +129,8 @@ def choose(tokenizer: Mapping[str, Any], rows: int, scripts: Sequence[str], name
     tokens = {index: token for token, index in vocabulary.items()} | added
     if max(tokens) >= rows:
         raise SourceError(f"token {tokens[max(tokens)]!r} has the id {max(tokens)}, but the embedding has {rows} rows")
-    letters, kept_scripts = _byte_letters(), {script.upper() for script in scripts}
+    letters = {letter: byte for byte, letter in enumerate(byte_alphabet())}
+    kept_scripts = {script.upper() for script in scripts}
     present: Counter[str] = Counter()
     dropped: dict[int, str] = {}
     for index, token in tokens.items():

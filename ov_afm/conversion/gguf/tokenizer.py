@@ -15,7 +15,7 @@ from typing import Any
 
 from ...errors import SourceError
 
-__all__ = ["PRE_TOKENIZERS", "write_tokenizer"]
+__all__ = ["PRE_TOKENIZERS", "pre_tokenizer", "write_tokenizer"]
 
 # Token types of GGUF (enum llama_token_type, include/llama.h in ggml-org/llama.cpp).
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
@@ -102,8 +102,16 @@ def write_tokenizer(folder: Path, fields: Mapping[str, Any], name: str, max_leng
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8", newline="")
 
 
+def pre_tokenizer(rule: str) -> Any:
+    """What cuts a text into pieces by a rule of `PRE_TOKENIZERS`, for `tokenizers`."""
+    from tokenizers import Regex, pre_tokenizers
+
+    split = pre_tokenizers.Split(Regex(PRE_TOKENIZERS[rule]), "isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
 def _build(fields: Mapping[str, Any], tokens: list[str], pre: str) -> Any:
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
@@ -114,18 +122,12 @@ def _build(fields: Mapping[str, Any], tokens: list[str], pre: str) -> Any:
         for merge in fields.get("tokenizer.ggml.merges", ())
         for cut in (merge.index(" ", 1),)
     ]
-    for first, second in merges:
-        for part in (first, second, first + second):
-            if part not in vocabulary:
-                raise ValueError(f"a merge needs {part!r}, which is no token")
+    for part in (part for first, second in merges for part in (first, second, first + second)):
+        if part not in vocabulary:
+            raise ValueError(f"a merge needs {part!r}, which is no token")
     whole_pieces = pre in _WHOLE_PIECES
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole_pieces))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PRE_TOKENIZERS[pre]), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizer(pre)
     tokenizer.decoder = decoders.ByteLevel()
     for index, kind in enumerate(fields.get("tokenizer.ggml.token_type", ())):
         if kind in (UNKNOWN, CONTROL):
@@ -140,8 +142,7 @@ def _build(fields: Mapping[str, Any], tokens: list[str], pre: str) -> Any:
 
     head, tail = edge("bos", whole_pieces), edge("eos", False)
     if head or tail:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[*(tokens[index] for index in head), "$A", *(tokens[index] for index in tail)],
-            special_tokens=[(tokens[index], index) for index in {*head, *tail}],
-        )
+        single = [*(tokens[index] for index in head), "$A", *(tokens[index] for index in tail)]
+        special = [(tokens[index], index) for index in {*head, *tail}]
+        tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
     return tokenizer

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import SourceError
-from ...system.atomic import write_json
+from ...system.atomic import write_json, write_text
 from ...system.console import human_bytes
 from ...system.paths import cache_dir, cached
 from ..checkpoint import safetensors_header
@@ -98,11 +98,11 @@ def convert(path: Path, folder: Path, on_bytes: OnBytes | None = None) -> None:
             f"GGUF architecture {arch!r} of {path.name} is not supported; supported are {', '.join(ARCHITECTURES)}",
             code="architecture-unsupported",
         )
-    names = _names(path.name, arch, tensors, fields)
+    weights = _renamed(path.name, arch, tensors, fields)
     config = config_of(path.name, arch, fields, tensors)
     write_tokenizer(folder, fields, path.name, config["max_position_embeddings"])
-    count = sum(int(tensors[name].n_elements) for name in names)
-    dtype = _dtype(count, [tensors[name] for name in names])
+    count = sum(int(tensor.n_elements) for tensor in weights.values())
+    dtype = _dtype(count, weights.values())
     needed, free = count * (4 if dtype == "float32" else 2), shutil.disk_usage(folder).free
     if needed > free:
         raise SourceError(
@@ -110,14 +110,11 @@ def convert(path: Path, folder: Path, on_bytes: OnBytes | None = None) -> None:
             "free some space, or set OV_AFM_CACHE to a folder on a larger disk",
             code="disk-full",
         )
-    _write_weights(
-        folder / "model.safetensors", {names[name]: tensors[name] for name in names}, config, dtype, on_bytes
-    )
+    advance = (lambda size: on_bytes(size, needed)) if on_bytes else (lambda _: None)
+    _write_weights(folder / "model.safetensors", weights, config, dtype, advance)
     license_id = fields.get("general.license")
     if license_id:
-        (folder / "README.md").write_text(
-            f"---\nlicense: {license_id}\n---\nConverted from {path.name}.\n", encoding="utf-8"
-        )
+        write_text(folder / "README.md", f"---\nlicense: {license_id}\n---\nConverted from {path.name}.\n")
     config["dtype"] = dtype
     write_json(folder / "config.json", config)
     ids = {key: value for key, value in config.items() if key.endswith("_token_id")}
@@ -150,8 +147,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return fields, {tensor.name: tensor for tensor in reader.tensors}
 
 
-def _names(file: str, arch: str, tensors: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, str]:
-    """Hugging Face name of each tensor of the file; every one must be known, none may be missing."""
+def _renamed(file: str, arch: str, tensors: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors of the file by their Hugging Face names; every one must be known, none may be missing."""
     left_out = UNGATED.get(arch, ())
     names = {
         f"blk.{layer}.{ours}.weight": f"model.layers.{layer}.{theirs}.weight"
@@ -165,10 +162,10 @@ def _names(file: str, arch: str, tensors: Mapping[str, Any], fields: Mapping[str
     if missing or unknown:
         problem = f"lacks tensor {missing[0]}" if missing else f"has tensor {unknown[0]}, which has no place in {arch}"
         raise SourceError(f"{file} {problem}; use the safetensors model", code="gguf-tensors")
-    return {name: names[name] for name in tensors if name in names}
+    return {names[name]: tensor for name, tensor in tensors.items() if name in names}
 
 
-def _dtype(count: int, tensors: list[Any]) -> str:
+def _dtype(count: int, tensors: Iterable[Any]) -> str:
     if count <= EXACT_UP_TO:
         return "float32"
     matrices = {tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1}
@@ -176,18 +173,18 @@ def _dtype(count: int, tensors: list[Any]) -> str:
 
 
 def _write_weights(
-    path: Path, tensors: Mapping[str, Any], config: Mapping[str, Any], dtype: str, on_bytes: OnBytes | None
+    path: Path, tensors: Mapping[str, Any], config: Mapping[str, Any], dtype: str, advance: Callable[[int], None]
 ) -> None:
     """One safetensors file, written as it is dequantized."""
     stored = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
     shapes = {name: (stored, [int(size) for size in reversed(tensor.shape)]) for name, tensor in tensors.items()}
-    total = sum(int(tensor.n_elements) for tensor in tensors.values()) * (4 if dtype == "float32" else 2)
-    advance = (lambda size: on_bytes(size, total)) if on_bytes else None
     with path.open("wb") as stream:
         stream.write(safetensors_header(shapes))
         for name, tensor in tensors.items():
             for block in _rows(name, tensor, config):
-                _write_block(stream, block, dtype, advance)
+                values = _encoded(block, dtype)
+                stream.write(values.data)
+                advance(values.nbytes)
 
 
 def _rows(name: str, tensor: Any, config: Mapping[str, Any]) -> Iterator[NDArray[np.float32]]:
@@ -213,9 +210,8 @@ def _rows(name: str, tensor: Any, config: Mapping[str, Any]) -> Iterator[NDArray
             ) from error
 
 
-def _write_block(
-    stream: BinaryIO, block: NDArray[np.float32], dtype: str, advance: Callable[[int], None] | None
-) -> None:
+def _encoded(block: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """Values in the number format of the result."""
     values: NDArray[Any] = np.ascontiguousarray(block, np.float32)
     if dtype == "float16":
         values = values.astype(np.float16)
@@ -225,6 +221,4 @@ def _write_block(
         # What is bfloat16 in the file has nothing in its lower half; the rest is rounded to nearest, ties to even.
         bits = values.view(np.uint32)
         values = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    stream.write(values.data)
-    if advance:
-        advance(values.nbytes)
+    return values
