@@ -23,7 +23,7 @@ from ..runtime.sampling import Params
 from ..system import console
 from . import errors, protocol, structured_output
 from .errors import APIError
-from .messages import Chat, Generate, Prompt, Text, Tokens
+from .messages import Chat, Detokenize, Generate, Prompt, Text, Tokenize, Tokens
 from .middleware import RequestChecks
 from .prometheus import Metrics, RequestCounter
 from .protocol import ChatCompletion, Completion
@@ -172,14 +172,14 @@ class Service:
         else:
             raise APIError("give either prompt or messages", "prompt")
         engine = await self.models.engine(self.models.resolve(body.model))
-        tokens = await engine.tokenize(prompt)
+        tokens = await engine.ask(Tokenize(prompt))
         assert engine.info is not None
         return protocol.Tokens(tokens=tokens, count=len(tokens), max_model_len=engine.info.context_length)
 
     async def detokenize(self, body: protocol.DetokenizeRequest) -> protocol.Text:
         """Text of tokens."""
         engine = await self.models.engine(self.models.resolve(body.model))
-        return protocol.Text(prompt=await engine.detokenize(body.tokens))
+        return protocol.Text(prompt=await engine.ask(Detokenize(body.tokens)))
 
     def list_models(self) -> protocol.ModelList:
         """The models on offer."""

@@ -15,29 +15,12 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import DeviceError, EngineLost
 from ..system.child_process import WorkerProcess, describe_exit
-from . import worker
+from . import messages, worker
 from .errors import EngineBusy, EngineTimeout
-from .messages import (
-    Answer,
-    CacheUsage,
-    Cancel,
-    Detokenize,
-    EngineSpec,
-    Failure,
-    ModelInfo,
-    Piece,
-    Prompt,
-    PromptTokens,
-    Request,
-    Result,
-    Task,
-    Tokenize,
-    Unusable,
-)
 
 __all__ = ["Engine", "Stream"]
 
@@ -61,17 +44,13 @@ class Stream:
         self.prompt_tokens = 0
         # An error ends the stream. A time-out comes this way too, not by `asyncio.wait_for`: before Python 3.12 that
         # loses a cancellation that arrives together with a piece, so a client that left would go unnoticed.
-        self._answers: asyncio.Queue[Answer | Exception] = asyncio.Queue()
+        self._answers: asyncio.Queue[messages.Answer | Exception] = asyncio.Queue()
 
-    def put(self, answer: Answer | Exception) -> None:
+    def put(self, answer: messages.Answer | Exception) -> None:
         """Take an answer of the engine, or the error that ends the stream."""
         self._answers.put_nowait(answer)
 
-    def time_out(self) -> None:
-        """End the stream because its time is up."""
-        self.put(EngineTimeout("the request took longer than this server allows; ask for fewer tokens"))
-
-    async def get(self) -> tuple[int, Answer]:
+    async def get(self) -> tuple[int, messages.Answer]:
         """The next answer, and the index of what it belongs to.
 
         Raises:
@@ -85,13 +64,13 @@ class Stream:
         if isinstance(answer, Exception):
             raise answer
         index = self.open[answer.id]
-        if isinstance(answer, PromptTokens):
+        if isinstance(answer, messages.PromptTokens):
             self.prompt_tokens = answer.count
-        elif not isinstance(answer, Piece) or answer.end is not None:
+        elif not isinstance(answer, messages.Piece) or answer.end is not None:
             del self.open[answer.id]
-        if isinstance(answer, Failure):
+        if isinstance(answer, messages.Failure):
             raise answer.error
-        if isinstance(answer, Piece) and answer.end == "cache":
+        if isinstance(answer, messages.Piece) and answer.end == "cache":
             raise EngineLost("the KV cache is full; try again later or with a shorter prompt")
         return index, answer
 
@@ -117,16 +96,16 @@ class Engine:
         on_unusable: Called when it turns out that it never will.
     """
 
-    def __init__(self, spec: EngineSpec, *, max_queue: int = 64, request_timeout_s: float = 600) -> None:
+    def __init__(self, spec: messages.EngineSpec, *, max_queue: int = 64, request_timeout_s: float = 600) -> None:
         self.spec = spec
         self.max_queue, self.request_timeout_s = max_queue, request_timeout_s
         self.state: State = "stopped"
-        self.info: ModelInfo | None = None
+        self.info: messages.ModelInfo | None = None
         self.problem: str | None = None
         self.restarts = self.running = self.waiting = 0
         self.cache_usage = 0.0
         self.last_used = time.monotonic()
-        self.on_ready: Callable[[ModelInfo], object] = lambda _: None
+        self.on_ready: Callable[[messages.ModelInfo], object] = lambda _: None
         self.on_unusable: Callable[[], object] = lambda: None
         self._ids = itertools.count(1)
         self._streams: dict[int, Stream] = {}
@@ -172,7 +151,7 @@ class Engine:
         self.state = "stopped"
 
     @contextlib.asynccontextmanager
-    async def open(self, tasks: Sequence[Task]) -> AsyncIterator[Stream]:
+    async def open(self, tasks: Sequence[messages.Task]) -> AsyncIterator[Stream]:
         """Run what one client asked for, in one slot; leaving the block cancels what is left of it.
 
         Args:
@@ -186,37 +165,27 @@ class Engine:
         deadline = time.monotonic() + self.request_timeout_s
         await self._take_slot(deadline)
         stream = Stream([next(self._ids) for _ in tasks])
-        timer = asyncio.get_running_loop().call_later(max(0.0, deadline - time.monotonic()), stream.time_out)
+        late = EngineTimeout("the request took longer than this server allows; ask for fewer tokens")
+        timer = asyncio.get_running_loop().call_later(max(0.0, deadline - time.monotonic()), stream.put, late)
         try:
             self._check_alive()
             for request_id, task in zip(stream.open, tasks, strict=True):
                 self._streams[request_id] = stream
-                self._send(Request(request_id, task))
+                self._send(messages.Request(request_id, task))
             yield stream
         finally:
             timer.cancel()
             for request_id in stream.open:
-                self._send(Cancel(request_id))
+                self._send(messages.Cancel(request_id))
             self._streams = {key: each for key, each in self._streams.items() if each is not stream}
             self.last_used = time.monotonic()
             self._give_slot()
 
-    async def tokenize(self, prompt: Prompt) -> list[int]:
-        """The tokens of a prompt."""
-        tokens = await self._ask(Tokenize(prompt))
-        assert isinstance(tokens, list)
-        return tokens
-
-    async def detokenize(self, tokens: Sequence[int]) -> str:
-        """The text of tokens."""
-        text = await self._ask(Detokenize(tokens))
-        assert isinstance(text, str)
-        return text
-
-    async def _ask(self, task: Tokenize | Detokenize) -> list[int] | str:
+    async def ask(self, task: messages.Tokenize | messages.Detokenize) -> Any:
+        """The tokens of a prompt, or the text of tokens."""
         async with self.open([task]) as stream:
             _, answer = await stream.get()
-            assert isinstance(answer, Result)
+            assert isinstance(answer, messages.Result)
             return answer.value
 
     def _check_alive(self) -> None:
@@ -257,7 +226,7 @@ class Engine:
                 self.running += 1
                 turn.set_result(None)
 
-    def _send(self, message: Request | Cancel) -> None:
+    def _send(self, message: messages.ToEngine) -> None:
         if self._process:
             self._process.send(message)
 
@@ -284,7 +253,7 @@ class Engine:
         process = self._process = WorkerProcess(
             worker.run,
             self.spec,
-            on_message=lambda messages: loop.call_soon_threadsafe(self._take, messages),
+            on_message=lambda batch: loop.call_soon_threadsafe(self._take, batch),
             on_exit=lambda status: loop.call_soon_threadsafe(ended.set_result, status),
         )
         try:
@@ -302,18 +271,18 @@ class Engine:
                 await ended
         return was_ready
 
-    def _take(self, messages: Sequence[Answer | CacheUsage | ModelInfo | Unusable]) -> None:
+    def _take(self, batch: Sequence[messages.FromEngine]) -> None:
         if self._process is None:
             return
-        for message in messages:
-            if isinstance(message, CacheUsage):
+        for message in batch:
+            if isinstance(message, messages.CacheUsage):
                 self.cache_usage = message.share
-            elif isinstance(message, ModelInfo):
+            elif isinstance(message, messages.ModelInfo):
                 self.info, self.state = message, "ready"
                 self.last_used = time.monotonic()
                 self._ready.set()
                 self.on_ready(message)
-            elif isinstance(message, Unusable):
+            elif isinstance(message, messages.Unusable):
                 self.problem = message.reason
             elif stream := self._streams.get(message.id):
                 stream.put(message)

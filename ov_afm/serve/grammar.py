@@ -9,8 +9,10 @@ grammar stays in the tokenizer's cache, so the engine need not compile it again.
 from __future__ import annotations
 
 import json
+import tempfile
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
@@ -104,18 +106,8 @@ def _weightless(tokenizer: Any, vocab: int) -> Any:
     logits = ops.add(zero, ops.constant(np.zeros((1, 1, vocab), np.float32)))
     logits.output(0).set_names({"logits"})
     model = openvino.Model([logits], [ids, mask, beam], "weightless")
-    xml, weights = _serialized(model)
-    return openvino_genai.LLMPipeline(xml, weights, tokenizer, "CPU", ATTENTION_BACKEND="SDPA")
-
-
-def _serialized(model: Any) -> tuple[str, Any]:
-    import tempfile
-    from pathlib import Path
-
-    import numpy as np
-    import openvino
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weightless.xml"
         openvino.save_model(model, path, compress_to_fp16=False)
-        return path.read_text(encoding="utf-8"), openvino.Tensor(np.fromfile(path.with_suffix(".bin"), np.uint8))
+        xml, weights = path.read_text(encoding="utf-8"), np.fromfile(path.with_suffix(".bin"), np.uint8)
+    return openvino_genai.LLMPipeline(xml, openvino.Tensor(weights), tokenizer, "CPU", ATTENTION_BACKEND="SDPA")

@@ -14,33 +14,6 @@ from typing import Any
 from ..errors import OVAFMError
 from ..runtime.sampling import Params
 
-__all__ = [
-    "Answer",
-    "CacheUsage",
-    "Cancel",
-    "Chat",
-    "Detokenize",
-    "EngineSpec",
-    "Failure",
-    "Function",
-    "FunctionCalls",
-    "Generate",
-    "JSONSchema",
-    "ModelInfo",
-    "OutputFormat",
-    "Piece",
-    "Prompt",
-    "PromptTokens",
-    "Request",
-    "Result",
-    "Task",
-    "Text",
-    "TokenLogprob",
-    "Tokenize",
-    "Tokens",
-    "Unusable",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
@@ -175,6 +148,9 @@ class Cancel:
     id: int
 
 
+ToEngine = Request | Cancel
+
+
 # -- From the engine: answers to a request
 
 
@@ -261,3 +237,6 @@ class CacheUsage:
     """The share of the KV cache in use, from 0 to 1."""
 
     share: float
+
+
+FromEngine = Answer | CacheUsage | ModelInfo | Unusable

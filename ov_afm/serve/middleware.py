@@ -134,13 +134,9 @@ def _check_depth(value: Any) -> None:
 
 def _replay(body: bytes, receive: Receive) -> Receive:
     """A `receive` that returns the body that was read, then what the client sends next."""
-    replayed = False
+    unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:
-        nonlocal replayed
-        if not replayed:
-            replayed = True
-            return {"type": "http.request", "body": body, "more_body": False}
-        return await receive()
+        return unread.pop() if unread else await receive()
 
     return replay

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -32,23 +33,15 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"ov_afm_{name}", text, labels, registry=self.registry)
 
+        def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(f"ov_afm_{name}", text, ["model"], buckets=buckets, registry=self.registry)
+
         self.requests = counter("requests", "HTTP requests", "route", "status")
         self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts", "model")
         self.generated_tokens = counter("generated_tokens", "Tokens generated", "model")
-        self.ttft_s = Histogram(
-            "ov_afm_ttft_seconds",
-            "Time to the first token",
-            ["model"],
-            buckets=TTFT_BUCKETS_S,
-            registry=self.registry,
-        )
-        self.tpot_s = Histogram(
-            "ov_afm_tpot_seconds",
-            "Time per token after the first, mean of a request",
-            ["model"],
-            buckets=TPOT_BUCKETS_S,
-            registry=self.registry,
-        )
+        self.ttft_s = histogram("ttft_seconds", "Time to the first token", TTFT_BUCKETS_S)
+        per_token = "Time per token after the first, mean of a request"
+        self.tpot_s = histogram("tpot_seconds", per_token, TPOT_BUCKETS_S)
         self._gauges = {
             attribute: Gauge(f"ov_afm_{name}", text, ["model"], registry=self.registry)
             for attribute, name, text in GAUGES

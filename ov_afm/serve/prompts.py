@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ class Prompter:
         self._tokenizer = tokenizer
         self._controls = control_tokens(model_dir)
         longest_first = sorted(self._controls, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        # Without control tokens, a pattern that matches nothing.
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self.has_template = bool(tokenizer.chat_template)
         self.template_knows_tools = "tools" in (tokenizer.chat_template or "")
 
@@ -108,8 +109,6 @@ class Prompter:
     def _hide(self, value: Any, nonce: str, hidden: list[str]) -> Any:
         """The same structure with control tokens replaced by numbered marks."""
         if isinstance(value, str):
-            if self._pattern is None:
-                return value
 
             def mark(match: re.Match[str]) -> str:
                 hidden.append(match[0])
@@ -126,12 +125,9 @@ class Prompter:
         """A control token's text in ordinary tokens."""
         for cut in range(1, len(text)):
             tokens = self.encode(text[:cut], special=False) + self.encode(text[cut:], special=False)
-            if not self._is_control(tokens):
+            if not set(tokens) & set(self._controls.values()):
                 return tokens
         return []
-
-    def _is_control(self, tokens: Iterable[int]) -> bool:
-        return any(token in self._controls.values() for token in tokens)
 
 
 def _reveal(text: str, nonce: str, hidden: Sequence[str]) -> str:

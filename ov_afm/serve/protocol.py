@@ -10,26 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
-__all__ = [
-    "ChatChoice",
-    "ChatChunk",
-    "ChatCompletion",
-    "ChatRequest",
-    "Choice",
-    "ChunkChoice",
-    "Completion",
-    "CompletionRequest",
-    "DetokenizeRequest",
-    "ErrorBody",
-    "ErrorEnvelope",
-    "Message",
-    "Model",
-    "ModelList",
-    "SamplingRequest",
-    "TokenizeRequest",
-    "Usage",
-]
-
 MAX_CHOICES = 16
 MAX_TOOLS = 128
 _INT64 = 2**63

@@ -18,27 +18,10 @@ from typing import NamedTuple
 
 from ..errors import EngineLost, GenerationError, OVAFMError, last_line
 from ..system.child_process import Channel
+from . import messages
 from .batching import Job
 from .errors import APIError
 from .grammar import GrammarCheck, structured_output
-from .messages import (
-    Answer,
-    CacheUsage,
-    Cancel,
-    Chat,
-    EngineSpec,
-    Failure,
-    Generate,
-    JSONSchema,
-    ModelInfo,
-    Prompt,
-    PromptTokens,
-    Request,
-    Result,
-    Text,
-    Tokenize,
-    Unusable,
-)
 from .prompts import Prompter
 from .sequential import open_engine
 
@@ -48,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 TOO_LONG = "context_length_exceeded"
 
-Send = Callable[[Sequence[Answer | CacheUsage | ModelInfo | Unusable]], None]
+Send = Callable[[Sequence[messages.FromEngine]], None]
 
 
 class Drop(NamedTuple):
@@ -66,26 +49,28 @@ class Worker:
         send: Takes messages for the server.
     """
 
-    def __init__(self, spec: EngineSpec, send: Send) -> None:
+    def __init__(self, spec: messages.EngineSpec, send: Send) -> None:
         self._send = send
         self._engine = open_engine(spec)
         self._session = session = self._engine.session
         self._prompter = Prompter(session.tokenizer, session.model.path)
         self._grammar = GrammarCheck(session.tokenizer, session.model.geometry.vocab)
         # The first use creates the compiler that the engine's own thread shares.
-        self._grammar.check(structured_output(JSONSchema('{"type": "object"}')))
-        self._to_prepare: queue.SimpleQueue[Request | Cancel] = queue.SimpleQueue()
+        self._grammar.check(structured_output(messages.JSONSchema('{"type": "object"}')))
+        self._to_prepare: queue.SimpleQueue[messages.ToEngine] = queue.SimpleQueue()
         self._to_run: queue.SimpleQueue[Job | Drop] = queue.SimpleQueue()
         self._cancelled: set[int] = set()
 
     @property
-    def info(self) -> ModelInfo:
+    def info(self) -> messages.ModelInfo:
         """The loaded model."""
-        return ModelInfo(self._session.device_label, self._session.context_length, self._prompter.template_knows_tools)
+        return messages.ModelInfo(
+            self._session.device_label, self._session.context_length, self._prompter.template_knows_tools
+        )
 
-    def receive(self, message: Request | Cancel) -> None:
+    def receive(self, message: messages.ToEngine) -> None:
         """Take one message of the server; returns at once."""
-        if isinstance(message, Cancel):
+        if isinstance(message, messages.Cancel):
             self._cancelled.add(message.id)
             self._to_run.put(Drop(message.id, last=False))
         # A cancellation follows its request through both queues too, because that may still be in the first.
@@ -96,23 +81,23 @@ class Worker:
         while True:
             message = self._to_prepare.get()
             try:
-                if isinstance(message, Cancel):
+                if isinstance(message, messages.Cancel):
                     self._to_run.put(Drop(message.id, last=True))
                 elif message.id not in self._cancelled:
                     self._begin(message)
             except OVAFMError as error:
-                self._send([Failure(message.id, error)])
+                self._send([messages.Failure(message.id, error)])
             except Exception:
                 # A bug that one request meets must not end the thread that all others need.
                 logger.exception("request %s could not be prepared", message.id)
-                self._send([Failure(message.id, EngineLost("the request could not be prepared"))])
+                self._send([messages.Failure(message.id, EngineLost("the request could not be prepared"))])
 
     def run_forever(self) -> None:
         """Step the engine while there is something to generate."""
         while True:
             self._take(wait=not self._engine.busy)
             if self._engine.busy:
-                self._send([*self._engine.step(), CacheUsage(self._engine.cache_usage())])
+                self._send([*self._engine.step(), messages.CacheUsage(self._engine.cache_usage())])
 
     def _take(self, *, wait: bool) -> None:
         """Start and cancel what the other threads handed over; with `wait`, wait for the first of it."""
@@ -134,32 +119,32 @@ class Worker:
             self._engine.add(job)
         except (RuntimeError, TypeError) as error:
             logger.warning("the engine refused a request: %r", str(error))
-            self._send([Failure(job.id, EngineLost("the engine refused the request"))])
+            self._send([messages.Failure(job.id, EngineLost("the engine refused the request"))])
 
-    def _begin(self, request: Request) -> None:
+    def _begin(self, request: messages.Request) -> None:
         """Answer a request, or hand it to the engine's thread."""
         task = request.task
-        if isinstance(task, Generate):
+        if isinstance(task, messages.Generate):
             job = self._prepare(request.id, task)
-            self._send([PromptTokens(job.id, len(job.tokens))])
+            self._send([messages.PromptTokens(job.id, len(job.tokens))])
             self._to_run.put(job)
-        elif isinstance(task, Tokenize):
-            self._send([Result(request.id, self._tokens(task.prompt))])
+        elif isinstance(task, messages.Tokenize):
+            self._send([messages.Result(request.id, self._tokens(task.prompt))])
         else:
             text = self._session.tokenizer.decode(list(task.tokens), skip_special_tokens=False)
-            self._send([Result(request.id, text)])
+            self._send([messages.Result(request.id, text)])
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, Chat):
+    def _tokens(self, prompt: messages.Prompt) -> list[int]:
+        if isinstance(prompt, messages.Chat):
             return self._prompter.chat(prompt.messages, prompt.tools, prompt.template_options)
-        if isinstance(prompt, Text):
+        if isinstance(prompt, messages.Text):
             return self._prompter.text(prompt.text, special=prompt.special)
         largest, vocab = max(prompt.ids, default=0), self._session.model.geometry.vocab
         if largest >= vocab:
             raise APIError(f"token {largest} is not in the vocabulary of {vocab}", "prompt")
         return list(prompt.ids)
 
-    def _prepare(self, request_id: int, task: Generate) -> Job:
+    def _prepare(self, request_id: int, task: messages.Generate) -> Job:
         tokens = self._tokens(task.prompt)
         self._check(task, tokens)
         config = self._session.generation_config(task.params, prompt_tokens=len(tokens))
@@ -174,13 +159,13 @@ class Worker:
             raise APIError(last_line(error)) from error
         return Job(request_id, tokens, config, self._session.assembler(task.params.stop), task.logprobs)
 
-    def _check(self, task: Generate, tokens: Sequence[int]) -> None:
+    def _check(self, task: messages.Generate, tokens: Sequence[int]) -> None:
         """Refuse what the engine cannot do."""
         session, new_tokens = self._session, task.params.max_new_tokens
         try:
             session.check_prompt_length(len(tokens))
         except GenerationError as error:
-            param = "messages" if isinstance(task.prompt, Chat) else "prompt"
+            param = "messages" if isinstance(task.prompt, messages.Chat) else "prompt"
             raise APIError(str(error), param, TOO_LONG if tokens else None) from error
         if task.logprobs and not self._engine.logprobs:
             message = f"logprobs are not available on {session.device_label}; leave them out"
@@ -190,13 +175,13 @@ class Worker:
             raise APIError(message, "max_tokens", TOO_LONG)
 
 
-def run(channel: Channel, spec: EngineSpec) -> None:
+def run(channel: Channel, spec: messages.EngineSpec) -> None:
     """Load a model and serve the pipe until it closes; see `child_process.WorkerProcess`."""
     logging.basicConfig(level=logging.WARNING, format="engine: %(levelname)s: %(message)s", stream=sys.stderr)
 
-    def send(messages: Sequence[object]) -> None:
+    def send(batch: Sequence[object]) -> None:
         try:
-            channel.send(messages)
+            channel.send(batch)
         except OSError:
             os._exit(0)
 
@@ -205,7 +190,7 @@ def run(channel: Channel, spec: EngineSpec) -> None:
     try:
         worker = Worker(spec, send)
     except OVAFMError as error:
-        send([Unusable(str(error))])
+        send([messages.Unusable(str(error))])
         return
     send([worker.info])
     ready.set_result(worker)
