@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from .conversion import convert
@@ -238,21 +238,15 @@ def _check_fit(source: Source, recipe: Recipe, partial: Path, work: Path) -> Non
 @contextmanager
 def _work_folder(partial: Path, work_dir: str | Path | None) -> Iterator[Path]:
     """A folder for the uncompressed IR, deleted at the end."""
-    if work_dir is None:
-        work = partial / ".work"
-        work.mkdir()
-    else:
-        try:
-            work = Path(tempfile.mkdtemp(prefix="ov_afm-", dir=work_dir))
-        except OSError as error:
-            raise ConfigError(
-                f"cannot write to the work folder {work_dir} ({error.strerror})", code="work-folder-unwritable"
-            ) from error
+    place, prefix = (partial, ".work-") if work_dir is None else (work_dir, "ov_afm-")
     try:
-        with disk_full_as_error(work):
-            yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        folder = TemporaryDirectory(prefix=prefix, dir=place, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to the work folder {place} ({error.strerror})", code="work-folder-unwritable"
+        ) from error
+    with folder, disk_full_as_error(Path(folder.name)):
+        yield Path(folder.name)
 
 
 # -- The two ways to fill a model directory

@@ -13,16 +13,7 @@ from typing import Any, Literal, get_args
 
 from .errors import ConfigError
 
-__all__ = [
-    "DEFAULT_MODEL",
-    "EMBEDDED_MODEL",
-    "KINDS",
-    "RECIPES",
-    "SAMPLING",
-    "TABLES",
-    "Recipe",
-    "Sampling",
-]
+__all__ = ["DEFAULT_MODEL", "EMBEDDED_MODEL", "KINDS", "RECIPES", "SAMPLING", "TABLES", "Recipe", "Sampling"]
 
 DEFAULT_MODEL = "arcee-ai/AFM-4.5B"
 EMBEDDED_MODEL = "smollm2-135m-instruct"

@@ -108,10 +108,8 @@ def _needed_files(repo: str, files: Mapping[str, Any], allow_pickle: bool, trust
     weights = [name for name in top if name.startswith("model") and name.endswith(".safetensors")]
     pickles = [name for name in top if name.startswith("pytorch_model") and name.endswith(".bin")]
     ggufs = [name for name in files if name.endswith(".gguf")]
-    if weights:
-        return [*texts, *weights]
-    if pickles and allow_pickle:
-        return [*texts, *pickles]
+    if weights or (pickles and allow_pickle):
+        return [*texts, *(weights or pickles)]
     if pickles:
         raise SourceError(
             f"{repo} has only pickled weights ({pickles[0]}), and loading a pickle runs whatever code is in it; "
@@ -329,10 +327,8 @@ def _explanation(error: Exception, repo: str, revision: str | None, otherwise: s
         case errors.GatedRepoError():
             return "hub-gated", f"{repo} is gated: accept its licence at {hub}/{repo}, then log in with: hf auth login"
         case errors.RevisionNotFoundError():
-            return (
-                "hub-revision-unknown",
-                f"{repo} has no revision {revision!r}; its commits: {hub}/{repo}/commits/main",
-            )
+            commits = f"{hub}/{repo}/commits/main"
+            return "hub-revision-unknown", f"{repo} has no revision {revision!r}; its commits: {commits}"
         case errors.RepositoryNotFoundError():
             advice = "check the spelling, or log in with: hf auth login"
             return "hub-repository-unknown", f"{repo} is not on {hub}, or is private; {advice}"

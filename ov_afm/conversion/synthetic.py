@@ -172,10 +172,9 @@ def _values(tensor: Tensor, random: np.random.Generator) -> Iterator[NDArray[np.
     """The bf16 values of a tensor as bit patterns: ones for norms, a normal distribution elsewhere."""
     import numpy as np
 
-    left = _bytes(tensor) // 2
-    while left:
-        count = min(left, BLOCK)
-        left -= count
+    size = math.prod(tensor[1])
+    for start in range(0, size, BLOCK):
+        count = min(BLOCK, size - start)
         if len(tensor[1]) == 1:
             values = np.ones(count, dtype=np.float32)
         else:

@@ -184,28 +184,18 @@ class _Work:
             output: The new checkpoint.
             state: Folder for the state of healing, which outlives an interruption.
         """
-        options, bars, log = self.options, self.bars, self.log
-        with _child("pruning", bars, log) as child:
+        data, count, minutes = self.options.dataset, self.options.num_samples, self.options.heal_minutes
+        refit = self.options.refit
+        with self._child("pruning") as child:
             report = child.run(
-                prune_checkpoint,
-                self.source,
-                output,
-                shape.geometry,
-                dataset=options.dataset,
-                num_samples=options.num_samples,
-                refit=options.refit,
+                prune_checkpoint, self.source, output, shape.geometry, dataset=data, num_samples=count, refit=refit
             )
         report["pruned"] = self._measure(output)
-        if options.heal_minutes:
-            with _child("healing", bars, log) as child:
+        if minutes:
+            count = max(count, HEALING_SAMPLES)
+            with self._child("healing") as child:
                 report["healing"] = child.run(
-                    heal,
-                    output,
-                    self.source,
-                    state,
-                    dataset=options.dataset,
-                    num_samples=max(options.num_samples, HEALING_SAMPLES),
-                    minutes=options.heal_minutes,
+                    heal, output, self.source, state, dataset=data, num_samples=count, minutes=minutes
                 )
             shutil.rmtree(state, ignore_errors=True)
             report["healed"] = self._measure(output)
@@ -213,17 +203,16 @@ class _Work:
 
     def cut(self, cut: Cut, whole: Path, output: Path) -> dict[str, Any]:
         """Write a checkpoint without the rows that go."""
-        with _child("cutting the vocabulary", self.bars, self.log) as child:
+        with self._child("cutting the vocabulary") as child:
             child.run(cut_checkpoint, whole, output, cut.rows)
         return {**cut.to_dict(), **measure_cut(self.source, output, cut.rows, self.options.text, self.bars)}
 
     def _measure(self, output: Path) -> dict[str, Any]:
         return measure(self.source, output, self.options.text, self.bars)
 
-
-@contextmanager
-def _child(step: str, bars: console.Progress, log: Path) -> Iterator[ChildProcess]:
-    """A child process whose progress is drawn under the name of a step."""
-    with console.StepBars(bars) as on_event:
-        on_event(Step(step))
-        yield ChildProcess(log=log, on_event=on_event, died=CompressionError)
+    @contextmanager
+    def _child(self, step: str) -> Iterator[ChildProcess]:
+        """A child process whose progress is drawn under the name of a step."""
+        with console.StepBars(self.bars) as on_event:
+            on_event(Step(step))
+            yield ChildProcess(log=self.log, on_event=on_event, died=CompressionError)
