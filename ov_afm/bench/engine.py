@@ -13,7 +13,7 @@ from ..runtime.loading import LoadRequest
 from ..runtime.model_session import ModelSession
 from .plan import Combination, Settings, use_of
 
-__all__ = ["Engine", "Timeline", "clock", "open_engine"]
+__all__ = ["Engine", "Timeline", "clock"]
 
 LIBRARY_PREFIX = "ov_afm_kernels"
 
@@ -71,17 +71,37 @@ class Timeline:
 class Engine:
     """A loaded model that is measured.
 
+    Args:
+        model: The model directory.
+        combination: What it is loaded for.
+        settings: The sweep's settings.
+
+    Raises:
+        DeviceError: The device cannot run it.
+
     Attributes:
         device: OpenVINO's name of the device.
         emulated: The NPU's path runs on CPU.
         kernels: The native kernels are loaded.
     """
 
-    def __init__(self, session: ModelSession, *, batching: bool) -> None:
+    def __init__(self, model: ModelDirectory, combination: Combination, settings: Settings) -> None:
         import psutil
 
-        self._session, self._batching, self._next_id = session, batching, 0
-        self.device, self.emulated = session.device, session.emulated
+        self._batching, self._next_id = combination.concurrency > 1, 0
+        draft_model = settings.draft_model if combination.option == "draft" else None
+        request = LoadRequest(
+            model,
+            combination.device,
+            use_of(combination, settings),
+            settings.properties,
+            draft_model=None if draft_model is None else ModelDirectory.open(draft_model),
+            prompt_lookup=combination.option == "prompt-lookup",
+            num_assistant_tokens=settings.num_assistant_tokens,
+            scheduler=_default_scheduler if self._batching else None,
+        )
+        self._session = ModelSession(request, warm_up=False)
+        self.device, self.emulated = self._session.device, self._session.emulated
         # Whether this process has mapped the native library, as the operating system reports it.
         self.kernels = any(LIBRARY_PREFIX in each.path for each in psutil.Process().memory_maps())
 
@@ -133,26 +153,6 @@ class Engine:
                 raise GenerationError("the engine dropped a request of the batch: its KV cache is too small for it")
             times.end = times.last
         return [times for _, times in requests]
-
-
-def open_engine(model: ModelDirectory, combination: Combination, settings: Settings) -> Engine:
-    """Load what a combination needs.
-
-    Raises:
-        DeviceError: The device cannot run it.
-    """
-    draft_model = settings.draft_model if combination.option == "draft" else None
-    request = LoadRequest(
-        model,
-        combination.device,
-        use_of(combination, settings),
-        settings.properties,
-        draft_model=None if draft_model is None else ModelDirectory.open(draft_model),
-        prompt_lookup=combination.option == "prompt-lookup",
-        num_assistant_tokens=settings.num_assistant_tokens,
-        scheduler=_default_scheduler if combination.concurrency > 1 else None,
-    )
-    return Engine(ModelSession(request, warm_up=False), batching=request.scheduler is not None)
 
 
 def _default_scheduler(kind: str, config: Any) -> None:

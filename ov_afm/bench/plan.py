@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -213,10 +213,6 @@ class Combination:
     prompt_tokens: int
     new_tokens: int
     concurrency: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, as records have them."""
-        return asdict(self)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Combination:

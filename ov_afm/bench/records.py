@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ class Store:
 
     def add(self, combination: Combination, fields: Mapping[str, Any]) -> Record:
         """Append a record."""
-        record = {"schema": SCHEMA, **combination.to_dict(), **fields}
+        record = {"schema": SCHEMA, **asdict(combination), **fields}
         self.records.append(record)
         if self._path:
             with self._path.open("ab") as stream:

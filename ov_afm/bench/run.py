@@ -23,7 +23,7 @@ from ..model_dir.model_directory import ModelDirectory
 from ..runtime.rules import kind_of
 from ..system.child_process import Step, emit
 from .energy import Meter, open_meter
-from .engine import Engine, open_engine
+from .engine import Engine
 from .plan import Combination, Settings
 from .prompts import Prompts
 
@@ -111,7 +111,7 @@ def measure(model: ModelDirectory, combination: Combination, settings: Settings)
     import openvino_genai  # noqa: F401 - imported before the clock is started
 
     begin = time.perf_counter()
-    engine = open_engine(model, combination, settings)
+    engine = Engine(model, combination, settings)
     load_s = time.perf_counter() - begin
     prompts = Prompts(model.path, settings.prompts, settings.seed)
     emit(Step("first inference"))

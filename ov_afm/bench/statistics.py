@@ -8,28 +8,17 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from .plan import Combination
 from .records import Record, group
+from .run import Run
 
 __all__ = ["FIGURES", "Spread", "Summary", "number", "spread", "summarize"]
 
 # Figures of single runs that are summarized, by their names in a record.
-FIGURES = (
-    "ttft_ms",
-    "ttft_repeated_ms",
-    "tpot_ms",
-    "tpot_p50_ms",
-    "tpot_p95_ms",
-    "decode_tokens_per_s",
-    "prefill_tokens_per_s",
-    "total_tokens_per_s",
-    "peak_rss_bytes",
-    "device_memory_bytes",
-    "energy_per_token_j",
-)
+FIGURES = tuple(each.name for each in fields(Run) if each.name not in ("run", "generated_tokens"))
 
 
 @dataclass(frozen=True, slots=True)

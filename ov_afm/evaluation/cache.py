@@ -125,8 +125,6 @@ class Store:
         try:
             with np.load(path) as saved:
                 return {name: saved[name] for name in saved.files}
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError):
             path.unlink(missing_ok=True)
             return None

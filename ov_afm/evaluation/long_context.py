@@ -8,14 +8,16 @@ broken rope scaling shows as a jump by orders of magnitude.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ConfigError
 from ..model_dir.model_directory import ModelDirectory
@@ -112,34 +114,31 @@ def long_context(
     journal = Journal("long", key)
     cells = [(length, depth) for length in _lengths(longest) for depth in DEPTHS]
     encoder = Encoder(directory.path)
-    lazy = _Lazy(directory.path, runtime_defaults, journal)
+
+    @functools.cache
+    def loaded() -> IrModel:
+        """Loaded when a figure is missing; the journal keeps its precisions."""
+        model = IrModel(directory.path, runtime_defaults=runtime_defaults)
+        journal.add("runtime", model.runtime)
+        return model
+
+    if "runtime" not in journal.entries:
+        loaded()
     with progress.step(f"needles in {directory.name}", total=sum(length for length, _ in cells)) as advance:
         needles = []
         for length, depth in cells:
             id = f"needle {length} {depth}"
             if id not in journal.entries:
-                journal.add(id, asdict(_search(lazy.model(), encoder, length, depth)))
+                journal.add(id, asdict(_search(loaded(), encoder, length, depth)))
             needles.append(Needle(**journal.entries[id]))
             advance(length)
-    buckets = _perplexity(lazy, encoder, text, longest, progress)
+    tokens = np.array([*encoder.start, *encoder(text.content)][:longest], dtype=np.int64)
+    with progress.step(f"reading {text.name}", total=len(tokens) - 1) as advance:
+        id = f"nll {len(tokens)}"
+        if id not in journal.entries:
+            journal.add(id, _bucket_sums(loaded(), tokens, advance))
+        buckets = tuple((first, first + count, math.exp(nll / count)) for first, count, nll in journal.entries[id])
     return LongContext(directory.name, context, longest, tuple(needles), buckets, text.name, journal.entries["runtime"])
-
-
-class _Lazy:
-    """A model that is loaded when a figure is missing; the journal keeps its precisions."""
-
-    def __init__(self, folder: Path, runtime_defaults: bool, journal: Journal) -> None:
-        self.journal = journal
-        self._folder, self._runtime_defaults = folder, runtime_defaults
-        self._model: IrModel | None = None
-        if "runtime" not in journal.entries:
-            self.model()
-
-    def model(self) -> IrModel:
-        if self._model is None:
-            self._model = IrModel(self._folder, runtime_defaults=self._runtime_defaults)
-            self.journal.add("runtime", self._model.runtime)
-        return self._model
 
 
 def _lengths(longest: int) -> list[int]:
@@ -177,23 +176,18 @@ def _search(model: IrModel, encoder: Encoder, length: int, depth: float) -> Need
     return Needle(len(ids), depth, found, float(log_p[np.arange(len(answer)), answer].sum()))
 
 
-def _perplexity(
-    lazy: _Lazy, encoder: Encoder, text: Text, longest: int, progress: console.Progress
-) -> tuple[tuple[int, int, float], ...]:
-    used = np.array([*encoder.start, *encoder(text.content)][:longest], dtype=np.int64)
-    id = f"nll {len(used)}"
-    with progress.step(f"reading {text.name}", total=len(used) - 1) as advance:
-        if id not in lazy.journal.entries:
-            nll: list[float] = []
-            for log_p, following in log_probs(lazy.model(), used):
-                nll += (-log_p[np.arange(len(log_p)), following]).tolist()
-                advance(len(log_p))
-            sums: dict[int, list[float]] = {}
-            for position, value in enumerate(nll):
-                sums.setdefault(_bucket(position), []).append(value)
-            # As a list of pairs, because the keys of a JSON object are text.
-            lazy.journal.add(id, [[first, len(values), sum(values)] for first, values in sorted(sums.items())])
-    return tuple((first, first + count, math.exp(total / count)) for first, count, total in lazy.journal.entries[id])
+def _bucket_sums(
+    model: IrModel, ids: NDArray[np.int64], advance: Callable[[int], None]
+) -> list[tuple[int, int, float]]:
+    """First position, number of tokens and sum of the negative log-likelihood of each bucket."""
+    nll: list[float] = []
+    for log_p, following in log_probs(model, ids):
+        nll += (-log_p[np.arange(len(log_p)), following]).tolist()
+        advance(len(log_p))
+    sums: dict[int, list[float]] = {}
+    for position, value in enumerate(nll):
+        sums.setdefault(_bucket(position), []).append(value)
+    return [(first, len(values), sum(values)) for first, values in sums.items()]
 
 
 def _bucket(position: int) -> int:

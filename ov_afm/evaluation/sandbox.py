@@ -158,9 +158,7 @@ def _parsed(line: str) -> dict[str, object]:
 def _kill(child: subprocess.Popen[bytes]) -> None:
     """End a process and whatever it started."""
     if sys.platform != "win32":
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            return
     elif child.poll() is None:
         child.kill()

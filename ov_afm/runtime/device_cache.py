@@ -7,6 +7,7 @@ here can be computed again: `ov-afm devices --clear-cache` deletes it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -63,12 +64,10 @@ def remember(section: str, key: str, value: Any) -> None:
     contents = _all()
     contents.setdefault(section, {})[key] = value
     path = _path()
-    try:
+    # A read-only home must not prevent a model from running: it will be tested and timed again.
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, contents, indent=1)
-    except OSError:
-        # A read-only home must not prevent a model from running: it will be tested and timed again.
-        return
 
 
 def speeds(model: str) -> dict[str, float]:

@@ -9,6 +9,7 @@ model (`engine_config`), or added to the weights before they are exported (`merg
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -95,12 +96,10 @@ def read(given: str | Path, weight: float | None = None) -> Adapter:
 def _split(text: str) -> tuple[Path, float]:
     path, colon, tail = text.rpartition(":")
     # A drive letter has a colon too, and a name may hold one.
-    if not colon or Path(text).exists():
-        return Path(text), 1.0
-    try:
-        return Path(path), float(tail)
-    except ValueError:
-        return Path(text), 1.0
+    if colon and not Path(text).exists():
+        with contextlib.suppress(ValueError):
+            return Path(path), float(tail)
+    return Path(text), 1.0
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:
