@@ -96,15 +96,14 @@ class Settings:
         Raises:
             ConfigError: Names the option and the value found.
         """
-        for name, least in (("runs", 1), ("new_tokens", 2), ("num_assistant_tokens", 1)):
-            _at_least(name, getattr(self, name), least)
         for name in ("prompt_tokens", "concurrency"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} needs at least one value, found none")
-            for value in getattr(self, name):
-                _at_least(name, value, 1)
-        if self.threads is not None:
-            _at_least("threads", self.threads, 1)
+        for name in ("runs", "new_tokens", "num_assistant_tokens", "prompt_tokens", "concurrency", "threads"):
+            given, least = getattr(self, name), 2 if name == "new_tokens" else 1
+            for value in given if isinstance(given, tuple) else (given,):
+                if value is not None and value < least:
+                    raise ConfigError(f"{name} must be at least {least}, found {value}")
         unknown = [name for name in self.options if name not in OPTIONS]
         if unknown:
             raise ConfigError(f"option {unknown[0]!r} is unknown; choose of {', '.join(OPTIONS)}")
@@ -112,11 +111,6 @@ class Settings:
             raise ConfigError("option draft needs a draft model; add: --draft-model DIR")
         if self.prompts not in KINDS:
             raise ConfigError(f"prompts must be one of {', '.join(KINDS)}, found {self.prompts!r}")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name} must be at least {least}, found {value}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +151,11 @@ def read_models(paths: Sequence[str | Path], draft_model: str | None = None) -> 
         ConfigError: The same directory is given twice, or the draft model has another vocabulary.
     """
     directories = [_open(path) for path in paths]
-    keys = [directory.key for directory in directories]
-    for index, key in enumerate(keys):
-        if key in keys[:index]:
-            first = directories[keys.index(key)].path
-            raise ConfigError(
-                f"{directories[index].path} and {first} are the same model; give it once", code="model-twice"
-            )
+    by_key: dict[str, ModelDirectory] = {}
+    for directory in directories:
+        first = by_key.setdefault(directory.key, directory)
+        if first is not directory:
+            raise ConfigError(f"{directory.path} and {first.path} are the same model; give it once", code="model-twice")
     models = [Model(directory, _unique_name(directory, directories)) for directory in directories]
     if draft_model is not None:
         draft = _open(draft_model).geometry.vocab

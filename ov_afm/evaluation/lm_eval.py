@@ -38,6 +38,8 @@ class HarnessModel:
     def __init__(self, model_dir: Path) -> None:
         self._folder = model_dir
         self._encoder = Encoder(model_dir)
+        # The first token that is scored needs one before it.
+        self._begin = self._encoder.start or self._encoder("\n")
         self._writer: Pipeline | None = None
 
     def close(self) -> None:
@@ -51,11 +53,11 @@ class HarnessModel:
         stripped = context.rstrip()
         continuation = context[len(stripped) :] + continuation
         whole, before = self._encoder(stripped + continuation), self._encoder(stripped)
-        return self._score([*self._begin(), *whole], len(self._begin()) + len(before))
+        return self._score([*self._begin, *whole], len(self._begin) + len(before))
 
     def rolling_likelihood(self, text: str) -> float:
         """Log-likelihood of a whole text, nats."""
-        return self._score([*self._begin(), *self._encoder(text)], len(self._begin()))[0]
+        return self._score([*self._begin, *self._encoder(text)], len(self._begin))[0]
 
     def write(self, prompt: str, stop: Sequence[str], max_new_tokens: int, temperature: float) -> str:
         """Text that follows a prompt, without a chat template."""
@@ -68,10 +70,6 @@ class HarnessModel:
     @functools.cached_property
     def _scorer(self) -> IrModel:
         return IrModel(self._folder)
-
-    def _begin(self) -> list[int]:
-        # The first token that is scored needs one before it.
-        return self._encoder.start or self._encoder("\n")
 
     def _score(self, ids: list[int], first: int) -> tuple[float, bool]:
         total, greedy = 0.0, True
