@@ -12,12 +12,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..conversion.sources import Source, resolve
 from ..errors import CompressionError, ConfigError
+from ..evaluation.divergence import summarize
+from ..evaluation.scoring import prepare_reference, score, tokens_of
 from ..evaluation.text import Text, load_text
 from ..quantization import calibration
 from ..system import console, resources
@@ -25,7 +27,6 @@ from ..system.atomic import disk_full_as_error, staging, write_json
 from ..system.child_process import ChildProcess, Step
 from .checkpoint import prune_checkpoint
 from .distill import FULL_PARAMETERS, heal
-from .measure import measure, measure_cut
 from .plan import Plan, parse_count, plan
 from .vocabulary import Cut, cut_checkpoint, plan_cut
 
@@ -205,10 +206,57 @@ class _Work:
         """Write a checkpoint without the rows that go."""
         with self._child("cutting the vocabulary") as child:
             child.run(cut_checkpoint, whole, output, cut.rows)
-        return {**cut.to_dict(), **measure_cut(self.source, output, cut.rows, self.options.text, self.bars)}
+        return {**cut.to_dict(), **self._measure_cut(output, cut.rows)}
 
-    def _measure(self, output: Path) -> dict[str, Any]:
-        return measure(self.source, output, self.options.text, self.bars)
+    def _measure(self, pruned: Path) -> dict[str, Any]:
+        """Perplexity of both, KL and agreement, of checkpoints with one vocabulary; fields as `divergence.Summary`."""
+        blocks = tokens_of(pruned, self.options.text, self.source)
+        reference = prepare_reference(self.source, blocks, self.bars)
+        scores, _ = score(pruned, blocks, reference, self.bars)
+        return asdict(summarize(scores))
+
+    def _measure_cut(self, cut: Path, rows: Sequence[int]) -> dict[str, Any]:
+        """What can be measured of a checkpoint with some rows of its source's vocabulary.
+
+        The cut itself changes no logit of a token that stays, for a text whose tokens all stay. It only takes away the
+        probability of the tokens that it drops.
+
+        Args:
+            cut: The checkpoint with the smaller vocabulary.
+            rows: The original's ids of its tokens.
+
+        Returns:
+            text; bytes_per_token of the whole text in both vocabularies; same_tokens, whether what is evaluated has the
+            same tokens in both; dropped_probability (mean, max) that the original gave to all dropped rows together,
+            0 to 1; reference_perplexity of the original, and perplexity of the checkpoint, None unless same_tokens.
+        """
+        import numpy as np
+
+        text = self.options.text
+        before, after = tokens_of(self.source, text), tokens_of(cut, text)
+        reference = prepare_reference(self.source, before, self.bars)
+        dropped = np.setdiff1d(np.arange(reference.vocab), rows)
+        mass, nll = [], []
+        for block in range(len(before.ids)):
+            expected = reference.expected(block)
+            nll.append(expected.nll)
+            mass.append(np.exp(expected.log_p(0, len(expected.nll))[:, dropped]).sum(-1, dtype=np.float64))
+        same = len(after.ids) == len(before.ids) and all(
+            np.array_equal(np.take(rows, new), old) for new, old in zip(after.ids, before.ids, strict=True)
+        )
+        perplexity = None
+        if same:
+            scores, _ = score(cut, after, None, self.bars)
+            perplexity = summarize(scores).perplexity.value
+        probability = np.concatenate(mass)
+        return {
+            "text": text.name,
+            "bytes_per_token": {"before": before.bytes_per_token, "after": after.bytes_per_token},
+            "same_tokens": same,
+            "dropped_probability": {"mean": float(probability.mean()), "max": float(probability.max())},
+            "reference_perplexity": float(np.exp(np.concatenate(nll).mean(dtype=np.float64))),
+            "perplexity": perplexity,
+        }
 
     @contextmanager
     def _child(self, step: str) -> Iterator[ChildProcess]:

@@ -13,8 +13,7 @@ from support import tiny
 from ov_afm.cli.prune import main
 from ov_afm.errors import CompressionError, ConfigError
 from ov_afm.pruning.prune import prune
-from ov_afm.pruning.token_ids import renumber_config, renumber_tokenizer
-from ov_afm.pruning.vocabulary import choose, plan_cut, select_rows
+from ov_afm.pruning.vocabulary import choose, plan_cut, renumber_config, renumber_tokenizer, select_rows
 
 MIXED = (
     "The quick brown fox jumps over the lazy dog. 0123456789 ünïcödé naïve café 🙂 "
