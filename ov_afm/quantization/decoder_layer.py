@@ -13,20 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CompressionError
-from .decoder_weights import Layer, Weight, constant_as_f32
+from .decoder_weights import Layer, Weight
+from .quantizer import Array
 
-__all__ = ["DecoderLayer", "embedded", "streams"]
+__all__ = ["DecoderLayer", "streams"]
 
 # Samples that are run together.
 BATCH = 8
 
 
-def streams(samples: Sequence[Sequence[int]], table: Any) -> list[Any]:
+def streams(samples: Sequence[Sequence[int]], table: Array) -> list[Any]:
     """Batches of the residual stream (samples, tokens, hidden) as it enters the first layer, each of one sample length.
 
     Args:
         samples: Tokens.
-        table: The embedding (vocabulary, hidden), a torch tensor.
+        table: The embedding (vocabulary, hidden).
     """
     import torch
 
@@ -34,14 +35,8 @@ def streams(samples: Sequence[Sequence[int]], table: Any) -> list[Any]:
     for sample in samples:
         by_length.setdefault(len(sample), []).append(sample)
     batches = [rows[at : at + BATCH] for rows in by_length.values() for at in range(0, len(rows), BATCH)]
-    return [torch.nn.functional.embedding(torch.tensor(rows), table) for rows in batches]
-
-
-def embedded(samples: Sequence[Sequence[int]], constant: Any) -> list[Any]:
-    """`streams` from the Constant of an uncompressed embedding."""
-    import torch
-
-    return streams(samples, torch.from_numpy(constant_as_f32(constant)))
+    weight = torch.from_numpy(table)
+    return [torch.nn.functional.embedding(torch.tensor(rows), weight) for rows in batches]
 
 
 class DecoderLayer:

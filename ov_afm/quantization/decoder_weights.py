@@ -6,16 +6,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import CompressionError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.float32]
+from .quantizer import Array
 
 __all__ = ["Decoder", "Layer", "Matrix", "Weight", "constant_as_f32", "find_layers", "find_matrices"]
 
@@ -282,5 +278,4 @@ def constant_as_f32(constant: Any) -> Array:
         bits = np.ascontiguousarray(data).view(np.uint16).astype(np.uint32) << 16
         widened: Array = bits.view(np.float32).reshape(constant.get_output_shape(0))
         return widened
-    result: Array = np.array(data, dtype=np.float32)
-    return result
+    return np.array(data, dtype=np.float32)

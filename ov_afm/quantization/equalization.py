@@ -15,23 +15,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import CompressionError
 from ..system import resources
 from ..system.child_process import Progress, emit
-from .decoder_layer import DecoderLayer, embedded
-from .decoder_weights import Decoder, Layer
-from .quantizer import Quantizer, search_scales
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.float32]
-    # Output error before and after, of each layer, by kind of matrix.
-    Errors = defaultdict[str, list[list[float]]]
+from .decoder_layer import DecoderLayer, streams
+from .decoder_weights import Decoder, Layer, constant_as_f32
+from .quantizer import Array, Quantizer, search_scales
 
 __all__ = ["FP16_LIMIT", "FP16_PEAK", "Equalised", "equalise"]
 
@@ -39,6 +32,8 @@ __all__ = ["FP16_LIMIT", "FP16_PEAK", "Equalised", "equalise"]
 FP16_PEAK = 128.0
 # The largest |up| that does not overflow when it is squared in fp16.
 FP16_LIMIT = float(np.sqrt(65504.0))
+# Output error before and after, of each layer, by kind of matrix.
+Errors = defaultdict[str, list[list[float]]]
 # Calibration tokens that are run, and tokens on which rounding is compared.
 OBSERVED_TOKENS = 4096
 SEARCH_TOKENS = 1024
@@ -108,7 +103,7 @@ def equalise(
     widest = sum(layers[0].down.shape)
     # A layer twice, the stream and three activations, the hidden activation.
     resources.check_memory(4.0 * (2 * layers[0].elements + 5 * tokens * widest) + 1e9, "equalisation")
-    module, stream = DecoderLayer(decoder.folder), embedded(samples, decoder.embedding)
+    module, stream = DecoderLayer(decoder.folder), streams(samples, constant_as_f32(decoder.embedding))
     errors: Errors = defaultdict(list)
     guarded, peak = 0, 0.0
     attention, up, down = ((kinds or {}).get(kind, quantizer) for kind in ("attention", "up", "down"))

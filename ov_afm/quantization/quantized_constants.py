@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..kernels.layout import unpack_int4
-from .quantizer import Quantizer
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.float32]
+from .quantizer import Array, Quantizer
 
 __all__ = ["QuantizedMatrix", "find_quantized", "replace_float"]
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+__all__ = ["Array", "Quantizer", "search_scales", "usable"]
 
-    Array = NDArray[np.float32]
-
-__all__ = ["Quantizer", "search_scales", "usable"]
-
+Array = NDArray[np.float32]
 # Exponents tried for activations and for weights, as AWQ's grid (https://arxiv.org/abs/2306.00978), which has no
 # second exponent: here rows may be rescaled too, so that the columns' own range is worth equalising.
 ACTIVATION_POWERS = tuple(step / 8 for step in range(9))

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..system import resources
 from ..system.child_process import Progress, emit
-from .decoder_layer import DecoderLayer, embedded, streams
-from .decoder_weights import Decoder, Layer, Weight
+from .decoder_layer import DecoderLayer, streams
+from .decoder_weights import Decoder, Layer, Weight, constant_as_f32
 from .gptq import inverse_root, round_with_feedback
 from .quantized_constants import QuantizedMatrix, find_quantized, replace_float
 
@@ -50,9 +50,9 @@ def fit(decoder: Decoder, compressed: Any, samples: Sequence[Sequence[int]]) -> 
     resources.check_memory(4.0 * (7 * widest**2 + 2 * tokens * (hidden + widest) + 2 * layers[0].elements), "rounding")
     with torch.inference_mode():
         exact, rounded = (DecoderLayer(decoder.folder) for _ in range(2))
-        before = embedded(samples, decoder.embedding)
+        before = streams(samples, constant_as_f32(decoder.embedding))
         table = quantized.get(decoder.embedding.get_friendly_name())
-        after = streams(samples, torch.from_numpy(table.value())) if table else list(before)
+        after = streams(samples, table.value()) if table else list(before)
         count = 0
         for index, layer in enumerate(layers):
             exact.load(layer)

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..model_dir.inference import EXACT, decoder_inputs, input_names
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 __all__ = ["sample_texts"]
 

@@ -13,8 +13,8 @@ from support.exact import EXACT
 
 from ov_afm.errors import CompressionError
 from ov_afm.model_dir.inference import decoder_inputs, input_names
-from ov_afm.quantization.decoder_layer import DecoderLayer, embedded
-from ov_afm.quantization.decoder_weights import Decoder, find_layers
+from ov_afm.quantization.decoder_layer import DecoderLayer, streams
+from ov_afm.quantization.decoder_weights import Decoder, constant_as_f32, find_layers
 from ov_afm.quantization.equalization import FP16_LIMIT, FP16_PEAK, Equalised, equalise
 from ov_afm.quantization.quantizer import Quantizer
 
@@ -42,7 +42,7 @@ def rescaled(model: Any, quantizer: Quantizer | None, folder: Path) -> Equalised
 def overflow(model: Any, folder: Path) -> int:
     """Values that are not finite when every ReLU² MLP of an uncompressed IR runs in fp16 on its real inputs."""
     decoder = Decoder.of(model, folder)
-    module, stream = DecoderLayer(folder), embedded(texts(), decoder.embedding)
+    module, stream = DecoderLayer(folder), streams(texts(), constant_as_f32(decoder.embedding))
     lost = 0
     with torch.inference_mode(), np.errstate(over="ignore", invalid="ignore"):
         for layer in decoder.layers:
