@@ -81,12 +81,10 @@ def _model_lines(model: dict[str, Any]) -> list[str]:
     lines = [f"this model: loaded with {shown}"]
     if model["memory_bytes"] is not None:
         need = human_bytes(model["memory_bytes"])
-        tokens = DEFAULT_CONTEXT_TOKENS
-        lines.append(f"  needs {need} or more with a context of up to {tokens} tokens")
+        lines.append(f"  needs {need} or more with a context of up to {DEFAULT_CONTEXT_TOKENS} tokens")
     if model["compiled"] is not None:
-        lines.append(
-            "  compiled before: loads fast" if model["compiled"] else "  not compiled yet: the first load is slow"
-        )
+        compiled = "compiled before: loads fast" if model["compiled"] else "not compiled yet: the first load is slow"
+        lines.append(f"  {compiled}")
     if model["self_test"]:
         outcome = "passed" if model["self_test"]["passed"] else "FAILED"
         lines.append(f"  self-test {outcome} on {model['self_test']['on']}: {model['self_test']['evidence']}")

@@ -57,25 +57,21 @@ def report(result: ModelResult, *, as_json: bool = False) -> None:
 
 def _lines(fields: dict[str, Any]) -> list[str]:
     shape = fields["geometry"]
-    rows = [
-        ("directory", f"{fields['path']}, {console.human_bytes(fields['total_bytes'])}"),
-        (
-            "model",
-            f"{shape['architecture']}, {shape['layers']} layers, hidden {shape['hidden']}, "
-            f"{shape['heads']}/{shape['kv_heads']} heads, MLP {shape['intermediate']} ({shape['activation']}), "
-            f"vocabulary {shape['vocab']}, context {shape['max_positions']}",
-        ),
-    ]
+    model = (
+        f"{shape['architecture']}, {shape['layers']} layers, hidden {shape['hidden']}, "
+        f"{shape['heads']}/{shape['kv_heads']} heads, MLP {shape['intermediate']} ({shape['activation']}), "
+        f"vocabulary {shape['vocab']}, context {shape['max_positions']}"
+    )
+    size = console.human_bytes(fields["total_bytes"])
+    rows = [("directory", f"{fields['path']}, {size}"), ("model", model)]
     if not fields["manifest"]:
         return _table([*rows, ("manifest", "none: made by another program; source and recipe are unknown")])
     source, recipe = fields["source"], fields["recipe"]
     revision = f" at {source['revision']}" if source.get("revision") else ""
+    origin = f"{source['kind']} {source['id']}{revision}, license {source.get('license') or 'unknown'}"
     synthetic = ", SYNTHETIC: random weights" if source.get("synthetic") else ""
     rows += [
-        (
-            "source",
-            f"{source['kind']} {source['id']}{revision}, license {source.get('license') or 'unknown'}{synthetic}",
-        ),
+        ("source", origin + synthetic),
         ("recipe", recipe["name"]),
         ("weights", ", ".join(f"{count} {name}" for name, count in recipe.get("layers", {}).items()) or recipe["name"]),
     ]

@@ -28,7 +28,7 @@ from .middleware import RequestChecks
 from .prometheus import Metrics, RequestCounter
 from .protocol import ChatCompletion, Completion
 from .registry import Models
-from .responses import Answer, EventStream, chat_answer, completion_answer, open_stream, until_gone
+from .responses import Answer, EventStream, open_stream, until_gone, whole_answer
 
 __all__ = ["Service", "Settings", "build", "run"]
 
@@ -40,6 +40,8 @@ ROUTES = JSON_ROUTES | {"/v1/models", "/health", "/metrics", "/version"}
 SEED_RANGE = 2**63
 # Below this temperature logits overflow the engine's float32; the answer is the greedy one anyway.
 COLDEST = 1e-3
+# What a request and `Params` call by the same name and mean in the same way.
+SAME_FIELDS = {"top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"}
 # What our engines cannot do, by the field that asks for it.
 UNAVAILABLE = {
     "top_logprobs": "the engine reports only the chosen token's probability",
@@ -94,9 +96,7 @@ class Service:
 
     async def chat(self, body: protocol.ChatRequest, request: Request) -> Any:
         """Answer a conversation."""
-        self._inspect(body)
-        if body.logprobs and body.stream:
-            raise APIError("logprobs cannot be streamed; leave one of the two out", "logprobs")
+        self._inspect(body, wants_logprobs=bool(body.logprobs))
         if body.modalities and body.modalities != ["text"]:
             raise APIError(f"modalities: this model writes text, found {body.modalities}", "modalities")
         output_format, tools = structured_output.output_format(body), structured_output.tools_for(body)
@@ -114,12 +114,10 @@ class Service:
 
     async def complete(self, body: protocol.CompletionRequest, request: Request) -> Any:
         """Continue a text."""
-        self._inspect(body)
-        if body.logprobs and not body.stream:
+        self._inspect(body, wants_logprobs=body.logprobs is not None)
+        if body.logprobs:
             message = "logprobs above 0 asks for alternatives; the engine reports only the chosen token's"
             raise APIError(message, "logprobs")
-        if body.logprobs is not None and body.stream:
-            raise APIError("logprobs cannot be streamed; leave one of the two out", "logprobs")
         if body.best_of is not None and body.best_of != (body.n or 1):
             raise APIError(f"best_of must equal n, found {body.best_of}", "best_of")
         name = self.models.resolve(body.model)
@@ -127,18 +125,19 @@ class Service:
         task = Generate(_one_prompt(body.prompt), sampling(body, body.max_tokens))
         return await self._answer(body, request, answer, task)
 
-    def _inspect(self, body: protocol.SamplingRequest) -> None:
+    def _inspect(self, body: protocol.SamplingRequest, *, wants_logprobs: bool) -> None:
         """Refuse what cannot be done, and log unknown fields."""
         for field, reason in UNAVAILABLE.items():
             if getattr(body, field, None):
                 raise APIError(f"{field} is not available: {reason}", field, "unsupported_parameter")
         if body.model_extra:
             # repr: a field's name is the client's text and must stay within its line.
-            logger.warning(
-                "ignored unknown fields: %s", ", ".join(repr(key)[:60] for key in list(body.model_extra)[:10])
-            )
+            unknown = [repr(key)[:60] for key in list(body.model_extra)[:10]]
+            logger.warning("ignored unknown fields: %s", ", ".join(unknown))
         if body.stream_options is not None and not body.stream:
             raise APIError("stream_options needs stream: true", "stream_options")
+        if wants_logprobs and body.stream:
+            raise APIError("logprobs cannot be streamed; leave one of the two out", "logprobs")
 
     async def _answer(
         self, body: protocol.SamplingRequest, request: Request, answer: Answer, task: Generate
@@ -157,9 +156,7 @@ class Service:
         if body.stream:
             return EventStream(answer, stream, lease, keep_alive_s=self.settings.keep_alive_s)
         async with lease:
-            if answer.chat:
-                return await until_gone(request, chat_answer(answer, stream))
-            return await until_gone(request, completion_answer(answer, stream))
+            return await until_gone(request, whole_answer(answer, stream))
 
     async def tokenize(self, body: protocol.TokenizeRequest) -> protocol.Tokens:
         """Tokens of text or messages."""
@@ -207,14 +204,10 @@ def _one_prompt(prompt: str | list[int] | list[str] | list[list[int]]) -> Text |
 def sampling(body: protocol.SamplingRequest, limit: int | None) -> Params:
     """The sampling parameters that a request sets; one without a seed gets a random one."""
     return Params(
+        **body.model_dump(include=SAME_FIELDS),
         max_new_tokens=limit,
         temperature=0.0 if body.temperature is not None and body.temperature < COLDEST else body.temperature,
-        top_p=body.top_p,
         top_k=None if body.top_k is None else max(body.top_k, 0),
-        min_p=body.min_p,
-        repetition_penalty=body.repetition_penalty,
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
         seed=secrets.randbits(32) if body.seed is None else body.seed % SEED_RANGE,
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         ignore_eos=bool(body.ignore_eos),
@@ -245,10 +238,8 @@ def build(models: Models, settings: Settings) -> FastAPI:
     app.add_middleware(
         RequestChecks, api_keys=settings.api_keys, max_body_bytes=settings.max_body_bytes, json_routes=JSON_ROUTES
     )
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
-        )
+    if origins := settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(RequestCounter, metrics=service.metrics, routes=ROUTES)
     return app
 

@@ -47,6 +47,14 @@ class Job:
     logprobs: bool = False
     handle: Any = None
 
+    @property
+    def inputs(self) -> Any:
+        """The prompt as a tensor."""
+        import numpy as np
+        import openvino
+
+        return openvino.Tensor(np.array([self.tokens], dtype=np.int64))
+
 
 def load_request(spec: EngineSpec) -> LoadRequest:
     """What an engine's specification loads.
@@ -101,11 +109,7 @@ class BatchingEngine:
 
     def add(self, job: Job) -> None:
         """Put a request into the next step."""
-        import numpy as np
-        import openvino
-
-        inputs = openvino.Tensor(np.array([job.tokens], dtype=np.int64))
-        job.handle = self._engine.add_request(job.id, inputs, job.config)
+        job.handle = self._engine.add_request(job.id, job.inputs, job.config)
         self._jobs[job.id] = job
 
     def cancel(self, job_id: int) -> None:

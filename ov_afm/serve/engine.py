@@ -190,9 +190,8 @@ class Engine:
 
     def _check_alive(self) -> None:
         if not self.is_ready:
-            raise EngineLost(
-                "the model is being loaded; try again shortly" if self.state == "loading" else "the engine is down"
-            )
+            loading = "the model is being loaded; try again shortly"
+            raise EngineLost(loading if self.state == "loading" else "the engine is down")
 
     async def _take_slot(self, deadline: float) -> None:
         self._check_alive()

@@ -121,12 +121,8 @@ def _no_constant(name: str) -> NoReturn:
 def _check_depth(value: Any) -> None:
     level = [value]
     for _ in range(MAX_DEPTH):
-        level = [
-            each
-            for node in level
-            if isinstance(node, (dict, list))
-            for each in (node.values() if isinstance(node, dict) else node)
-        ]
+        containers = [node for node in level if isinstance(node, (dict, list))]
+        level = [each for node in containers for each in (node.values() if isinstance(node, dict) else node)]
         if not level:
             return
     raise RecursionError

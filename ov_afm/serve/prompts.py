@@ -52,7 +52,6 @@ class Prompter:
         longest_first = sorted(self._controls, key=len, reverse=True)
         # Without control tokens, a pattern that matches nothing.
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self.has_template = bool(tokenizer.chat_template)
         self.template_knows_tools = "tools" in (tokenizer.chat_template or "")
 
     def chat(
@@ -66,7 +65,7 @@ class Prompter:
         Raises:
             GenerationError: There is no template, or it cannot render these messages.
         """
-        if not self.has_template:
+        if not self._tokenizer.chat_template:
             raise GenerationError("this model has no chat template; use /v1/completions", code="no-chat-template")
         import openvino_genai
 
@@ -77,15 +76,11 @@ class Prompter:
         functions = self._hide([dict(tool) for tool in tools], nonce, hidden) if tools else None
         try:
             history = openvino_genai.ChatHistory(marked)
-            text = str(
-                self._tokenizer.apply_chat_template(
-                    history, add_generation_prompt=True, tools=functions, extra_context=options
-                )
-            )
+            render = self._tokenizer.apply_chat_template
+            text = str(render(history, add_generation_prompt=True, tools=functions, extra_context=options))
         except (RuntimeError, TypeError, ValueError) as error:
-            raise GenerationError(
-                f"the chat template cannot render these messages: {_reveal(last_line(error), nonce, hidden)}"
-            ) from error
+            reason = re.sub(f"{nonce}x([0-9]+)x", lambda match: hidden[int(match[1])], last_line(error))
+            raise GenerationError(f"the chat template cannot render these messages: {reason}") from error
         tokens: list[int] = []
         for piece in re.split(f"({nonce}x[0-9]+x)", text):
             if piece.startswith(nonce):
@@ -128,7 +123,3 @@ class Prompter:
             if not set(tokens) & set(self._controls.values()):
                 return tokens
         return []
-
-
-def _reveal(text: str, nonce: str, hidden: Sequence[str]) -> str:
-    return re.sub(f"{nonce}x([0-9]+)x", lambda match: hidden[int(match[1])], text)

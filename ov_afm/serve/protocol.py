@@ -213,13 +213,19 @@ class ChatChoice(BaseModel):
     finish_reason: str
 
 
-class ChatCompletion(BaseModel):
-    """A whole answer."""
+class AnswerObject(BaseModel):
+    """What every answer begins with, whole or in pieces."""
 
     id: str
-    object: Literal["chat.completion"] = "chat.completion"
+    object: str
     created: int
     model: str
+
+
+class ChatCompletion(AnswerObject):
+    """A whole answer."""
+
+    object: Literal["chat.completion"] = "chat.completion"
     choices: list[ChatChoice]
     usage: Usage
 
@@ -233,13 +239,10 @@ class ChunkChoice(BaseModel):
     finish_reason: str | None = None
 
 
-class ChatChunk(BaseModel):
+class ChatChunk(AnswerObject):
     """An event of a stream; `usage` is absent unless it was asked for."""
 
-    id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
     choices: list[ChunkChoice]
     usage: Usage | None = None
 
@@ -253,13 +256,10 @@ class Choice(BaseModel):
     finish_reason: str | None = None
 
 
-class Completion(BaseModel):
+class Completion(AnswerObject):
     """A continuation, or an event of its stream."""
 
-    id: str
     object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
     choices: list[Choice]
     usage: Usage | None = None
 

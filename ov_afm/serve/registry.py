@@ -102,10 +102,10 @@ class Models:
     def status(self) -> tuple[bool, str]:
         """Whether the server takes requests, and a word for its state."""
         states = [engine.state for engine in self.engines.values()]
+        state = states[0]
         if self.lazy:
-            bad = [state for state in states if state == "dead"]
-            return (not bad, "dead" if bad else "ok")
-        return states[0] == "ready", "ok" if states[0] == "ready" else states[0]
+            state = "dead" if "dead" in states else "ready"
+        return state == "ready", "ok" if state == "ready" else state
 
     async def _unload_idle(self, idle_s: float) -> None:
         while True:

@@ -12,10 +12,11 @@ import itertools
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import AppStatus
 from starlette.requests import Request
@@ -25,19 +26,10 @@ from .engine import Engine, Stream
 from .errors import APIError, as_api_error
 from .messages import Piece, Task, TokenLogprob
 from .prometheus import Metrics
-from .protocol import (
-    AnswerMessage,
-    ChatChoice,
-    ChatChunk,
-    ChatCompletion,
-    Choice,
-    ChunkChoice,
-    Completion,
-    Usage,
-)
+from .protocol import AnswerMessage, ChatChoice, ChatChunk, ChatCompletion, Choice, ChunkChoice, Completion, Usage
 from .structured_output import CallReader
 
-__all__ = ["Answer", "EventStream", "chat_answer", "completion_answer", "open_stream", "until_gone"]
+__all__ = ["Answer", "EventStream", "open_stream", "until_gone", "whole_answer"]
 
 T = TypeVar("T")
 # As nginx calls it; nobody reads it but the log and the metrics.
@@ -138,23 +130,32 @@ class Answer:
         return Part(index, piece.text, deltas, piece.logprobs, finish)
 
 
-async def chat_answer(answer: Answer, stream: Stream) -> ChatCompletion:
-    """The whole answer to a chat request."""
-    messages = [AnswerMessage(content=None) for _ in range(answer.count)]
-    logprobs: list[list[dict[str, Any]]] = [[] for _ in range(answer.count)]
-    finish = [""] * answer.count
+async def whole_answer(answer: Answer, stream: Stream) -> ChatCompletion | Completion:
+    """The answer to a request that wants no stream."""
+    parts: list[list[Part]] = [[] for _ in range(answer.count)]
     async for part in answer.parts(stream):
+        parts[part.index].append(part)
+    if answer.chat:
+        chats = [_chat_choice(index, each, answer) for index, each in enumerate(parts)]
+        return _object(answer, ChatCompletion, chats, answer.usage)
+    choices = [_completion_choice(index, each, answer) for index, each in enumerate(parts)]
+    return _object(answer, Completion, choices, answer.usage)
+
+
+def _object(answer: Answer, kind: Callable[..., T], choices: Sequence[BaseModel], usage: Usage | None) -> T:
+    return kind(id=answer.id, created=answer.created, model=answer.model, choices=choices, usage=usage)
+
+
+def _chat_choice(index: int, parts: Sequence[Part], answer: Answer) -> ChatChoice:
+    message = AnswerMessage(content=None)
+    for part in parts:
         for delta in part.deltas:
-            _add(messages[part.index], delta)
-        logprobs[part.index] += [{**asdict(each), "top_logprobs": []} for each in part.logprobs]
-        finish[part.index] = part.finish or finish[part.index]
-    choices = []
-    for index, message in enumerate(messages):
-        if message.content is None and not message.tool_calls:
-            message.content = ""
-        shown = {"content": logprobs[index]} if answer.wants_logprobs else None
-        choices.append(ChatChoice(index=index, message=message, logprobs=shown, finish_reason=finish[index]))
-    return ChatCompletion(id=answer.id, created=answer.created, model=answer.model, choices=choices, usage=answer.usage)
+            _add(message, delta)
+    if message.content is None and not message.tool_calls:
+        message.content = ""
+    entries = [{**asdict(each), "top_logprobs": []} for part in parts for each in part.logprobs]
+    logprobs = {"content": entries} if answer.wants_logprobs else None
+    return ChatChoice(index=index, message=message, logprobs=logprobs, finish_reason=parts[-1].finish or "")
 
 
 def _add(message: AnswerMessage, delta: Mapping[str, Any]) -> None:
@@ -168,29 +169,21 @@ def _add(message: AnswerMessage, delta: Mapping[str, Any]) -> None:
             message.tool_calls[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
 
 
-async def completion_answer(answer: Answer, stream: Stream) -> Completion:
-    """The whole answer to a completion request."""
-    choices = [Choice(index=index, text="") for index in range(answer.count)]
-    logprobs: list[list[TokenLogprob]] = [[] for _ in range(answer.count)]
-    async for part in answer.parts(stream):
-        choice = choices[part.index]
-        choice.text += part.text
-        choice.finish_reason = part.finish or choice.finish_reason
-        logprobs[part.index] += part.logprobs
-    if answer.wants_logprobs:
-        for choice in choices:
-            choice.logprobs = _completion_logprobs(logprobs[choice.index])
-    return Completion(id=answer.id, created=answer.created, model=answer.model, choices=choices, usage=answer.usage)
-
-
-def _completion_logprobs(entries: Sequence[TokenLogprob]) -> dict[str, Any]:
+def _completion_choice(index: int, parts: Sequence[Part], answer: Answer) -> Choice:
+    entries = [each for part in parts for each in part.logprobs]
     offsets = itertools.accumulate((len(each.token) for each in entries[:-1]), initial=0)
-    return {
+    logprobs = {
         "tokens": [each.token for each in entries],
         "token_logprobs": [each.logprob for each in entries],
         "top_logprobs": None,
         "text_offset": list(offsets) if entries else [],
     }
+    return Choice(
+        index=index,
+        text="".join(part.text for part in parts),
+        logprobs=logprobs if answer.wants_logprobs else None,
+        finish_reason=parts[-1].finish,
+    )
 
 
 class EventStream(EventSourceResponse):
@@ -240,17 +233,16 @@ async def _events(answer: Answer, stream: Stream) -> AsyncIterator[bytes]:
 
 
 def _event(answer: Answer, choices: Sequence[ChunkChoice | Choice], usage: Usage | None = None) -> bytes:
-    kind: Any = ChatChunk if answer.chat else Completion
-    chunk = kind(id=answer.id, created=answer.created, model=answer.model, choices=choices, usage=usage)
+    chunk: BaseModel = _object(answer, ChatChunk if answer.chat else Completion, choices, usage)
     return f"data: {chunk.model_dump_json(exclude=None if answer.wants_usage else {'usage'})}\n\n".encode()
 
 
 def _choices(part: Part, answer: Answer) -> Sequence[ChunkChoice | Choice]:
     if answer.chat:
         choices = [ChunkChoice(index=part.index, delta=delta) for delta in part.deltas]
-        return (
-            [*choices, ChunkChoice(index=part.index, delta={}, finish_reason=part.finish)] if part.finish else choices
-        )
+        if part.finish:
+            choices.append(ChunkChoice(index=part.index, delta={}, finish_reason=part.finish))
+        return choices
     if not part.text and not part.finish:
         return []
     return [Choice(index=part.index, text=part.text, finish_reason=part.finish)]

@@ -54,9 +54,8 @@ class SequentialEngine:
     def __init__(self, spec: EngineSpec) -> None:
         for name in ("cache_size_gb", "kv_cache"):
             if getattr(spec, name) is not None:
-                raise ConfigError(
-                    f"{name} is for CPU and GPU; on NPU set --ov-config MAX_PROMPT_LEN=N and MIN_RESPONSE_LEN=N"
-                )
+                advice = "on NPU set --ov-config MAX_PROMPT_LEN=N and MIN_RESPONSE_LEN=N"
+                raise ConfigError(f"{name} is for CPU and GPU; {advice}")
         self.session = ModelSession(load_request(spec))
         self._queue: collections.deque[Job] = collections.deque()
         self._run: _Run | None = None
@@ -132,12 +131,8 @@ class _Run:
             tokens.append(event)
 
     def _work(self) -> None:
-        import numpy as np
-        import openvino
-
         try:
-            inputs = openvino.Tensor(np.array([self.job.tokens], dtype=np.int64))
-            result = self._engine.generate(inputs, self.job.config, self._sink())
+            result = self._engine.generate(self.job.inputs, self.job.config, self._sink())
             self._events.put("stop" if result.finish_reasons[0].name == "STOP" else "length")
         except Exception as error:  # noqa: BLE001 - belongs to the thread that steps
             self._events.put(error)

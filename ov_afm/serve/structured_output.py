@@ -122,11 +122,8 @@ def _message(message: Message, index: int, template_knows_tools: bool) -> dict[s
     role = {"developer": "system", "function": "tool"}.get(message.role, message.role)
     content = _text(message, index)
     if template_knows_tools:
-        fields: dict[str, Any] = {"role": role, "content": content}
-        if message.name is not None:
-            fields["name"] = message.name
-        if message.tool_call_id is not None:
-            fields["tool_call_id"] = message.tool_call_id
+        named = message.model_dump(include={"name", "tool_call_id"}, exclude_none=True)
+        fields: dict[str, Any] = {"role": role, "content": content, **named}
         if message.tool_calls:
             fields["tool_calls"] = [
                 {"type": "function", "function": {"name": name, "arguments": arguments}}
@@ -190,30 +187,31 @@ class CallReader:
             return []
         return [self._call(arguments=rest)] if self._within else [{"content": rest}]
 
+    def _take(self, mark: str) -> tuple[str, bool]:
+        """The text before a mark, or before what may become one, and whether the mark is there."""
+        place = self._held.find(mark)
+        complete = place >= 0
+        if not complete:
+            place = len(self._held) - _overlap(self._held, mark)
+        text, self._held = self._held[:place], self._held[place:]
+        return text, complete
+
     def _content(self) -> list[dict[str, Any]]:
-        place = self._held.find(BEGIN)
-        if place < 0:
-            keep = _overlap(self._held, BEGIN)
-            text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        else:
-            text, self._held = self._held[:place], self._held[place:]
+        text, call = self._take(BEGIN)
         deltas = [{"content": text}] if text and not (self.calls and not text.strip()) else []
-        if place >= 0 and (head := HEAD.match(self._held)):
+        if call and (head := HEAD.match(self._held)):
             self._held, self._within = self._held[head.end() :], True
             deltas.append(self._call(name=json.loads(head[1])))
             self.calls += 1
-        elif place >= 0 and len(self._held) > MAX_HEAD_CHARACTERS:
-            deltas.append({"content": self._held[: len(BEGIN)]})
+        elif call and len(self._held) > MAX_HEAD_CHARACTERS:
+            deltas.append({"content": BEGIN})
             self._held = self._held[len(BEGIN) :]
         return deltas
 
     def _arguments(self) -> list[dict[str, Any]]:
-        place = self._held.find(CALL_END)
-        if place < 0:
-            place = len(self._held) - _overlap(self._held, CALL_END)
-            text, self._held = self._held[:place], self._held[place:]
-        else:
-            text, self._held, self._within = self._held[:place], self._held[place + len(CALL_END) :], False
+        text, complete = self._take(CALL_END)
+        if complete:
+            self._held, self._within = self._held[len(CALL_END) :], False
         return [self._call(arguments=text)] if text else []
 
     def _call(self, *, name: str | None = None, arguments: str = "") -> dict[str, Any]:

@@ -64,9 +64,8 @@ class Worker:
     @property
     def info(self) -> messages.ModelInfo:
         """The loaded model."""
-        return messages.ModelInfo(
-            self._session.device_label, self._session.context_length, self._prompter.template_knows_tools
-        )
+        session, knows_tools = self._session, self._prompter.template_knows_tools
+        return messages.ModelInfo(session.device_label, session.context_length, knows_tools)
 
     def receive(self, message: messages.ToEngine) -> None:
         """Take one message of the server; returns at once."""

@@ -65,13 +65,7 @@ def replica_range(text: str) -> tuple[int, int]:
 
 
 def run(
-    specs: Mapping[str, EngineSpec],
-    limits: Limits,
-    settings: Settings,
-    cluster: Cluster,
-    *,
-    host: str,
-    port: int,
+    specs: Mapping[str, EngineSpec], limits: Limits, settings: Settings, cluster: Cluster, *, host: str, port: int
 ) -> None:
     """Deploy the service and keep it until SIGTERM or Ctrl-C.
 

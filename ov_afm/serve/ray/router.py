@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
+from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from ..errors import RETRY, APIError
 from ..middleware import RequestChecks
+from ..responses import until_gone
 
 __all__ = ["Router", "conversation_of"]
 
@@ -99,21 +101,8 @@ class Router:
         if scope["type"] != "http":
             return
         body = (await receive())["body"]
-        work = asyncio.create_task(_Relay(self._replicas, send).answer(scope, body))
-        gone = asyncio.create_task(_disconnected(receive))
-        try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            gone.cancel()
-            if not work.done():
-                work.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await work
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        with contextlib.suppress(APIError):
+            await until_gone(Request(scope, receive), _Relay(self._replicas, send).answer(scope, body))
 
 
 class _Relay:
@@ -141,9 +130,8 @@ class _Relay:
                 if await self._relay(home, fields, body, conversation.key, last=last):
                     return
             except BackPressureError:
-                await self._fail(
-                    APIError("too many requests are waiting", code="queue_full", status=429, headers=RETRY)
-                )
+                full = "too many requests are waiting"
+                await self._fail(APIError(full, code="queue_full", status=429, headers=RETRY))
                 return
             except (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError) as error:
                 logger.warning("a replica was lost: %s", " ".join(str(error).split())[:200])
@@ -182,9 +170,8 @@ class _Relay:
             await self._send({"type": "http.response.body", "body": _event(json.dumps(error.envelope).encode())})
             return
         response = error.response()
-        await self._send(
-            {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
-        )
+        start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
+        await self._send(start)
         await self._send({"type": "http.response.body", "body": response.body})
 
 
