@@ -70,12 +70,12 @@ class Equalised:
 
 @dataclass(slots=True)
 class _Activations:
-    """What calibration text makes of one layer: rows are tokens."""
+    """What calibration text makes of one layer: rows are some of the tokens."""
 
+    peaks: Array  # (intermediate,), largest |up_proj output| of all tokens
     attention: Array  # (tokens, hidden), input of q, k, v
     heads: Array  # (tokens, heads * head_dim), input of o_proj
     mlp: Array  # (tokens, hidden), input of up_proj
-    peaks: Array  # (intermediate,), largest |up_proj output| of all tokens
 
 
 def equalise(
@@ -156,10 +156,10 @@ def _observe(module: DecoderLayer, layer: Layer, stream: list[Any]) -> _Activati
         if layer.relu2:
             peaks = torch.stack([inner.mlp.up_proj(x).abs().amax((0, 1)) for x in mlp]).amax(0).numpy()
         stream[:] = [x + inner.mlp.down_proj(module.hidden(y)) for x, y in zip(stream, mlp, strict=True)]
-    activations = _Activations(_rows(attention), _rows(heads), _rows(mlp), peaks)
-    if not all(np.isfinite(part).all() for part in (activations.attention, activations.heads, activations.mlp, peaks)):
+    rows = [_rows(each) for each in (attention, heads, mlp)]
+    if not all(np.isfinite(part).all() for part in (*rows, peaks)):
         raise CompressionError(f"layer {layer.index} gives activations that are not finite on the calibration text")
-    return activations
+    return _Activations(peaks, *(each[:: max(1, len(each) // SEARCH_TOKENS)] for each in rows))
 
 
 def _rows(batches: list[Any]) -> Array:
@@ -173,13 +173,9 @@ def _rows(batches: list[Any]) -> Array:
 # The functions that follow change matrices in memory and, where needed, the activations that go with them.
 
 
-def _sampled(rows: Array) -> Array:
-    return rows[:: max(1, len(rows) // SEARCH_TOKENS)]
-
-
 def _fold_attention(layer: Layer, activations: _Activations, quantizer: Quantizer, errors: Errors) -> None:
     stacked = np.concatenate([layer.q.value, layer.k.value, layer.v.value])
-    scales, *error = search_scales(stacked, _sampled(activations.attention), quantizer)
+    scales, *error = search_scales(stacked, activations.attention, quantizer)
     errors["qkv"].append(error)
     for matrix in (layer.q, layer.k, layer.v):
         matrix.scale_columns(scales)
@@ -195,7 +191,7 @@ def _fold_attention(layer: Layer, activations: _Activations, quantizer: Quantize
         mean = np.exp(np.log(grouped).mean(1, keepdims=True))
         return np.broadcast_to(mean, grouped.shape).reshape(-1).astype(np.float32)
 
-    scales, *error = search_scales(layer.o.value, _sampled(activations.heads), quantizer, tie=tie)
+    scales, *error = search_scales(layer.o.value, activations.heads, quantizer, tie=tie)
     errors["o"].append(error)
     layer.o.scale_columns(scales)
     layer.v.scale_rows(1.0 / scales.reshape(kv_heads, shared, layer.head_dim)[:, 0].reshape(-1))
@@ -204,7 +200,7 @@ def _fold_attention(layer: Layer, activations: _Activations, quantizer: Quantize
 def _fold_mlp_input(layer: Layer, activations: _Activations, quantizer: Quantizer, errors: Errors) -> None:
     readers = layer.mlp_readers
     stacked = np.concatenate([matrix.value for matrix in readers]) if len(readers) > 1 else readers[0].value
-    scales, *error = search_scales(stacked, _sampled(activations.mlp), quantizer)
+    scales, *error = search_scales(stacked, activations.mlp, quantizer)
     errors["up"].append(error)
     for matrix in readers:
         matrix.scale_columns(scales)
@@ -216,7 +212,7 @@ def _fold_neurons(layer: Layer, activations: _Activations, quantizer: Quantizer 
     """Scale neurons by the homogeneity of relu²; returns how many were scaled down for fp16."""
     scales = np.ones(layer.down.shape[1], dtype=np.float32)
     if quantizer is not None:
-        hidden = np.square(np.maximum(_sampled(activations.mlp) @ layer.up.value.T, 0.0))
+        hidden = np.square(np.maximum(activations.mlp @ layer.up.value.T, 0.0))
         scales, *error = search_scales(layer.down.value, hidden, quantizer)
         errors["down"].append(error)
     # Powers of two in both directions are exact: 4^-k for a column of `down_proj` is 2^k for its row of `up_proj`.

@@ -57,7 +57,7 @@ UNGATED = {"arcee": ("ffn_gate",)}
 OnBytes = Callable[[int, int], None]
 
 
-def convert_cached(path: Path, on_bytes: OnBytes | None = None) -> Path:
+def convert_cached(path: Path, on_bytes: OnBytes = lambda *_: None) -> Path:
     """`convert` into the cache, or what an earlier call left there.
 
     Args:
@@ -79,7 +79,7 @@ def convert_cached(path: Path, on_bytes: OnBytes | None = None) -> Path:
     return folder
 
 
-def convert(path: Path, folder: Path, on_bytes: OnBytes | None = None) -> None:
+def convert(path: Path, folder: Path, on_bytes: OnBytes = lambda *_: None) -> None:
     """Write config.json, generation_config.json, tokenizer files, model.safetensors and a card that names the licence.
 
     Args:
@@ -110,8 +110,7 @@ def convert(path: Path, folder: Path, on_bytes: OnBytes | None = None) -> None:
             "free some space, or set OV_AFM_CACHE to a folder on a larger disk",
             code="disk-full",
         )
-    advance = (lambda size: on_bytes(size, needed)) if on_bytes else (lambda _: None)
-    _write_weights(folder / "model.safetensors", weights, config, dtype, advance)
+    _write_weights(folder / "model.safetensors", weights, config, dtype, lambda size: on_bytes(size, needed))
     license_id = fields.get("general.license")
     if license_id:
         write_text(folder / "README.md", f"---\nlicense: {license_id}\n---\nConverted from {path.name}.\n")
