@@ -324,6 +324,8 @@ def _explanation(error: Exception, repo: str, revision: str | None, otherwise: s
 
     hub = constants.ENDPOINT
     match error:
+        case RuntimeError(__cause__=httpx.HTTPError() as cause):  # which hides what stopped an upload
+            return _explanation(cause, repo, revision, otherwise)
         case errors.GatedRepoError():
             return "hub-gated", f"{repo} is gated: accept its licence at {hub}/{repo}, then log in with: hf auth login"
         case errors.RevisionNotFoundError():

@@ -7,8 +7,6 @@ the same command sends only what has not arrived.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import SourceError
@@ -63,26 +61,12 @@ def upload(
         additions = [CommitOperationAdd(name, str(folder / name)) for name in files]
         with byte_progress(progress, "uploading", sum(files.values())) as advance:
             for addition in additions:
-                with _unwrapped():
-                    api.preupload_lfs_files(repo_id, additions=[addition], revision=revision)
+                api.preupload_lfs_files(repo_id, additions=[addition], revision=revision)
                 advance(files[addition.path_in_repo])
             message = f"Model exported with ov_afm {manifest.installed_versions()['ov_afm']}"
             api.create_commit(repo_id, additions, commit_message=message, revision=revision)
     address = f"{constants.ENDPOINT}/{repo_id}"
     return address if revision is None else f"{address}/tree/{revision}"
-
-
-@contextmanager
-def _unwrapped() -> Iterator[None]:
-    """huggingface_hub hides what stopped an upload in a RuntimeError; bring it out."""
-    import httpx
-
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error.__cause__, httpx.HTTPError):
-            raise error.__cause__ from None
-        raise
 
 
 def _files(folder: Path, progress: console.Progress | None) -> dict[str, int]:
