@@ -156,6 +156,15 @@ def _compress(job: Job) -> dict[str, Any]:
     return {}
 
 
+@contextmanager
+def _as_export_error(problem: str, code: str) -> Iterator[None]:
+    """Turn whatever a library raises into an ExportError."""
+    try:
+        yield
+    except Exception as error:
+        raise ExportError(f"{problem}: {type(error).__name__}: {error}", code=code) from error
+
+
 def write_tokenizer(checkpoint: Path, output: Path, *, trust_remote_code: bool = False) -> None:
     """Convert the tokenizer of a checkpoint, and copy its own files and its chat template.
 
@@ -166,16 +175,11 @@ def write_tokenizer(checkpoint: Path, output: Path, *, trust_remote_code: bool =
     from openvino_tokenizers import convert_tokenizer
     from transformers import AutoTokenizer
 
-    try:
+    with _as_export_error(f"the tokenizer of {checkpoint.name} cannot be converted", "tokenizer-not-converted"):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
         # Decoder-only models are padded on the left, so that the last position is the prompt's last token.
         tokenizer.padding_side = tokenizer.truncation_side = "left"
         models = convert_tokenizer(convertible(tokenizer), with_detokenizer=True)
-    except Exception as error:
-        raise ExportError(
-            f"the tokenizer of {checkpoint.name} cannot be converted: {type(error).__name__}: {error}",
-            code="tokenizer-not-converted",
-        ) from error
     for model, name in zip(models, ("openvino_tokenizer.xml", "openvino_detokenizer.xml"), strict=True):
         openvino.save_model(model, output / name)
     for name in TOKENIZER_FILES:
@@ -214,19 +218,14 @@ def load(checkpoint: Path, dtype: str = "auto", *, trust_remote_code: bool = Fal
     """
     from transformers import AutoModelForCausalLM
 
-    try:
+    with _as_export_error(f"transformers cannot read {checkpoint.name}", "checkpoint-unreadable"):
         model, report = AutoModelForCausalLM.from_pretrained(
             checkpoint,
             dtype=dtype,
-            low_cpu_mem_usage=True,
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             output_loading_info=True,
         )
-    except Exception as error:
-        raise ExportError(
-            f"transformers cannot read {checkpoint.name}: {type(error).__name__}: {error}", code="checkpoint-unreadable"
-        ) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise ExportError(
