@@ -89,7 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Local(load(arguments.models[0], chosen, parser))
 
     if sys.stdin.isatty():
-        _in_terminal(open_backend, params, arguments.system)
+        from ..chat.terminal import Terminal
+
+        require("chat", "prompt_toolkit")
+        Terminal(open_backend, params, arguments.system).run()
     else:
         _in_pipe(open_backend, params, arguments.system)
     return 0
@@ -114,13 +117,6 @@ def _in_browser(arguments: argparse.Namespace, params: Params, options: Mapping[
         options=options,
         remote=_remote(arguments) if "url" in given else None,
     )
-
-
-def _in_terminal(open_backend: Callable[[str | None], Backend], params: Params, system: str) -> None:
-    from ..chat.terminal import Terminal
-
-    require("chat", "prompt_toolkit")
-    Terminal(open_backend, params, system).run()
 
 
 def _in_pipe(open_backend: Callable[[str | None], Backend], params: Params, system: str) -> None:

@@ -28,15 +28,10 @@ def figures(completion: Completion, pipeline: Pipeline) -> str:
     """One line on what an answer cost."""
     metrics = completion.metrics
     rate = metrics.tokens_per_s
-    return ", ".join(
-        [
-            "emulated NPU" if pipeline.emulated else pipeline.device,
-            f"prompt {metrics.prompt_tokens} tokens",
-            f"first token after {metrics.ttft_ms / 1000:.2f} s",
-            f"{metrics.new_tokens} tokens" + (f" at {rate:.1f} tokens/s" if rate else ""),
-            f"finish: {completion.finish_reason}",
-        ]
-    )
+    device = "emulated NPU" if pipeline.emulated else pipeline.device
+    tokens = f"{metrics.new_tokens} tokens" + (f" at {rate:.1f} tokens/s" if rate else "")
+    begin = f"prompt {metrics.prompt_tokens} tokens, first token after {metrics.ttft_ms / 1000:.2f} s"
+    return f"{device}, {begin}, {tokens}, finish: {completion.finish_reason}"
 
 
 def _read_prompt(given: str | None, raw: bool, parser: argparse.ArgumentParser) -> str:

@@ -14,16 +14,6 @@ from ..runtime.sampling import Params
 from ..system import console
 from .command import given
 
-__all__ = [
-    "add_load_options",
-    "add_sampling_options",
-    "key_values",
-    "load",
-    "ov_properties",
-    "pipeline_options",
-    "sampling",
-]
-
 
 def key_values(entries: Sequence[str], flag: str) -> dict[str, str]:
     """The `KEY=VALUE` arguments of a flag that may be repeated.

@@ -26,16 +26,15 @@ def control_tokens(model_dir: Path) -> dict[str, int]:
     Args:
         model_dir: A model directory; without `tokenizer.json` or `tokenizer_config.json` it has none.
     """
-    tokens: dict[str, int] = {}
-    path = model_dir / "tokenizer_config.json"
-    if path.exists():
-        decoder = json.loads(path.read_text(encoding="utf-8")).get("added_tokens_decoder", {})
-        tokens |= {entry["content"]: int(index) for index, entry in decoder.items()}
-    path = model_dir / "tokenizer.json"
-    if path.exists():
-        for entry in json.loads(path.read_text(encoding="utf-8")).get("added_tokens", []):
-            tokens[entry["content"]] = int(entry["id"])
+    decoder = _json(model_dir / "tokenizer_config.json").get("added_tokens_decoder", {})
+    tokens = {entry["content"]: int(index) for index, entry in decoder.items()}
+    for entry in _json(model_dir / "tokenizer.json").get("added_tokens", []):
+        tokens[entry["content"]] = int(entry["id"])
     return {text: index for text, index in tokens.items() if len(text) > 1}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 class Prompter:

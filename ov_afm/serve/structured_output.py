@@ -48,7 +48,12 @@ def output_format(request: ChatRequest) -> OutputFormat | None:
         return _json_schema(response_format)
     if not tools:
         return None
-    functions = [Function(tool.function.name, _parameters(tool)) for tool in tools]
+    functions = []
+    for tool in tools:
+        schema = tool.function.parameters or {}
+        _check_schema(schema, "tools")
+        # Arguments are an object, whatever else the schema leaves open.
+        functions.append(Function(tool.function.name, {"type": "object", **schema}))
     required = request.tool_choice == "required"
     if isinstance(request.tool_choice, NamedTool):
         name, required = request.tool_choice.function.name, True
@@ -65,13 +70,6 @@ def tools_for(request: ChatRequest) -> list[Tool]:
             raise APIError("tool_choice needs tools", "tool_choice")
         return []
     return request.tools
-
-
-def _parameters(tool: Tool) -> dict[str, Any]:
-    schema = tool.function.parameters or {}
-    _check_schema(schema, "tools")
-    # Arguments are an object, whatever else the schema leaves open.
-    return {"type": "object", **schema}
 
 
 def _json_schema(response_format: ResponseFormat) -> JSONSchema:
@@ -185,7 +183,7 @@ class CallReader:
         rest, self._held = self._held, ""
         if not rest or (self.calls and not self._within and not rest.strip()):
             return []
-        return [self._call(arguments=rest)] if self._within else [{"content": rest}]
+        return [self._more(rest)] if self._within else [{"content": rest}]
 
     def _take(self, mark: str) -> tuple[str, bool]:
         """The text before a mark, or before what may become one, and whether the mark is there."""
@@ -198,10 +196,13 @@ class CallReader:
 
     def _content(self) -> list[dict[str, Any]]:
         text, call = self._take(BEGIN)
-        deltas = [{"content": text}] if text and not (self.calls and not text.strip()) else []
+        deltas: list[dict[str, Any]] = [{"content": text}] if text and not (self.calls and not text.strip()) else []
         if call and (head := HEAD.match(self._held)):
             self._held, self._within = self._held[head.end() :], True
-            deltas.append(self._call(name=json.loads(head[1])))
+            call_id = f"call_{secrets.token_hex(12)}"
+            function = {"name": json.loads(head[1]), "arguments": ""}
+            entry = {"index": self.calls, "id": call_id, "type": "function", "function": function}
+            deltas.append({"tool_calls": [entry]})
             self.calls += 1
         elif call and len(self._held) > MAX_HEAD_CHARACTERS:
             deltas.append({"content": BEGIN})
@@ -212,13 +213,11 @@ class CallReader:
         text, complete = self._take(CALL_END)
         if complete:
             self._held, self._within = self._held[len(CALL_END) :], False
-        return [self._call(arguments=text)] if text else []
+        return [self._more(text)] if text else []
 
-    def _call(self, *, name: str | None = None, arguments: str = "") -> dict[str, Any]:
-        if name is None:
-            return {"tool_calls": [{"index": self.calls - 1, "function": {"arguments": arguments}}]}
-        entry = {"index": self.calls, "id": f"call_{secrets.token_hex(12)}", "type": "function"}
-        return {"tool_calls": [{**entry, "function": {"name": name, "arguments": ""}}]}
+    def _more(self, arguments: str) -> dict[str, Any]:
+        """More of the arguments of the last call."""
+        return {"tool_calls": [{"index": self.calls - 1, "function": {"arguments": arguments}}]}
 
 
 def _overlap(text: str, end: str) -> int:

@@ -102,7 +102,7 @@ class Router:
             return
         body = (await receive())["body"]
         with contextlib.suppress(APIError):
-            await until_gone(Request(scope, receive), _Relay(self._replicas, send).answer(scope, body))
+            await until_gone(Request(scope, receive), _Relay(self._replicas, scope, receive, send).answer(body))
 
 
 class _Relay:
@@ -110,17 +110,19 @@ class _Relay:
 
     Args:
         replicas: Handle of the replicas' `answer`.
+        scope: ASGI's description of the request.
+        receive: ASGI's way from the client.
         send: ASGI's way to the client.
     """
 
-    def __init__(self, replicas: DeploymentHandle[Any], send: Send) -> None:
-        self._replicas, self._send = replicas, send
+    def __init__(self, replicas: DeploymentHandle[Any], scope: Scope, receive: Receive, send: Send) -> None:
+        self._replicas, self._scope, self._receive, self._send = replicas, scope, receive, send
         self._started = self._has_text = False
 
-    async def answer(self, scope: Scope, body: bytes) -> None:
+    async def answer(self, body: bytes) -> None:
         """Try one replica after the other until one answers."""
-        fields = {name: scope[name] for name in FIELDS if name in scope}
-        conversation = conversation_of(body) if scope["method"] == "POST" else Conversation()
+        fields = {name: self._scope[name] for name in FIELDS if name in self._scope}
+        conversation = conversation_of(body) if self._scope["method"] == "POST" else Conversation()
         for attempt in range(ATTEMPTS):
             last = attempt == ATTEMPTS - 1
             await asyncio.sleep(PAUSE_S * attempt)
@@ -168,11 +170,8 @@ class _Relay:
     async def _fail(self, error: APIError) -> None:
         if self._started:
             await self._send({"type": "http.response.body", "body": _event(json.dumps(error.envelope).encode())})
-            return
-        response = error.response()
-        start = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
-        await self._send(start)
-        await self._send({"type": "http.response.body", "body": response.body})
+        else:
+            await error.response()(self._scope, self._receive, self._send)
 
 
 def _event(body: bytes) -> bytes:
