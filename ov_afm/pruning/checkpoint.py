@@ -56,13 +56,9 @@ def prune_checkpoint(
         emit(Step("ranking layers"))
         dropped = _drop_layers(model, ids, shape.layers)
     emit(Step("narrowing layers"))
-    kept = narrow(
-        model,
-        ids,
-        intermediate=shape.intermediate if shape.intermediate < config.intermediate_size else None,
-        kv_heads=shape.kv_heads if shape.kv_heads < config.num_key_value_heads else None,
-        refit=refit,
-    )
+    intermediate = shape.intermediate if shape.intermediate < config.intermediate_size else None
+    kv_heads = shape.kv_heads if shape.kv_heads < config.num_key_value_heads else None
+    kept = narrow(model, ids, intermediate=intermediate, kv_heads=kv_heads, refit=refit)
     after = _speed(model, ids[0])
     model.to(dtype).save_pretrained(output)
     tokenizer.save_pretrained(output)

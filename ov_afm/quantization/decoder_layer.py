@@ -85,12 +85,10 @@ class DecoderLayer:
         """The input of `o_proj`."""
         import torch
 
-        positions = torch.arange(normed.shape[1])[None]
+        attention, rotary = self.layer.self_attn, self.rotary(normed, torch.arange(normed.shape[1])[None])
         return _input_of(
-            self.layer.self_attn.o_proj,
-            lambda: self.layer.self_attn(
-                hidden_states=normed, attention_mask=None, position_embeddings=self.rotary(normed, positions)
-            ),
+            attention.o_proj,
+            lambda: attention(hidden_states=normed, attention_mask=None, position_embeddings=rotary),
         )
 
     def hidden(self, normed: Any) -> Any:
