@@ -36,14 +36,10 @@ def runtime_version() -> str:
     return ".".join(metadata.version("openvino").split(".")[:3])
 
 
-def _cache() -> Path:
-    return paths.cache_dir() / "kernels"
-
-
 def _candidates() -> list[Path]:
     # An editable installation keeps what it built among the installed packages, not in the source tree.
     installed = Path(sysconfig.get_path("platlib")) / "ov_afm" / "kernels"
-    folders = dict.fromkeys((HERE, installed, _cache()))
+    folders = dict.fromkeys((HERE, installed, paths.cache_dir() / "kernels"))
     return [path for folder in folders for path in sorted(folder.glob(f"{STEM}*{SUFFIX}"))]
 
 
@@ -110,8 +106,7 @@ def best_isa() -> str:
     Raises:
         ExtensionError: There is no library that fits, or it cannot be loaded.
     """
-    name: bytes = _load(library()).ov_afm_best_isa()
-    return name.decode()
+    return str(_load(library()).ov_afm_best_isa(), "ascii")
 
 
 def has_isa(name: str) -> bool:
@@ -146,7 +141,7 @@ def build(target: Path | None = None) -> Path:
     if cmake is None:
         raise ExtensionError("CMake is needed to build the ReLU² kernels; install it with: pip install cmake")
     if target is None:
-        target = HERE if os.access(HERE, os.W_OK) else _cache()
+        target = HERE if os.access(HERE, os.W_OK) else paths.cache_dir() / "kernels"
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         options = [f"-DPython_EXECUTABLE={sys.executable}", "-DOV_AFM_REQUIRE_KERNELS=ON", "-DCMAKE_BUILD_TYPE=Release"]

@@ -17,15 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ExtensionError, last_line
-from .layout import CHANNEL_WISE, Quantized, unpack_int4
+from ..model_dir.manifest import MODEL_XML
+from .layout import CHANNEL_WISE, Quantized, Unsupported, unpack_int4
 
-__all__ = ["Mlp", "Unsupported", "find_head", "find_mlps", "find_projections", "name_of", "read_model", "read_weights"]
+__all__ = ["Mlp", "find_head", "find_mlps", "find_projections", "name_of", "read_mlps", "read_model", "read_weights"]
 
 CODES = {"i4": (4, True), "u4": (4, False), "i8": (8, True), "u8": (8, False)}
-
-
-class Unsupported(ExtensionError):
-    """An MLP that the kernels do not take; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +55,30 @@ def read_model(path: Path, *extensions: Path) -> Any:
         raise ExtensionError(f"{path} cannot be read: {last_line(error)}") from error
 
 
+def _nodes(model: Any, kind: str) -> list[Any]:
+    """The operations of one type, each after those that feed it."""
+    return [node for node in model.get_ordered_ops() if node.get_type_name() == kind]
+
+
+def read_mlps(model_dir: Path, consequence: str) -> tuple[Any, list[Mlp], dict[str, str]]:
+    """The plain model of a model directory, and what `find_mlps` finds in it.
+
+    Raises:
+        ExtensionError: The model cannot be read, or has no MLP; the message says what follows from that.
+    """
+    model = read_model(model_dir / MODEL_XML)
+    mlps, refused = find_mlps(model)
+    if not mlps:
+        reason = f": {next(iter(refused.values()))}" if refused else ""
+        raise ExtensionError(f"{model_dir} has no ReLU² MLP, so {consequence}{reason}", code="kernels-no-relu2")
+    return model, mlps, refused
+
+
 def find_mlps(model: Any) -> tuple[list[Mlp], dict[str, str]]:
     """The MLPs of a model, and for each Relu that looked like one but is not, its name and the reason."""
     mlps: list[Mlp] = []
     refused: dict[str, str] = {}
-    for node in model.get_ordered_ops():
-        if node.get_type_name() != "Relu":
-            continue
+    for node in _nodes(model, "Relu"):
         name = name_of(node)
         try:
             mlps.append(_match(node, name))
@@ -77,19 +91,17 @@ def find_projections(model: Any, mlps: Sequence[Mlp]) -> list[list[Any]]:
     """The MatMuls with compressed weights between the MLPs; those that share their input are together."""
     inside = {matmul.get_friendly_name() for mlp in mlps for matmul in (mlp.up, mlp.down)}
     groups: dict[tuple[str, int], list[Any]] = {}
-    for node in model.get_ordered_ops():
-        if node.get_type_name() != "MatMul" or node.get_friendly_name() in inside:
-            continue
-        source = node.input_value(0)
-        if _is_compressed(node) and not _is_result(node):
+    for node in _nodes(model, "MatMul"):
+        if node.get_friendly_name() not in inside and _is_compressed(node) and not _is_result(node):
+            source = node.input_value(0)
             groups.setdefault((source.get_node().get_friendly_name(), source.get_index()), []).append(node)
     return list(groups.values())
 
 
 def find_head(model: Any) -> Any | None:
     """The MatMul with compressed weights that gives the logits; None if there is none, or if it shares its weights."""
-    for node in model.get_ordered_ops():
-        if node.get_type_name() == "MatMul" and _is_result(node) and _is_compressed(node):
+    for node in _nodes(model, "MatMul"):
+        if _is_result(node) and _is_compressed(node):
             weights = _skip(node.input_value(1).get_node(), ("Convert", "Reshape"))
             return node if len(weights.output(0).get_target_inputs()) == 1 else None
     return None
@@ -171,15 +183,8 @@ def read_weights(matmul: Any) -> Quantized:
     _require(len(shape) in (2, 3), f"the weights have shape {shape}")
     codes = _codes(constant, bits, signed, (shape[0], int(np.prod(shape[1:]))))
     group = shape[2] if len(shape) == 3 and shape[1] > 1 else CHANNEL_WISE
-    groups = shape[1] if group != CHANNEL_WISE else 1
-    scales = _scales(scale, (shape[0], groups))
-    zeros = _zeros(zero, bits, signed, (shape[0], groups))
-    try:
-        return Quantized(codes, scales, zeros, bits, group)
-    except Unsupported:
-        raise
-    except ExtensionError as error:
-        raise Unsupported(str(error)) from error
+    grouped = (shape[0], 1 if group == CHANNEL_WISE else shape[1])
+    return Quantized(codes, _scales(scale, grouped), _zeros(zero, bits, signed, grouped), bits, group)
 
 
 def _skip(node: Any, kinds: tuple[str, ...]) -> Any:
@@ -207,10 +212,8 @@ def _scales(node: Any, shape: tuple[int, int]) -> npt.NDArray[np.float16]:
 
 
 def _zeros(node: Any, bits: int, signed: bool, shape: tuple[int, int]) -> npt.NDArray[np.uint8] | None:
-    if node is None and signed:
-        return None
     if node is None:
-        return np.zeros(shape, np.uint8)
+        return None if signed else np.zeros(shape, np.uint8)
     kind = node.get_element_type().get_type_name()
     if kind in ("u4", "i4"):
         values = _codes(node, 4, False, tuple(node.get_output_shape(0))).astype(np.int64)

@@ -17,17 +17,8 @@ PAGE = 4096
 CACHE_LINE = 64
 LARGE = 64 * 1024
 BLOCK = 1 << 24
-
-
-def _constants(tree: ET.ElementTree[ET.Element]) -> list[ET.Element]:
-    """The `data` element of every constant, nested bodies included."""
-    return [
-        data
-        for layer in tree.iter("layer")
-        if layer.get("type") == "Const"
-        for data in layer.findall("data")
-        if data.get("offset") is not None
-    ]
+# The `data` element of every constant, nested bodies included.
+CONSTANTS = ".//layer[@type='Const']/data[@offset]"
 
 
 def align_constants(xml: Path, weights: Path) -> None:
@@ -41,7 +32,7 @@ def align_constants(xml: Path, weights: Path) -> None:
     moved: dict[tuple[int, int], int] = {}
     aligned = weights.with_suffix(".aligned")
     with weights.open("rb") as source, aligned.open("wb") as target:
-        for data in _constants(tree):
+        for data in tree.findall(CONSTANTS):
             at, size = int(data.attrib["offset"]), int(data.attrib["size"])
             if (at, size) not in moved:
                 moved[at, size] = _append(source, at, size, target)
@@ -62,6 +53,6 @@ def _append(source: BinaryIO, at: int, size: int, target: BinaryIO) -> int:
 
 def missing_bytes(xml: Path, weights: Path) -> int:
     """How many bytes of constants lie past the end of the `.bin`: 0 for a whole one."""
-    ends = (int(data.attrib["offset"]) + int(data.attrib["size"]) for data in _constants(ET.parse(xml)))
+    ends = (int(data.attrib["offset"]) + int(data.attrib["size"]) for data in ET.parse(xml).findall(CONSTANTS))
     size = weights.stat().st_size if weights.exists() else 0
     return max(0, max(ends, default=0) - size)

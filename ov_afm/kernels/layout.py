@@ -1,4 +1,4 @@
-"""Packed weights and the ReLU² MLP in numpy: the specification that the native kernels are tested against.
+"""Packed weights in numpy: the specification that the native kernels are tested against.
 
 A quantized weight is `(code - zero) * scale` with an unsigned code. Packing moves codes, scales and zero points to
 where the kernels want them and changes none: `unpack_*` gives back exactly what `pack_*` was given.
@@ -21,7 +21,7 @@ __all__ = [
     "CHANNEL_WISE",
     "GROUPS",
     "Quantized",
-    "ffn",
+    "Unsupported",
     "pack_down",
     "pack_up",
     "unpack_down",
@@ -30,7 +30,6 @@ __all__ = [
 ]
 
 Bytes = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
 
 CHANNEL_WISE = -1
 GROUPS = (32, 64, 128, CHANNEL_WISE)
@@ -39,6 +38,10 @@ INPUT_STEP = 32  # UP inputs are padded to this
 OUTPUT_STEP = 128  # DOWN outputs are padded to this
 PIECE = 64  # bytes that kernels handle together
 MAX_GROUP = 128  # neurons of one DOWN record
+
+
+class Unsupported(ExtensionError):
+    """An MLP or a matrix that the kernels do not take; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -63,24 +66,22 @@ class Quantized:
         """Refuse what no layout holds.
 
         Raises:
-            ExtensionError: The group size is not supported, or does not divide the inputs.
+            Unsupported: The group size is not supported, or does not divide the inputs.
         """
         if self.group not in GROUPS:
-            raise ExtensionError(f"kernels take group sizes 32, 64, 128 and -1 (channel-wise), found {self.group}")
+            raise Unsupported(f"kernels take group sizes 32, 64, 128 and -1 (channel-wise), found {self.group}")
         if self.group != CHANNEL_WISE and self.codes.shape[1] % self.group:
-            raise ExtensionError(f"group size {self.group} does not divide {self.codes.shape[1]} inputs")
+            raise Unsupported(f"group size {self.group} does not divide {self.codes.shape[1]} inputs")
 
     @property
     def symmetric_zero(self) -> int:
         """The zero point of symmetric weights of this width."""
         return 8 if self.bits == 4 else 128
 
-    def dequantize(self) -> Floats:
-        """The weights (outputs, inputs)."""
-        span = self.codes.shape[1] if self.group == CHANNEL_WISE else self.group
-        zero: Any = self.symmetric_zero if self.zeros is None else np.repeat(self.zeros.astype(np.float32), span, 1)
-        scale = np.repeat(self.scales.astype(np.float32), span, 1)
-        return np.asarray((self.codes.astype(np.float32) - zero) * scale, np.float32)
+    @property
+    def constants(self) -> list[npt.NDArray[Any]]:
+        """The scales and, of asymmetric weights, the zero points."""
+        return [self.scales] if self.zeros is None else [self.scales, self.zeros]
 
     def same(self, other: Quantized) -> bool:
         """Whether every code, scale and zero point is bit for bit the same."""
@@ -120,9 +121,7 @@ def _with_constants(body: Bytes, weights: Quantized, outputs: int) -> Bytes:
         padded = _pad(values, outputs, groups, 0).reshape(blocks, BLOCK, groups)
         return np.ascontiguousarray(padded.transpose(0, 2, 1)).reshape(blocks, -1).view(np.uint8)
 
-    parts = [body, by_group(weights.scales)]
-    if weights.zeros is not None:
-        parts.append(by_group(weights.zeros))
+    parts = [body, *map(by_group, weights.constants)]
     size = sum(part.shape[1] for part in parts)
     parts.append(np.zeros((blocks, _round_up(size, PIECE) - size), np.uint8))
     return np.concatenate(parts, axis=1)
@@ -155,10 +154,9 @@ def pack_down(weights: Quantized) -> Bytes:
     rows = _pad(weights.codes, outputs, neurons, weights.symmetric_zero).T
     order = _column_order(outputs, weights.bits)
     body = rows[:, order[0]] | rows[:, order[1]] << 4 if weights.bits == 4 else rows[:, order[0]]
-    parts = [body.reshape(neurons // group, -1), _down_constants(weights.scales, outputs, neurons // group)]
-    if weights.zeros is not None:
-        parts.append(_down_constants(weights.zeros, outputs, neurons // group))
-    return np.concatenate(parts, axis=1).reshape(-1)
+    records = neurons // group
+    constants = [_down_constants(values, outputs, records) for values in weights.constants]
+    return np.concatenate([body.reshape(records, -1), *constants], axis=1).reshape(-1)
 
 
 def _down_shape(weights: Quantized) -> tuple[int, int, int]:
@@ -181,9 +179,8 @@ def unpack_down(packed: Bytes, like: Quantized) -> Quantized:
     body = records[:, :at].reshape(neurons, -1)
     order = _column_order(outputs, like.bits)
     rows = np.empty((neurons, outputs), np.uint8)
-    rows[:, order[0]] = body & 15 if like.bits == 4 else body
-    if like.bits == 4:
-        rows[:, order[1]] = body >> 4
+    for part, columns in enumerate(order):
+        rows[:, columns] = body >> 4 * part & (1 << like.bits) - 1
     kept = 1 if like.group == CHANNEL_WISE else neurons // group
     end = at + outputs * 2
     scales = np.ascontiguousarray(records[:kept, at:end]).view(np.float16).T[:true_outputs]
@@ -200,20 +197,6 @@ def _column_order(outputs: int, bits: int) -> list[npt.NDArray[np.intp]]:
         return [(starts + (16 * z + 4 * part + d).ravel()).ravel()]
     low = (starts + (32 * z + 4 * part + d).ravel()).ravel()
     return [low, low + 16]
-
-
-def ffn(x: Floats, up: Quantized, down: Quantized, threshold: float = 0.0) -> Floats:
-    """The MLP (tokens, hidden) → (tokens, hidden), in float64 inside: what the kernels approximate.
-
-    Args:
-        x: Activations (tokens, hidden).
-        up: Weights (neurons, hidden).
-        down: Weights (hidden, neurons).
-        threshold: Neurons at or below it are skipped; 0 is the exact ReLU².
-    """
-    z = x.astype(np.float64) @ up.dequantize().astype(np.float64).T
-    h = np.where(z <= threshold, 0.0, z) ** 2  # a NaN is not below: it stays
-    return np.asarray(h @ down.dequantize().astype(np.float64).T, np.float32)
 
 
 def _round_up(n: int, step: int) -> int:

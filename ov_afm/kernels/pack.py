@@ -23,19 +23,10 @@ from ..model_dir.manifest import MODEL_BIN, MODEL_XML
 from ..model_dir.model_directory import PACKED_FOLDER, ModelDirectory
 from ..system.atomic import staging
 from . import extension, layout
-from .graph import (
-    Mlp,
-    Unsupported,
-    find_head,
-    find_mlps,
-    find_projections,
-    name_of,
-    read_model,
-    read_weights,
-)
+from .graph import Mlp, find_head, find_mlps, find_projections, name_of, read_mlps, read_model, read_weights
 from .ir_alignment import align_constants
-from .layout import Quantized
-from .threshold import limits
+from .layout import Quantized, Unsupported
+from .profile import limits
 
 __all__ = ["BITS", "Result", "remove", "transform", "verify"]
 
@@ -88,7 +79,7 @@ def transform(
             few active neurons are int16 always.
         threshold: Skip neurons whose activation is at or below it; 0 is exact.
         drop_energy: Give each layer a threshold of its own instead: the largest that gives up at most this share of
-            its energy; see the module `threshold`.
+            its energy; see `profile.limits`.
         text: UTF-8 text that `drop_energy` is measured on.
         projections: Pack the projections of attention and the head too.
         on_layer: Called with 1 after each MLP.
@@ -101,13 +92,7 @@ def transform(
     _check_options(activations, threshold, drop_energy, text)
     directory = ModelDirectory.open(model_dir)
     library = extension.load()
-    model = read_model(directory.xml)
-    mlps, refused = find_mlps(model)
-    if not mlps:
-        reasons = f": {next(iter(refused.values()))}" if refused else ""
-        raise ExtensionError(
-            f"{model_dir} has no ReLU² MLP, so the kernels cannot help it{reasons}", code="kernels-no-relu2"
-        )
+    model, mlps, refused = read_mlps(model_dir, "the kernels cannot help it")
     limited = limits(model_dir, drop_energy, text) if text and drop_energy else []
     thresholds = [each.threshold for each in limited] or [threshold] * len(mlps)
     create = _factory(library)
@@ -133,12 +118,8 @@ def transform(
     active = round(sum(each.active for each in limited) / len(limited), 4) if limited else None
     result = Result(directory.packed, replaced, refused, packed, active)
     if directory.manifest is not None:
-        skipping = {
-            "threshold": threshold,
-            "drop_energy": drop_energy,
-            **({} if active is None else {"active": active}),
-        }
-        _note(model_dir, directory.manifest, result, {"activations": activations, **skipping})
+        used = {"activations": activations, "threshold": threshold, "drop_energy": drop_energy}
+        _note(model_dir, directory.manifest, result, used if active is None else {**used, "active": active})
     return result
 
 
@@ -155,14 +136,13 @@ def _check_options(activations: str, threshold: float, drop_energy: float, text:
 
 def _factory(library: Path) -> Any:
     """A function that makes one of our operations: `create(name, x, packed weights, attributes)`."""
+    import openvino
     from openvino.utils.node_factory import NodeFactory
 
     factory = NodeFactory()
     factory.add_extension(str(library))
 
     def create(name: str, x: Any, packed: Sequence[Any], fields: dict[str, Any]) -> Any:
-        import openvino
-
         constants = [openvino.op.Constant(array, shared_memory=False).output(0) for array in packed]
         # The head takes its weights twice; op.h says why.
         return factory.create(name, [x, *constants * (2 if name == HEAD else 1)], fields)
@@ -214,8 +194,8 @@ def _pack(operation: str, matmuls: Sequence[Any], create: Any, options: dict[str
 def _pack_projections(model: Any, mlps: Sequence[Mlp], create: Any, options: dict[str, Any]) -> int:
     """Replace the projections and the head; returns how many matrices."""
     head = find_head(model)
-    groups = [(LINEAR, group) for group in find_projections(model, mlps)] + ([] if head is None else [(HEAD, [head])])
-    return sum(_pack(operation, group, create, options) for operation, group in groups)
+    packed = sum(_pack(LINEAR, group, create, options) for group in find_projections(model, mlps))
+    return packed if head is None else packed + _pack(HEAD, [head], create, options)
 
 
 def _save(model: Any, model_dir: Path, work: Path) -> None:

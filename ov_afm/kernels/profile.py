@@ -1,4 +1,4 @@
-"""How many neurons of a ReLU² model are exactly zero on a user's text, and what that is worth.
+"""How many neurons of a ReLU² model are zero, or small, on a user's text, and what that is worth.
 
 The share is counted where it matters, at the input of `down_proj`, layer by layer, with the plain model on CPU.
 
@@ -8,6 +8,10 @@ all weights a token reads, of all `up` and of all `down` among them, the kernels
     predicted speed-up = m / (m - (1 - a) d)
 
 It is an upper bound of what skipping alone brings; stock OpenVINO's distance from the memory's bandwidth is not in it.
+
+Neurons that are small but not zero can be skipped at a price: it changes the answers. A neuron's energy is the square
+of what it gives to `down_proj`, `relu(z)⁴`; the threshold of a layer is the largest below which the neurons have at
+most the given share of the layer's energy on some text. `ov-afm evaluate --runtime-defaults` measures what that costs.
 """
 
 from __future__ import annotations
@@ -20,15 +24,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError, ExtensionError
+from ..errors import ConfigError
 from ..model_dir import manifest
 from ..model_dir.inference import EXACT, decoder_inputs, input_names
 from ..model_dir.model_directory import ModelDirectory
-from .graph import find_mlps, read_model
+from .graph import read_mlps
 
-__all__ = ["Profile", "compile_exact", "profile", "run_windows", "tokens_of"]
+__all__ = ["Limit", "Profile", "limits", "profile", "run_windows", "tokens_of"]
 
 WINDOW = 256
+LIMITS_WINDOW = 64  # tokens that `limits` runs together
+# Of log2(z), from what float16 calls normal to what overflows its square.
+EDGES = np.exp2(np.linspace(-14.0, 8.0, 4097))
 PAYS = 1.05  # predicted speed-up from which the kernels are worth a second copy of the model
 
 
@@ -60,6 +67,19 @@ class Profile:
         return self.speedup >= PAYS
 
 
+@dataclass(frozen=True)
+class Limit:
+    """Which neurons of one MLP are skipped.
+
+    Attributes:
+        threshold: Neurons at or below it are skipped.
+        active: Share of neurons above it on the text, 0 to 1.
+    """
+
+    threshold: float
+    active: float
+
+
 def profile(
     model_dir: Path,
     text: Path,
@@ -87,10 +107,9 @@ def profile(
             raise ConfigError(f"{name} must be at least 1, found {value}")
     directory = ModelDirectory.open(model_dir)
     ids = tokens_of(model_dir, text)[:max_tokens]
-    model = read_model(directory.xml)
-    names, sizes = _count_zeros(model, model_dir)
+    model, names, sizes = _count_zeros(model_dir)
     zeros = np.zeros(len(names))
-    for count, outputs in run_windows(compile_exact(model), ids, window, len(names)):
+    for count, outputs in run_windows(model, ids, window, len(names)):
         zeros += np.array([float(share) for share in outputs]) * count
         if on_tokens:
             on_tokens(count)
@@ -129,14 +148,11 @@ def tokens_of(model_dir: Path, text: Path) -> npt.NDArray[np.int64]:
     return ids
 
 
-def _count_zeros(model: Any, model_dir: Path) -> tuple[list[str], tuple[int, int]]:
-    """Add one output per MLP, the share of zeros; return names, and bytes of (all, down) weights."""
+def _count_zeros(model_dir: Path) -> tuple[Any, list[str], tuple[int, int]]:
+    """The model with an output more for each MLP, its share of zeros; their names; bytes of (all, down) weights."""
     from openvino import opset13 as op
 
-    mlps, refused = find_mlps(model)
-    if not mlps:
-        reason = f": {next(iter(refused.values()))}" if refused else ""
-        raise ExtensionError(f"{model_dir} has no ReLU² MLP, so it has no zeros to use{reason}")
+    model, mlps, _ = read_mlps(model_dir, "it has no zeros to use")
     for mlp in mlps:
         zero = op.convert(op.equal(mlp.down.input_value(0), np.float32(0)), "f32")
         share = op.reduce_mean(zero, np.array([0, 1, 2], np.int64), keep_dims=False)
@@ -148,7 +164,7 @@ def _count_zeros(model: Any, model_dir: Path) -> tuple[list[str], tuple[int, int
         if node.get_type_name() == "MatMul"
         for constant in _constants_of(node)
     }
-    return [mlp.name for mlp in mlps], (sum(sizes.values()), sum(sizes[name] for name in down))
+    return model, [mlp.name for mlp in mlps], (sum(sizes.values()), sum(sizes[name] for name in down))
 
 
 def _constants_of(matmul: Any) -> list[Any]:
@@ -165,20 +181,56 @@ def _constants_of(matmul: Any) -> list[Any]:
     return constants
 
 
-def compile_exact(model: Any) -> Any:
-    """A compiled model whose zeros are exact: neither bf16 nor quantized activations round a neuron to zero."""
+def run_windows(
+    model: Any, ids: npt.NDArray[np.int64], window: int, outputs: int
+) -> Iterator[tuple[int, list[npt.NDArray[Any]]]]:
+    """Run a text in windows, each from an empty cache; yields the tokens of a window and its last `outputs` outputs.
+
+    Zeros are exact: neither bf16 nor quantized activations round a neuron to zero.
+    """
     import openvino
 
-    return openvino.Core().compile_model(model, "CPU", EXACT)
-
-
-def run_windows(
-    compiled: Any, ids: npt.NDArray[np.int64], window: int, outputs: int
-) -> Iterator[tuple[int, list[npt.NDArray[Any]]]]:
-    """Run a text in windows, each from an empty cache; yields the tokens of a window and its last `outputs` outputs."""
+    compiled = openvino.Core().compile_model(model, "CPU", EXACT)
     request, names = compiled.create_infer_request(), input_names(compiled)
     for start in range(0, len(ids), window):
         part = ids[start : start + window]
         request.reset_state()
         results = request.infer(decoder_inputs(part, names))
         yield len(part), [results[len(results) - outputs + index] for index in range(outputs)]
+
+
+def limits(model_dir: Path, share: float, text: Path, *, max_tokens: int = 512) -> list[Limit]:
+    """The limit of each MLP, in the order of the graph.
+
+    Args:
+        model_dir: A model directory with ReLU² MLPs.
+        share: Share of each layer's energy to give up, 0 to below 1; 0 is exact.
+        text: UTF-8 text.
+        max_tokens: Tokens of it to use.
+
+    Raises:
+        ConfigError: `share` is out of range, or the text cannot be read.
+        ExtensionError: The model has no ReLU² MLP.
+    """
+    if not 0.0 <= share < 1.0:
+        raise ConfigError(f"the share of energy to give up must lie between 0 and 1, found {share}")
+    ids = tokens_of(model_dir, text)[:max_tokens]
+    model, mlps, _ = read_mlps(model_dir, "it has no neurons to skip")
+    for mlp in mlps:
+        model.add_outputs(mlp.up.output(0))
+    energy, counts = np.zeros((2, len(mlps), EDGES.size - 1))
+    seen = np.zeros(len(mlps))
+    for _, outputs in run_windows(model, ids, LIMITS_WINDOW, len(mlps)):
+        for layer, z in enumerate(outputs):
+            positive = np.clip(z[z > 0], EDGES[0], EDGES[-1]).astype(np.float64)
+            energy[layer] += np.histogram(positive, EDGES, weights=positive**4)[0]
+            counts[layer] += np.histogram(positive, EDGES)[0]
+            seen[layer] += z.size
+    return [_limit(*each, share) for each in zip(energy, counts, seen, strict=True)]
+
+
+def _limit(energy: npt.NDArray[Any], counts: npt.NDArray[Any], seen: float, share: float) -> Limit:
+    given_up = np.cumsum(energy) <= share * energy.sum()
+    # Bins that are given up whole; without any energy at all nothing is.
+    below = int(given_up.argmin()) if share > 0 and not given_up.all() else 0
+    return Limit(float(EDGES[below]) if below else 0.0, float(counts[below:].sum() / seen))

@@ -22,9 +22,8 @@ logger = logging.getLogger(__name__)
 
 def is_packed(model_dir: Path) -> bool:
     """Whether a folder holds a model that needs the native kernels, and lies in the model directory it came from."""
-    return (
-        model_dir.name == PACKED_FOLDER and (model_dir / MODEL_XML).exists() and (model_dir.parent / MODEL_XML).exists()
-    )
+    both = (model_dir, model_dir.parent)
+    return model_dir.name == PACKED_FOLDER and all((folder / MODEL_XML).exists() for folder in both)
 
 
 def plain_model(model_dir: Path, device: str) -> tuple[Path, dict[str, Any]]:
@@ -62,18 +61,14 @@ def engine_model(model_dir: Path, device: str) -> tuple[Path, dict[str, Any]]:
             if not required:
                 return model_dir, {}
             raise ExtensionError(f"{packed} is packed for the CPU, found device {device}; use {packed.parent}")
-        return packed, {"extensions": [str(_usable(packed))]}
+        if lacking := missing_bytes(packed / MODEL_XML, packed / MODEL_BIN):
+            raise ExtensionError(
+                f"{packed} is damaged: {lacking} bytes of packed weights are missing; "
+                f"run: ov-afm kernels {packed.parent}"
+            )
+        return packed, {"extensions": [str(extension.load())]}
     except ExtensionError as error:
         if required:
             raise
         logger.warning("running without the ReLU² kernels: %s", error)
         return model_dir, {}
-
-
-def _usable(packed: Path) -> Path:
-    lacking = missing_bytes(packed / MODEL_XML, packed / MODEL_BIN)
-    if lacking:
-        raise ExtensionError(
-            f"{packed} is damaged: {lacking} bytes of packed weights are missing; run: ov-afm kernels {packed.parent}"
-        )
-    return extension.load()

@@ -16,7 +16,7 @@ from support import tiny
 from ov_afm import evaluate
 from ov_afm.cli import kernels
 from ov_afm.errors import ConfigError, ExtensionError, OVAFMError
-from ov_afm.kernels import extension, graph, pack, profile, select, threshold
+from ov_afm.kernels import extension, graph, pack, profile, select
 from ov_afm.model_dir import manifest
 from ov_afm.model_dir.inference import EXACT, decoder_inputs, input_names
 from ov_afm.model_dir.model_directory import PACKED_FOLDER
@@ -252,14 +252,14 @@ def test_no_manifest_is_invented_for_a_directory_without_one(plain: Path, tmp_pa
 
 def test_dropping_energy_gives_each_layer_the_largest_threshold_that_keeps_to_it(plain: Path, copy: Path) -> None:
     share = 0.05
-    limits = threshold.limits(plain, share, PACKAGED_TEXT, max_tokens=threshold.WINDOW)
+    limits = profile.limits(plain, share, PACKAGED_TEXT, max_tokens=profile.LIMITS_WINDOW)
     model = graph.read_model(plain / "openvino_model.xml")
     mlps, _ = graph.find_mlps(model)
     for mlp in mlps:
         model.add_outputs(mlp.up.output(0))
-    ids = profile.tokens_of(plain, PACKAGED_TEXT)[: threshold.WINDOW]
-    ((_, outputs),) = profile.run_windows(profile.compile_exact(model), ids, len(ids), len(mlps))
-    step = threshold.EDGES[1] / threshold.EDGES[0]
+    ids = profile.tokens_of(plain, PACKAGED_TEXT)[: profile.LIMITS_WINDOW]
+    ((_, outputs),) = profile.run_windows(model, ids, len(ids), len(mlps))
+    step = profile.EDGES[1] / profile.EDGES[0]
     for limit, z in zip(limits, outputs, strict=True):
         energy, at = np.maximum(z, 0).astype(np.float64) ** 4, limit.threshold
         assert energy[z <= at].sum() <= share * energy.sum() < energy[z <= at * step * 1.0001].sum()
@@ -269,7 +269,7 @@ def test_dropping_energy_gives_each_layer_the_largest_threshold_that_keeps_to_it
     xml = (copy / PACKED_FOLDER / "openvino_model.xml").read_text()
     written = [float(value) for value in re.findall(r'threshold="([^"]*)"', xml)]
     # Of 512 tokens, not of the 64 above.
-    found = threshold.limits(copy, share, PACKAGED_TEXT)
+    found = profile.limits(copy, share, PACKAGED_TEXT)
     assert written == pytest.approx([limit.threshold for limit in found], rel=1e-5)
     record = manifest.verify(copy)
     assert record is not None
@@ -292,13 +292,13 @@ def test_evaluation_does_not_take_the_scores_of_a_model_packed_otherwise(
 
 
 def test_no_energy_to_drop_is_exact(plain: Path) -> None:
-    assert [limit.threshold for limit in threshold.limits(plain, 0.0, PACKAGED_TEXT, max_tokens=16)] == [0.0, 0.0]
+    assert [limit.threshold for limit in profile.limits(plain, 0.0, PACKAGED_TEXT, max_tokens=16)] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
 def test_a_share_of_energy_out_of_range_is_refused(plain: Path, share: float) -> None:
     with pytest.raises(ConfigError, match="share of energy to give up must lie between 0 and 1"):
-        threshold.limits(plain, share, PACKAGED_TEXT)
+        profile.limits(plain, share, PACKAGED_TEXT)
 
 
 def test_a_share_of_energy_needs_a_text(plain: Path) -> None:
