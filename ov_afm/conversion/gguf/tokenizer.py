@@ -122,9 +122,10 @@ def _build(fields: Mapping[str, Any], tokens: list[str], pre: str) -> Any:
         for merge in fields.get("tokenizer.ggml.merges", ())
         for cut in (merge.index(" ", 1),)
     ]
-    for part in (part for first, second in merges for part in (first, second, first + second)):
-        if part not in vocabulary:
-            raise ValueError(f"a merge needs {part!r}, which is no token")
+    for first, second in merges:
+        for part in (first, second, first + second):
+            if part not in vocabulary:
+                raise ValueError(f"a merge needs {part!r}, which is no token")
     whole_pieces = pre in _WHOLE_PIECES
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole_pieces))
     tokenizer.pre_tokenizer = pre_tokenizer(pre)
