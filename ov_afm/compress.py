@@ -72,7 +72,7 @@ def compress(
         for path in source.path.iterdir():
             if path.is_file() and path.name not in REPLACED:
                 shutil.copyfile(path, partial / path.name)
-        with console.StepBars(bars) as on_event:
+        with console.step_bars(bars) as on_event:
             on_event(Step("compressing weights"))
             child = ChildProcess(log=log, on_event=on_event, died=CompressionError)
             summary = child.run(compress_ir, source.xml, partial, recipe, source.path)

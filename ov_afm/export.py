@@ -255,7 +255,7 @@ def _work_folder(partial: Path, work_dir: str | Path | None) -> Iterator[Path]:
 def _convert(source: Source, job: convert.Job, bars: console.Progress, log: Path) -> Manifest:
     """Convert a checkpoint, while the source is hashed."""
     with in_background(source.describe) as description:
-        with console.StepBars(bars, convert.STEPS, in_bytes=("converting",)) as on_event:
+        with console.step_bars(bars, convert.STEPS, in_bytes=("converting",)) as on_event:
             built = ChildProcess(log=log, on_event=on_event, died=ExportError).run(convert.build, job)
         write_generation_config(job.output, source)
         for path in source.license_files:

@@ -10,7 +10,7 @@ from typing import Any
 from ..model_dir.model_directory import ModelDirectory
 from ..runtime import device_cache, device_report, devices
 from ..runtime.properties import DEFAULT_CONTEXT_TOKENS
-from ..system.console import LoadDisplay, human_bytes
+from ..system.console import human_bytes, load_display
 from .command import command, command_parser
 
 __all__ = ["main"]
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _test(model: ModelDirectory, names: list[str] | None, *, as_json: bool) -> int:
     verdicts = {}
     for name in names or [each.name for each in devices.inventory().devices]:
-        with LoadDisplay() as on_phase:
+        with load_display() as on_phase:
             verdict = verdicts[name] = device_report.test(model, name, on_phase)
         label = "emulated NPU" if name.upper() == devices.EMULATED_NPU else name
         if not as_json:

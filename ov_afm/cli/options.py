@@ -112,7 +112,7 @@ def pipeline_options(arguments: argparse.Namespace, parser: argparse.ArgumentPar
 def load(model: str, arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Pipeline:
     """The pipeline that the loading options ask for, and its notes on standard error."""
     options = pipeline_options(arguments, parser)
-    with console.LoadDisplay() as on_phase:
+    with console.load_display() as on_phase:
         pipeline = Pipeline(model, arguments.device, on_phase=on_phase, **options)
     if pipeline.manifest is None:
         console.note(f"note: {model} has no ov_afm.json, so its files were not checked")

@@ -14,9 +14,9 @@ CARD = """---
 {front}
 ---
 
-# {title}
+# {name} {recipe} (OpenVINO)
 
-{source} converted to [OpenVINO](https://docs.openvino.ai) IR by ov_afm: {recipe}.
+{source} converted to [OpenVINO](https://docs.openvino.ai) IR by ov_afm: recipe `{recipe}`.
 
 {facts}
 
@@ -77,9 +77,8 @@ def render(manifest: Manifest) -> str:
     }
     return CARD.format(
         front="\n".join(front),
-        title=f"{name} {recipe['name']} (OpenVINO)",
         source=origin,
-        recipe=f"recipe `{recipe['name']}`",
+        recipe=recipe["name"],
         facts=markdown_table(["", ""], [(key, value) for key, value in facts.items() if value]),
         checks="\n".join(f"- {line}" for line in check_lines(manifest.checks)) or "- none",
         name=name,

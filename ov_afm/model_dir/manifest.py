@@ -40,25 +40,10 @@ CARD_FILE = "README.md"
 SCHEMA = 1
 MODEL_XML = "openvino_model.xml"
 MODEL_BIN = "openvino_model.bin"
-REQUIRED = (
-    MODEL_XML,
-    MODEL_BIN,
-    "openvino_tokenizer.xml",
-    "openvino_tokenizer.bin",
-    "openvino_detokenizer.xml",
-    "openvino_detokenizer.bin",
-    "config.json",
-)
-PACKAGES = {
-    "ov_afm": "ov-afm",
-    "openvino": "openvino",
-    "openvino_genai": "openvino-genai",
-    "openvino_tokenizers": "openvino-tokenizers",
-    "nncf": "nncf",
-    "optimum_intel": "optimum-intel",
-    "transformers": "transformers",
-    "torch": "torch",
-}
+IR_FILES = [f"openvino_{part}.{suffix}" for part in ("model", "tokenizer", "detokenizer") for suffix in ("xml", "bin")]
+REQUIRED = (*IR_FILES, "config.json")
+OPENVINO_PACKAGES = ("openvino", "openvino_genai", "openvino_tokenizers")
+PACKAGES = ("ov_afm", *OPENVINO_PACKAGES, "nncf", "optimum_intel", "transformers", "torch")
 
 
 @dataclass
@@ -93,9 +78,9 @@ class Manifest:
 def installed_versions() -> dict[str, str | None]:
     """Version of each package that shapes a model directory; None where it is not installed."""
     versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
-    for key, package in PACKAGES.items():
+    for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[key] = metadata.version(package)
+            versions[name] = metadata.version(name.replace("_", "-"))
     return versions
 
 
@@ -201,17 +186,11 @@ def verify(model_dir: Path, *, hashes: bool = False, on_bytes: Callable[[int], N
         path = model_dir / name
         if not path.exists():
             raise SourceError(f"{path} is missing; export the model again", code="model-dir-incomplete")
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            raise SourceError(
-                f"{path} is damaged: {size} bytes where {expected['bytes']} were written; export the model again",
-                code="model-file-damaged",
-            )
-        if hashes and sha256(path, on_bytes) != expected["sha256"]:
-            raise SourceError(
-                f"{path} is damaged: its sha256 is not the one recorded; export the model again",
-                code="model-file-damaged",
-            )
+        size, recorded = path.stat().st_size, expected["bytes"]
+        if size != recorded or (hashes and sha256(path, on_bytes) != expected["sha256"]):
+            by_digest = "its sha256 is not the one recorded"
+            damage = by_digest if size == recorded else f"{size} bytes where {recorded} were written"
+            raise SourceError(f"{path} is damaged: {damage}; export the model again", code="model-file-damaged")
     return manifest
 
 

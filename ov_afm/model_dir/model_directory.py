@@ -33,14 +33,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         SourceError: There is none, or it is not a JSON object.
     """
+    path = folder / "config.json"
     try:
-        fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SourceError(f"{folder / 'config.json'} cannot be read: {error}", code="config-unreadable") from error
+        raise SourceError(f"{path} cannot be read: {error}", code="config-unreadable") from error
     if not isinstance(fields, dict):
-        raise SourceError(
-            f"{folder / 'config.json'} holds no JSON object; export the model again", code="config-unreadable"
-        )
+        raise SourceError(f"{path} holds no JSON object; export the model again", code="config-unreadable")
     return fields
 
 
@@ -148,13 +147,10 @@ class ModelDirectory:
     @property
     def key(self) -> str:
         """Short digest of the model: of its hashes where it has them, else of size and time of its weights."""
-        names = (MODEL_XML, MODEL_BIN)
-        parts: list[Any]
-        if self.manifest is not None and all(name in self.manifest.files for name in names):
-            parts = [self.manifest.files[name]["sha256"] for name in names]
-        else:
-            stats = [(self.path / name).stat() for name in names]
-            parts = [[each.st_size, each.st_mtime_ns] for each in stats]
+        recorded = self.manifest.files if self.manifest else {}
+        parts: list[Any] = [recorded[path.name]["sha256"] for path in (self.xml, self.bin) if path.name in recorded]
+        if len(parts) < 2:
+            parts = [[stat.st_size, stat.st_mtime_ns] for stat in (self.xml.stat(), self.bin.stat())]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -52,7 +52,10 @@ def add(model_dir: Path, repository: Path, *, device: str = "CPU", replace: bool
             for path in model_dir.iterdir():
                 # A folder holds the model for the kernels, which other programs cannot run.
                 if path.is_file():
-                    _link(path, partial / path.name)
+                    try:
+                        os.link(path, partial / path.name)
+                    except OSError:  # another disk, or one without links
+                        shutil.copyfile(path, partial / path.name)
             (partial / GRAPH).write_text(graph, encoding="utf-8")
     served = config.setdefault("mediapipe_config_list", [])
     config.setdefault("model_config_list", [])
@@ -65,21 +68,11 @@ def add(model_dir: Path, repository: Path, *, device: str = "CPU", replace: bool
 def _same(model_dir: Path, target: Path, graph: str) -> bool:
     """Whether the repository holds this very model with this graph already."""
     source, existing = model_dir / manifest.FILE_NAME, target / manifest.FILE_NAME
-    return (
-        source.exists()
-        and existing.exists()
-        and source.read_bytes() == existing.read_bytes()
-        and (target / GRAPH).exists()
-        and (target / GRAPH).read_text(encoding="utf-8") == graph
-    )
-
-
-def _link(source: Path, target: Path) -> None:
     try:
-        os.link(source, target)
-    except OSError:
-        # Another disk, or one without links.
-        shutil.copyfile(source, target)
+        same = source.read_bytes() == existing.read_bytes()
+        return same and (target / GRAPH).read_text(encoding="utf-8") == graph
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def read_config(repository: Path) -> dict[str, Any]:

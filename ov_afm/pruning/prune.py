@@ -261,6 +261,6 @@ class _Work:
     @contextmanager
     def _child(self, step: str) -> Iterator[ChildProcess]:
         """A child process whose progress is drawn under the name of a step."""
-        with console.StepBars(self.bars) as on_event:
+        with console.step_bars(self.bars) as on_event:
             on_event(Step(step))
             yield ChildProcess(log=self.log, on_event=on_event, died=CompressionError)

@@ -9,16 +9,15 @@ killed run by a moment writes nowhere else.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import glob
 import json
 import os
+import re
 import shutil
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,37 +99,29 @@ def staging(output: Path, *, replace: bool = False) -> Iterator[Path]:
         _check_target(output, replace)
         partial.mkdir()
         yield partial
-        _put_in_place(partial, output, old)
+        if output.exists():
+            output.rename(old)
+        partial.rename(output)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            _clear_leftovers(output, old)
         if sys.platform != "win32":  # where the release deletes it
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
         # What holds the output, or anything else by now, stays.
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             for folder in new_parents:
                 folder.rmdir()
 
 
 def _clear_leftovers(output: Path, old: Path) -> None:
-    """Undo what a killed run left: put back the directory that it was about to replace, delete the rest."""
+    """Undo what a run that failed or was killed left: put back the directory to be replaced, delete the rest."""
     if old.exists() and not output.exists():
         old.rename(output)
-    for leftover in (old, *output.parent.glob(f".{glob.escape(output.name)}.*.partial")):
+    # Not those of an output whose name begins alike, such as `model.new` beside `model`.
+    partial = re.compile(rf"\.{re.escape(output.name)}\.\d+\.partial")
+    for leftover in (old, *(path for path in output.parent.iterdir() if partial.fullmatch(path.name))):
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _put_in_place(partial: Path, output: Path, old: Path) -> None:
-    replaced = output.exists()
-    if replaced:
-        output.rename(old)
-    try:
-        partial.rename(output)
-    except OSError:
-        if replaced:
-            old.rename(output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_target(output: Path, replace: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from . import child_process
 
-__all__ = ["LoadDisplay", "Progress", "StepBars", "human_bytes", "markdown_table", "note"]
+__all__ = ["Progress", "human_bytes", "load_display", "markdown_table", "note", "step_bars"]
 
 
 def note(message: str) -> None:
@@ -99,74 +99,54 @@ class Progress:
         self._bars.update(task, total=row.total or 1, completed=row.total or 1)
 
 
-class StepBars:
-    """Draws a bar for each step that a child process reports.
+@contextmanager
+def step_bars(
+    progress: Progress, names: Mapping[str, str] | None = None, in_bytes: Sequence[str] = ()
+) -> Iterator[Callable[[object], None]]:
+    """Draw a bar for each step that a child process reports; yields what takes its events.
+
+    A `Step` ends one bar and begins the next, a `Progress` moves it.
 
     Args:
         progress: Where to draw.
         names: What people read for a step, where that is not its own name.
         in_bytes: Steps whose progress is counted in bytes.
     """
+    titles = names or {}
+    advance: Callable[..., None] | None = None
+    with ExitStack() as stack:
 
-    def __init__(
-        self, progress: Progress, names: Mapping[str, str] | None = None, in_bytes: Sequence[str] = ()
-    ) -> None:
-        self._progress, self._names, self._in_bytes = progress, names or {}, in_bytes
-        self._stack = ExitStack()
-        self._advance: Callable[..., None] | None = None
+        def on_event(event: object) -> None:
+            nonlocal advance
+            if isinstance(event, child_process.Step):
+                stack.close()
+                unit = "B" if event.name in in_bytes else ""
+                advance = stack.enter_context(progress.step(titles.get(event.name, event.name), unit=unit))
+            elif isinstance(event, child_process.Progress) and event.total and advance:
+                advance(to=event.done, total=event.total)
 
-    def __enter__(self) -> StepBars:
-        """Begin with no bar."""
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """End the last bar."""
-        self._stack.close()
-
-    def __call__(self, event: object) -> None:
-        """Take an event of the child: a `Step` ends one bar and begins the next, a `Progress` moves it."""
-        if isinstance(event, child_process.Step):
-            self._stack.close()
-            unit = "B" if event.name in self._in_bytes else ""
-            name = self._names.get(event.name, event.name)
-            self._advance = self._stack.enter_context(self._progress.step(name, unit=unit))
-        elif isinstance(event, child_process.Progress) and event.total and self._advance:
-            self._advance(to=event.done, total=event.total)
+        yield on_event
 
 
-class LoadDisplay:
+@contextmanager
+def load_display() -> Iterator[Callable[[str, float | None], None]]:
     """On a terminal, a line with what loading does, for how long, and how long it took last time; gone when it is done.
 
     Example:
-        with LoadDisplay() as on_phase:
+        with load_display() as on_phase:
             pipeline = Pipeline(model_dir, on_phase=on_phase)
     """
+    from rich import progress as bars
+    from rich.console import Console
 
-    def __enter__(self) -> LoadDisplay:
-        """Start drawing."""
-        from rich import progress
-        from rich.console import Console
+    text = bars.TextColumn
+    columns = (bars.SpinnerColumn(), text("{task.description}"), bars.TimeElapsedColumn(), text("{task.fields[last]}"))
+    console = Console(stderr=True)
+    with bars.Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as display:
 
-        self._bars = progress.Progress(
-            progress.SpinnerColumn(),
-            progress.TextColumn("{task.description}"),
-            progress.TimeElapsedColumn(),
-            progress.TextColumn("{task.fields[last]}"),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
-        self._bars.start()
-        self._current: Any = None
-        return self
+        def on_phase(name: str, last_s: float | None) -> None:
+            for task in display.task_ids:
+                display.remove_task(task)
+            display.add_task(name, total=None, last="" if last_s is None else f"(last time {last_s:.0f} s)")
 
-    def __call__(self, name: str, last_s: float | None) -> None:
-        """Show a step that begins; the one before is over."""
-        if self._current is not None:
-            self._bars.remove_task(self._current)
-        last = "" if last_s is None else f"(last time {last_s:.0f} s)"
-        self._current = self._bars.add_task(name, total=None, last=last)
-
-    def __exit__(self, *exc: object) -> None:
-        """Stop drawing."""
-        self._bars.stop()
+        yield on_phase

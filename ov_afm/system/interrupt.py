@@ -8,13 +8,12 @@ thread.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 __all__ = ["in_background", "leave_at_once", "wait_for"]
@@ -74,7 +73,7 @@ def leave_at_once() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             sys.stdout.flush()
             print("\nov-afm: interrupted", file=sys.stderr, flush=True)
         os._exit(130)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
@@ -68,7 +67,7 @@ def cached(final: Path) -> Iterator[Path]:
         ) from error
     for leftover in final.parent.glob(".making-*"):
         # Another process may have ended with it meanwhile.
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             if time.time() - leftover.stat().st_mtime > STALE_S:
                 shutil.rmtree(leftover, ignore_errors=True)
     try:

@@ -51,23 +51,14 @@ def _group_memory() -> Iterator[int]:
             if limit is None or used is None:  # "max", or the root group
                 continue
             # File pages are given back when memory is short.
-            yield limit - used + _file_pages(path / "memory.stat", pages)
-
-
-def _file_pages(path: Path, key: str) -> int:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        name, _, value = line.partition(" ")
-        if name == key:
-            return int(value)
-    return 0
+            statistics = (path / "memory.stat").read_text(encoding="utf-8")
+            yield limit - used + int(dict(line.split() for line in statistics.splitlines()).get(pages, 0))
 
 
 def _number(path: Path) -> int | None:
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None
+    with contextlib.suppress(OSError, ValueError):
+        return int(path.read_text(encoding="utf-8"))
+    return None
 
 
 def check_memory(need: float, purpose: str) -> None:

@@ -181,6 +181,14 @@ def test_killed_writer_leaves_no_directory_and_the_next_clears_up(tmp_path: Path
     assert any(name.startswith(".other.") and name.endswith(".partial") for name in beside(output))
 
 
+def test_work_of_an_output_whose_name_begins_alike_is_not_touched(tmp_path: Path) -> None:
+    with staging(tmp_path / "model.5B") as work:
+        (work / "file").write_text("longer")
+        write(tmp_path / "model", "shorter")
+    assert (tmp_path / "model.5B" / "file").read_text() == "longer"
+    assert beside(tmp_path / "model") == ["model", "model.5B"]
+
+
 def test_directory_that_a_killed_replacement_had_moved_away_comes_back(tmp_path: Path) -> None:
     output = tmp_path / "model"
     write(output, "old")

@@ -56,7 +56,7 @@ class Recorder:
 
 def test_step_bars_follow_the_steps_of_a_child() -> None:
     recorder = Recorder()
-    with console.StepBars(recorder, {"a": "first", "b": "second"}, ("b",)) as show:  # type: ignore[arg-type]
+    with console.step_bars(recorder, {"a": "first", "b": "second"}, ("b",)) as show:  # type: ignore[arg-type]
         for event in (Progress(1, 2), Step("a"), Progress(1, 4), Progress(1, 0), Step("b"), Progress(2, 3), "other"):
             show(event)
     expected = [("begin", "first", ""), (1, 4), ("end", "first"), ("begin", "second", "B"), (2, 3), ("end", "second")]
@@ -64,7 +64,7 @@ def test_step_bars_follow_the_steps_of_a_child() -> None:
 
 
 def test_nothing_is_drawn_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
-    with console.LoadDisplay() as on_phase:
+    with console.load_display() as on_phase:
         on_phase("loading", 3.0)
         on_phase("compiling", None)
     with console.Progress() as progress, progress.step("hashing", total=2) as advance:
