@@ -11,8 +11,10 @@ from ..pipeline import Message, Pipeline
 from ..runtime.metrics import RequestMetrics
 from ..runtime.sampling import DEFAULT_MAX_NEW_TOKENS, Params
 
-__all__ = ["Backend", "Info", "Local", "Step", "figures_of", "fit", "prompt_limit"]
+__all__ = ["EMULATED", "Backend", "Info", "Local", "Step", "figures_of", "fit", "prompt_limit"]
 
+# The emulated NPU in a list of devices.
+EMULATED = "NPU-EMULATED – the NPU's software path on the CPU, to try its limits"
 # Room for the answer: its longest length, but at most this part of the context.
 ANSWER_SHARE = 4
 

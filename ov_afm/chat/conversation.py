@@ -9,18 +9,18 @@ from typing import Any, Literal
 
 from ..errors import ConfigError
 from ..pipeline import Message
-from .strings import STRINGS, figures_line
 
-__all__ = ["Conversation", "Turn", "from_json", "title_of", "to_json", "to_markdown"]
+__all__ = ["Conversation", "Turn", "context_line", "figures_line", "from_json", "title_of", "to_json", "to_markdown"]
 
 SCHEMA = 1
 TITLE_LENGTH = 48
-Role = Literal["system", "user", "assistant"]
+# What is shown of the reasons for which an answer ends; others are its regular end.
+ENDS = {"cancelled": "stopped", "length": "cut off at the longest answer"}
 # Types of an answer's figures; a file may claim anything.
-FIGURES: dict[type | tuple[type, ...], tuple[str, ...]] = {
-    (int, float): ("ttft_ms", "tpot_ms", "total_ms", "tokens_per_s"),
-    int: ("prompt_tokens", "new_tokens", "dropped", "context_length"),
-    str: ("model", "device", "precision", "finish_reason"),
+FIGURES: dict[str, Any] = {
+    **dict.fromkeys(("ttft_ms", "tpot_ms", "total_ms", "tokens_per_s"), (int, float)),
+    **dict.fromkeys(("prompt_tokens", "new_tokens", "dropped", "context_length"), int),
+    **dict.fromkeys(("model", "device", "precision", "finish_reason"), str),
 }
 
 
@@ -34,7 +34,7 @@ class Turn:
         figures: What an answer measured (see `backend.figures_of`); None where it is not known.
     """
 
-    role: Role
+    role: Literal["system", "user", "assistant"]
     content: str
     figures: Mapping[str, Any] | None = None
 
@@ -84,7 +84,7 @@ def title_of(question: str) -> str:
     """A title from the first question."""
     line = " ".join(question.split())
     if not line:
-        return STRINGS.untitled
+        return "New conversation"
     return line if len(line) <= TITLE_LENGTH else line[: TITLE_LENGTH - 1].rstrip() + "…"
 
 
@@ -104,10 +104,35 @@ def to_markdown(conversation: Conversation) -> str:
     if conversation.system:
         parts.append("\n".join(f"> {line}" for line in conversation.system.splitlines()))
     for turn in conversation.turns:
-        parts += [f"## {STRINGS.you if turn.role == 'user' else STRINGS.model}", turn.content.strip()]
+        parts += [f"## {'You' if turn.role == 'user' else 'Model'}", turn.content.strip()]
         if turn.figures:
             parts.append(f"*{figures_line(turn.figures)}*")
     return "\n\n".join(parts) + "\n"
+
+
+def figures_line(figures: Mapping[str, Any]) -> str:
+    """One line on what an answer cost; missing figures are left out."""
+    parts = []
+    if figures.get("ttft_ms") is not None:
+        parts.append(f"first token {figures['ttft_ms'] / 1000:.2f} s")
+    if figures.get("tokens_per_s"):
+        parts.append(f"{figures['tokens_per_s']:.1f} tokens/s")
+    if figures.get("new_tokens") is not None:
+        parts.append(f"{figures['new_tokens']} tokens")
+    parts += [str(figures[name]) for name in ("device", "precision") if figures.get(name)]
+    if figures.get("finish_reason") in ENDS:
+        parts.append(ENDS[figures["finish_reason"]])
+    if figures.get("dropped"):
+        parts.append(f"{figures['dropped']} oldest messages left out: the context is full")
+    return " · ".join(parts)
+
+
+def context_line(used: int, total: int | None) -> str:
+    """How full the context is."""
+    if not total:
+        return f"context: {used:,} tokens used"
+    share = f"{used / total:.0%}"
+    return f"context: {used:,} of {total:,} tokens ({share}); when it is full the oldest turns are left out"
 
 
 def from_json(text: str) -> Conversation:
@@ -161,9 +186,8 @@ def _figures(claimed: Any) -> Mapping[str, Any] | None:
     """Those figures of a file that can be shown."""
     if not isinstance(claimed, dict):
         return None
-    types = {name: type_ for type_, names in FIGURES.items() for name in names}
     return {
         name: value
         for name, value in claimed.items()
-        if isinstance(value, types.get(name, ())) and not isinstance(value, bool)
+        if isinstance(value, FIGURES.get(name, ())) and not isinstance(value, bool)
     } or None

@@ -19,7 +19,7 @@ from ..system.child_process import WorkerProcess, describe_exit
 from ..system.resources import log_file
 from . import worker
 from .backend import Info, Step
-from .worker import Answered, Ask, Cancel, Choice, Failed, Phase, Ready
+from .worker import Answered, Ask, Cancel, Choice, Phase
 
 __all__ = ["Choice", "Engine"]
 
@@ -39,6 +39,7 @@ class Engine:
         choice: What was to be loaded.
         state: `loading`, `ready`, `dead` (see `problem`) or `stopped`.
         problem: Why it is dead.
+        info: What answers; recipe and context length only once it is ready.
         loaded_s: Seconds from its start until it was ready.
         pid: Process id.
     """
@@ -50,7 +51,7 @@ class Engine:
         self.loaded_s = 0.0
         self._phase = Phase("starting", None)
         self._started = self._phase_started = time.monotonic()
-        self._info: Info | None = None
+        self.info = Info(Path(choice.model_dir).resolve().name, choice.device, "", None)
         self._numbers = itertools.count(1)
         self._answers: dict[int, queue.SimpleQueue[Step | OVAFMError]] = {}
         # Numbers of the requests, the running one first.
@@ -61,13 +62,6 @@ class Engine:
             worker.run, choice, on_message=self._on_message, on_exit=self._on_exit, log=self._log
         )
         self.pid = self._worker.pid
-
-    @property
-    def info(self) -> Info:
-        """What answers, once it is ready."""
-        if self._info is None:
-            return Info(Path(self.choice.model_dir).resolve().name, self.choice.device, "", None)
-        return self._info
 
     @property
     def progress(self) -> tuple[str, float, float | None]:
@@ -147,16 +141,16 @@ class Engine:
     def _on_message(self, message: object) -> None:
         if isinstance(message, Phase):
             self._phase, self._phase_started = message, time.monotonic()
-        elif isinstance(message, Ready):
-            self._info = message.info
+        elif isinstance(message, Info):
+            self.info = message
             self.loaded_s = time.monotonic() - self._started
             if self.state == "loading":
                 self.state = "ready"
-        elif isinstance(message, Answered | Failed):
+        elif isinstance(message, Answered):
             if events := self._answers.get(message.number):
-                events.put(message.step if isinstance(message, Answered) else message.error)
-        elif isinstance(message, worker.Unusable):
-            self.problem = message.reason
+                events.put(message.step)
+        elif isinstance(message, OVAFMError):
+            self.problem = str(message)
 
     def _on_exit(self, status: int) -> None:
         if self.state != "stopped":

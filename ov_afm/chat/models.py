@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +17,9 @@ from ..model_dir.model_directory import ModelDirectory
 from ..runtime import devices
 from ..runtime.rules import kind_of, violations
 from ..system import console
-from .backend import Backend, Info
+from .backend import EMULATED, Backend, Info
 from .engine import Choice, Engine
 from .remote import Remote
-from .strings import STRINGS
 
 __all__ = ["DeviceRow", "Model", "ModelManager", "find_models", "recommended_sampling"]
 
@@ -96,12 +96,10 @@ def recommended_sampling(folder: Path | None) -> dict[str, float]:
     Args:
         folder: The model directory; None where there is none.
     """
-    path = folder / "generation_config.json" if folder else None
-    if path is None or not path.exists():
-        return dict(NEUTRAL_SAMPLING)
-    try:
-        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    fields: dict[str, Any] | None = None
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        fields = json.loads((folder / "generation_config.json").read_text(encoding="utf-8")) if folder else None
+    if fields is None:
         return dict(NEUTRAL_SAMPLING)
     recommended = {
         name: fields[name] if isinstance(fields.get(name), (int, float)) else neutral
@@ -118,6 +116,9 @@ class ModelManager:
         device: The first device.
         options: More arguments of `Pipeline`.
         remote: A server instead of models.
+
+    Attributes:
+        reserved: What the machine is busy with; empty while it answers.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class ModelManager:
         self._options = dict(options or {})
         self._prompt_lookup = bool(self._options.pop("prompt_lookup", False))
         self._lock = threading.Lock()
-        self._reserved = ""
+        self.reserved = ""
         self.first_device = device
         self.engine: Engine | None = None
         if remote is None:
@@ -150,8 +151,8 @@ class ModelManager:
         Raises:
             ConfigError: Nothing does, because a comparison or a measurement has the machine.
         """
-        if self._reserved:
-            raise ConfigError(f"the machine is busy with {self._reserved}; ask again when it is done", code="busy")
+        if self.reserved:
+            raise ConfigError(f"the machine is busy with {self.reserved}; ask again when it is done", code="busy")
         backend: Backend | None = self.remote or self.engine
         assert backend is not None
         return backend
@@ -199,29 +200,25 @@ class ModelManager:
         assert self.engine is not None
         self.start(self.engine.choice)
 
-    def reserve(self, purpose: str) -> None:
-        """Unload the engine and keep it away, so that a measurement has the machine for itself.
+    @contextlib.contextmanager
+    def reserve(self, purpose: str) -> Iterator[None]:
+        """While the block runs, a measurement has the machine for itself: the engine is unloaded, and loaded again.
 
         Raises:
             ConfigError: Another measurement has it.
         """
         with self._lock:
-            if self._reserved:
-                raise ConfigError(f"the machine is busy with {self._reserved}; try again when it is done", code="busy")
-            self._reserved = purpose
+            if self.reserved:
+                raise ConfigError(f"the machine is busy with {self.reserved}; try again when it is done", code="busy")
+            self.reserved = purpose
             if self.engine:
                 self.engine.close()
-
-    def release(self) -> None:
-        """Load again what was loaded before."""
-        self._reserved = ""
-        if self.engine:
-            self.restart()
-
-    @property
-    def reserved(self) -> str:
-        """What the machine is busy with; empty while it answers."""
-        return self._reserved
+        try:
+            yield
+        finally:
+            self.reserved = ""
+            if self.engine:
+                self.restart()
 
     def device_rows(self, model_dir: str) -> list[DeviceRow]:
         """The devices of this machine for a model, the emulated NPU included."""
@@ -230,17 +227,13 @@ class ModelManager:
         rows = []
         for device in self._inventory.devices:
             broken = violations(recipe, device.name) if recipe else []
-            reasons = [
-                STRINGS.refused.format(found=rule.problem(recipe), needs=rule.needs) for rule in broken if recipe
-            ]
+            reasons = [f"cannot run {rule.problem(recipe)}, needs {rule.needs}" for rule in broken if recipe]
             rows.append(DeviceRow(device.name, f"{device.name} – {device.full_name}", "; ".join(reasons)))
-        rows += [
-            DeviceRow(kind, kind, STRINGS.no_answer.format(fault=fault))
-            for kind, fault in self._inventory.faults.items()
-        ]
+        for kind, fault in self._inventory.faults.items():
+            rows.append(DeviceRow(kind, kind, f"the driver did not answer: {fault}"))
         present = {kind_of(row.name) for row in rows}
-        rows += [DeviceRow(kind, kind, STRINGS.not_here) for kind in devices.KINDS if kind not in present]
-        return [*rows, DeviceRow(devices.EMULATED_NPU, STRINGS.emulated)]
+        rows += [DeviceRow(kind, kind, "not in this machine") for kind in devices.KINDS if kind not in present]
+        return [*rows, DeviceRow(devices.EMULATED_NPU, EMULATED)]
 
     @property
     def problem(self) -> str:

@@ -20,18 +20,8 @@ __all__ = ["Remote"]
 CONNECT_S = 10.0
 # A long prompt may wait in the server's queue and then be computed for minutes.
 READ_S = 600.0
-# Fields of Params that OpenAI's API has, under its names; ours has them all.
-WIRE_NAMES = {
-    "max_new_tokens": "max_tokens",
-    "temperature": "temperature",
-    "top_k": "top_k",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "repetition_penalty": "repetition_penalty",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-    "seed": "seed",
-}
+# Fields of Params that are no fields of a request, or have another name there.
+OTHER_FIELDS = ("max_new_tokens", "stop", "greedy", "ignore_eos")
 
 
 class Remote:
@@ -110,19 +100,14 @@ class Remote:
                     yield Step(text, tokens, dropped=dropped)
         if cancel.is_set():
             reason = "cancelled"
-        metrics = RequestMetrics.from_times(
-            int(usage.get("prompt_tokens", 0)),
-            int(usage.get("completion_tokens", tokens)),
-            start=start,
-            first=first,
-            last=last,
-            end=time.perf_counter(),
-        )
+        end = time.perf_counter()
+        counts = int(usage.get("prompt_tokens", 0)), int(usage.get("completion_tokens", tokens))
+        metrics = RequestMetrics.from_times(*counts, start=start, first=first, last=last, end=end)
         yield Step("", metrics.new_tokens, dropped=dropped, finish_reason=reason, metrics=metrics)
 
     def _body(self, messages: Sequence[Message], params: Params) -> dict[str, Any]:
-        fields = asdict(params)
-        body = {wire_name: fields[name] for name, wire_name in WIRE_NAMES.items() if fields[name] is not None}
+        fields = {"max_tokens": params.max_new_tokens, **asdict(params)}
+        body = {name: value for name, value in fields.items() if value is not None and name not in OTHER_FIELDS}
         if params.stop:
             body["stop"] = list(params.stop)
         if params.greedy:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..errors import OVAFMError
 from ..system import paths
-from .conversation import Conversation, Turn
+from .conversation import Conversation, Turn, title_of
 
 __all__ = ["Entry", "Store", "data_dir"]
 
@@ -51,12 +51,10 @@ class Entry:
     Attributes:
         id: Its number.
         name: Its title, or the beginning of its first question.
-        changed: When it was last changed, in seconds since 1970.
     """
 
     id: int
     name: str
-    changed: float
 
 
 class Store:
@@ -128,13 +126,11 @@ class Store:
 
     @staticmethod
     def _write_turns(connection: sqlite3.Connection, number: int, conversation: Conversation) -> None:
-        connection.executemany(
-            "INSERT INTO turn VALUES (?, ?, ?, ?, ?)",
-            [
-                (number, place, turn.role, turn.content, json.dumps(turn.figures) if turn.figures else None)
-                for place, turn in enumerate(conversation.turns)
-            ],
-        )
+        rows = [
+            (number, place, turn.role, turn.content, json.dumps(turn.figures) if turn.figures else None)
+            for place, turn in enumerate(conversation.turns)
+        ]
+        connection.executemany("INSERT INTO turn VALUES (?, ?, ?, ?, ?)", rows)
 
     def delete(self, owner: str, number: int) -> None:
         """Forget a conversation."""
@@ -144,29 +140,19 @@ class Store:
     def get(self, owner: str, number: int) -> Conversation | None:
         """A conversation; None if this owner has none of that number."""
         with self._writing() as connection:
-            row = connection.execute(
-                "SELECT title, system FROM conversation WHERE id = ? AND owner = ?", (number, owner)
-            ).fetchone()
+            query = "SELECT title, system FROM conversation WHERE id = ? AND owner = ?"
+            row = connection.execute(query, (number, owner)).fetchone()
             if row is None:
                 return None
-            turns = connection.execute(
-                "SELECT role, content, figures FROM turn WHERE conversation = ? ORDER BY place", (number,)
-            )
-            return Conversation(
-                row[0],
-                row[1],
-                [Turn(role, content, json.loads(figures) if figures else None) for role, content, figures in turns],
-            )
+            query = "SELECT role, content, figures FROM turn WHERE conversation = ? ORDER BY place"
+            rows = connection.execute(query, (number,))
+            turns = [Turn(role, content, json.loads(figures or "null")) for role, content, figures in rows]
+            return Conversation(row[0], row[1], turns)
 
     def entries(self, owner: str) -> list[Entry]:
         """The conversations of an owner, the last changed first."""
-        query = (
-            "SELECT id, title, (SELECT content FROM turn WHERE conversation = id AND place = 0), changed "
-            "FROM conversation WHERE owner = ? ORDER BY changed DESC, id DESC"
-        )
+        first = "SELECT content FROM turn WHERE conversation = id AND place = 0"
+        query = f"SELECT id, title, ({first}) FROM conversation WHERE owner = ? ORDER BY changed DESC, id DESC"
         with self._writing() as connection:
             rows = connection.execute(query, (owner,)).fetchall()
-        return [
-            Entry(number, Conversation(title, turns=[Turn("user", first or "")]).name, changed)
-            for number, title, first, changed in rows
-        ]
+        return [Entry(number, title or title_of(first or "")) for number, title, first in rows]

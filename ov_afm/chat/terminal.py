@@ -19,13 +19,25 @@ from ..runtime import devices
 from ..runtime.sampling import Params
 from ..system import console
 from ..system.interrupt import leave_at_once
-from .backend import Backend, Step, figures_of
-from .conversation import Conversation, Turn, from_json, to_json, to_markdown
+from .backend import EMULATED, Backend, Step, figures_of
+from .conversation import Conversation, Turn, context_line, figures_line, from_json, to_json, to_markdown
 from .store import data_dir
-from .strings import STRINGS, context_line, figures_line
 from .terminal_markdown import MarkdownStream, printable
 
 __all__ = ["Terminal", "answer_pipe", "read_question"]
+
+HELP = """\
+/help            show these commands
+/system [TEXT]   show the system prompt, or set it; /system - removes it
+/device [NAME]   show devices, or load the model on another; the conversation stays
+/save FILE       write the conversation: .md for people, anything else as JSON
+/load FILE       continue a saved conversation (JSON)
+/regen           answer the last question again
+/new             begin a new conversation
+/stats           figures of the last answer, and how full the context is
+/exit            leave; so does Ctrl-D
+
+Enter sends, Alt-Enter begins a new line. Ctrl-C stops an answer and keeps the chat."""
 
 
 class Terminal:
@@ -42,7 +54,7 @@ class Terminal:
 
         self._open, self._params = open_backend, params
         self._conversation = Conversation(system=system)
-        self._screen = Console(highlight=False)
+        self._screen = Console(highlight=False, markup=False)
         self._device: str | None = None
         self._left = False
         with leave_at_once():
@@ -52,13 +64,13 @@ class Terminal:
         """Talk until the user leaves."""
         session = _prompt_session()
         info = self._backend.info
-        self._say(STRINGS.terminal_hello.format(model=info.model, device=info.device))
+        self._say(f"{info.model} on {info.device}. /help shows the commands.")
         try:
             while not self._left:
                 try:
                     line = session.prompt("› ")
                 except KeyboardInterrupt:
-                    self._say(STRINGS.terminal_leave)
+                    self._say("Ctrl-D or /exit leaves")
                     continue
                 except EOFError:
                     break
@@ -72,19 +84,15 @@ class Terminal:
             return
         try:
             if text.startswith("/"):
-                self._command(text)
+                name, _, rest = text.partition(" ")
+                if name not in COMMANDS:
+                    raise ConfigError(f"no command {name}; /help shows the commands")
+                COMMANDS[name](self, rest.strip())
             else:
                 self._conversation.question(text)
                 self._answer()
         except OVAFMError as error:
-            self._screen.print(f"[red]{_escape(str(error))}[/]")
-
-    def _command(self, text: str) -> None:
-        name, _, rest = text.partition(" ")
-        command = COMMANDS.get(name)
-        if command is None:
-            raise ConfigError(f"no command {name}; /help shows the commands")
-        command(self, rest.strip())
+            self._say(str(error), "red")
 
     def _answer(self) -> None:
         """Answer the conversation's last question; a stopped answer is kept as far as it came."""
@@ -98,37 +106,36 @@ class Terminal:
             raise
         figures = figures_of(last, self._backend.info)
         self._conversation.turns.append(Turn("assistant", stream.text, figures))
-        self._screen.print(f"[dim]{_escape(figures_line(figures))}[/]")
+        self._say(figures_line(figures))
 
-    def _say(self, text: str) -> None:
-        self._screen.print(_escape(text), style="dim")
+    def _say(self, text: str, style: str = "dim") -> None:
+        self._screen.print(printable(text), style=style)
 
     def _help(self, rest: str) -> None:
-        self._screen.print(_escape(STRINGS.terminal_help))
+        self._say(HELP, "none")
 
     def _system(self, rest: str) -> None:
         if rest:
             self._conversation.system = "" if rest == "-" else rest
-        self._say(STRINGS.terminal_system.format(text=self._conversation.system or STRINGS.terminal_no_system))
+        self._say(f"system prompt: {self._conversation.system or 'none'}")
 
     def _switch_device(self, rest: str) -> None:
         info = self._backend.info
         if not rest:
-            self._say(STRINGS.terminal_running.format(device=info.device) + (f": {info.note}" if info.note else ""))
+            self._say(f"running on {info.device}" + (f": {info.note}" if info.note else ""))
             for device in devices.available():
                 self._say(f"  {device.name}: {device.full_name}")
-            self._say(f"  {STRINGS.emulated}")
+            self._say(f"  {EMULATED}")
             return
         self._backend.close()
-        try:
-            with leave_at_once():
+        with leave_at_once():
+            try:
                 self._backend = self._open(rest)
-            self._device = rest
-        except OVAFMError as error:
-            self._screen.print(f"[red]{_escape(str(error))}[/]")
-            with leave_at_once():
+                self._device = rest
+            except OVAFMError as error:
+                self._say(str(error), "red")
                 self._backend = self._open(self._device)
-        self._say(STRINGS.terminal_running.format(device=self._backend.info.device))
+        self._say(f"running on {self._backend.info.device}")
 
     def _save(self, rest: str) -> None:
         path = _path(rest, "/save")
@@ -137,18 +144,17 @@ class Terminal:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
-        self._say(STRINGS.terminal_saved.format(count=len(self._conversation.turns), path=path))
+        self._say(f"saved {len(self._conversation.turns)} messages to {path}")
 
     def _load(self, rest: str) -> None:
         path = _path(rest, "/load")
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}"
-            ) from error
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise ConfigError(f"{path} cannot be read: {reason}") from error
         self._conversation = from_json(text)
-        self._say(STRINGS.terminal_loaded.format(count=len(self._conversation.turns), path=path))
+        self._say(f"loaded {len(self._conversation.turns)} messages from {path}")
 
     def _regenerate(self, rest: str) -> None:
         if not self._conversation.retry():
@@ -157,12 +163,12 @@ class Terminal:
 
     def _new(self, rest: str) -> None:
         self._conversation = Conversation(system=self._conversation.system)
-        self._say(STRINGS.terminal_new)
+        self._say("a new conversation")
 
     def _stats(self, rest: str) -> None:
         figures = next((turn.figures for turn in reversed(self._conversation.turns) if turn.figures), None)
         if figures is None:
-            self._say(STRINGS.terminal_no_figures)
+            self._say("no answer yet")
             return
         self._say(figures_line(figures))
         used = figures.get("prompt_tokens", 0) + figures.get("new_tokens", 0)
@@ -184,12 +190,6 @@ COMMANDS: dict[str, Callable[[Terminal, str], None]] = {
     "/exit": Terminal._exit,
     "/quit": Terminal._exit,
 }
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(printable(text))
 
 
 def _path(rest: str, command: str) -> Path:
@@ -271,5 +271,5 @@ def answer_pipe(question: str, backend: Backend, params: Params, system: str = "
     for step in backend.answer(conversation.messages(), params, threading.Event()):
         print(step.text, end="", flush=True)
         if step.dropped and step.finish_reason:
-            console.note(f"note: {STRINGS.dropped.format(count=step.dropped)}")
+            console.note(f"note: {figures_line({'dropped': step.dropped})}")
     print(flush=True)

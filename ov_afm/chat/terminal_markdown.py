@@ -8,14 +8,13 @@ made visible, so that a model cannot control the terminal.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-
-from .strings import STRINGS
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-__all__ = ["FENCE", "MarkdownStream", "complete_until", "printable"]
+__all__ = ["MarkdownStream", "complete_until", "fenced_lines", "printable"]
 
 FENCE = re.compile(r"\s{0,3}(`{3,}|~{3,})")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -30,19 +29,24 @@ def printable(text: str) -> str:
 def complete_until(text: str) -> int:
     """Where the last open Markdown block of a text begins: after the last blank line outside a code fence."""
     end = position = 0
-    fence = ""
-    for line in text.splitlines(keepends=True):
+    for line, is_code in fenced_lines(text):
         position += len(line)
-        mark = FENCE.match(line)
-        if fence:
-            if mark and mark[1].startswith(fence) and not line[mark.end() :].strip():
-                fence = ""
-        elif mark:
-            fence = mark[1]
         # An indented line may belong to the list above it; only what follows can tell.
-        elif not line.strip() and line.endswith("\n"):
+        if not is_code and not line.strip() and line.endswith("\n"):
             end = position
     return end
+
+
+def fenced_lines(text: str) -> Iterator[tuple[str, bool]]:
+    """The lines of a Markdown text, and whether each belongs to a fenced code block, its fences included."""
+    fence = ""
+    for line in text.splitlines(keepends=True):
+        mark = FENCE.match(line)
+        yield line, bool(fence or mark)
+        if not fence:
+            fence = mark[1] if mark else ""
+        elif mark and mark[1].startswith(fence) and not line[mark.end() :].strip():
+            fence = ""
 
 
 class MarkdownStream:
@@ -56,16 +60,14 @@ class MarkdownStream:
     """
 
     def __init__(self, console: Console) -> None:
+        from rich.live import Live
+
         self.text = ""
-        self._console = console
         self._printed = 0
-        self._live: Any = None
+        self._live = Live(console=console, refresh_per_second=REDRAWS_PER_S, get_renderable=self._tail)
 
     def __enter__(self) -> MarkdownStream:
         """Start drawing."""
-        from rich.live import Live
-
-        self._live = Live(console=self._console, refresh_per_second=REDRAWS_PER_S, get_renderable=self._tail)
         self._live.start()
         return self
 
@@ -77,9 +79,9 @@ class MarkdownStream:
         self._live.stop()
         rest = self.text[self._printed :]
         if rest.strip():
-            self._console.print(self._markdown(rest))
+            self._live.console.print(self._markdown(rest))
         elif not self.text.strip():
-            self._console.print(Text(STRINGS.terminal_empty, style="dim"))
+            self._live.console.print(Text("(empty)", style="dim"))
 
     def add(self, text: str) -> None:
         """Show more text."""

@@ -16,9 +16,9 @@ from ..errors import OVAFMError
 from ..pipeline import Message, Pipeline
 from ..runtime.sampling import Params
 from ..system.child_process import Channel
-from .backend import Info, Local, Step
+from .backend import Local, Step
 
-__all__ = ["Answered", "Ask", "Cancel", "Choice", "Failed", "Phase", "Ready", "Unusable", "run"]
+__all__ = ["Answered", "Ask", "Cancel", "Choice", "Phase", "run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Cancel:
     number: int
 
 
-# What the worker sends.
+# What the worker sends, beside the `Info` of a loaded model and the error of one that cannot be loaded.
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,88 +69,49 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """The model is loaded."""
-
-    info: Info
-
-
-@dataclass(frozen=True, slots=True)
-class Unusable:
-    """The model cannot be loaded, for this reason; the process ends."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Answered:
-    """A step of an answer."""
+    """A step of an answer, or why there is none."""
 
     number: int
-    step: Step
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A conversation cannot be answered."""
-
-    number: int
-    error: OVAFMError
+    step: Step | OVAFMError
 
 
 def run(channel: Channel, choice: Choice) -> None:
-    """Load a model, then answer what comes through the channel until the page's process closes it."""
-    worker = Worker(channel)
-    threading.Thread(target=worker.read, daemon=True).start()
-    worker.run(choice)
-
-
-class Worker:
-    """Answers requests in the order in which they come.
-
-    Args:
-        channel: Where requests come from and what happens is sent to.
-    """
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self._requests: queue.SimpleQueue[Ask] = queue.SimpleQueue()
-        self._cancels: dict[int, threading.Event] = {}
-
-    def read(self) -> None:
-        """Take requests and cancellations until the channel closes, then end the process."""
-        for message in self._channel:
-            if isinstance(message, Ask):
-                self._cancels[message.number] = threading.Event()
-                self._requests.put(message)
-            elif cancel := self._cancels.get(message.number):
-                cancel.set()
-        # Loading or answering may go on in native code, which nothing else can end.
-        os._exit(0)
-
-    def run(self, choice: Choice) -> None:
-        """Load the model and answer until the process ends."""
+    """Load a model, then answer in turn what comes through the channel until the page's process closes it."""
+    requests: queue.SimpleQueue[Ask] = queue.SimpleQueue()
+    cancels: dict[int, threading.Event] = {}
+    threading.Thread(target=_read, args=(channel, requests, cancels), daemon=True).start()
+    try:
+        pipeline = Pipeline(
+            choice.model_dir,
+            choice.device,
+            prompt_lookup=choice.prompt_lookup,
+            on_phase=lambda name, last_s: channel.send(Phase(name, last_s)),
+            fallback=False,
+            **choice.options,
+        )
+    except OVAFMError as error:
+        channel.send(error)
+        return
+    backend = Local(pipeline)
+    channel.send(backend.info)
+    while True:
+        request = requests.get()
         try:
-            pipeline = Pipeline(
-                choice.model_dir,
-                choice.device,
-                prompt_lookup=choice.prompt_lookup,
-                on_phase=lambda name, last_s: self._channel.send(Phase(name, last_s)),
-                fallback=False,
-                **choice.options,
-            )
+            for step in backend.answer(request.messages, request.params, cancels[request.number]):
+                channel.send(Answered(request.number, step))
         except OVAFMError as error:
-            self._channel.send(Unusable(str(error)))
-            return
-        backend = Local(pipeline)
-        self._channel.send(Ready(backend.info))
-        while True:
-            self._answer(backend, self._requests.get())
+            channel.send(Answered(request.number, error))
+        del cancels[request.number]
 
-    def _answer(self, backend: Local, request: Ask) -> None:
-        try:
-            for step in backend.answer(request.messages, request.params, self._cancels[request.number]):
-                self._channel.send(Answered(request.number, step))
-        except OVAFMError as error:
-            self._channel.send(Failed(request.number, error))
-        del self._cancels[request.number]
+
+def _read(channel: Channel, requests: queue.SimpleQueue[Ask], cancels: dict[int, threading.Event]) -> None:
+    """Take requests and cancellations until the channel closes, then end the process."""
+    for message in channel:
+        if isinstance(message, Ask):
+            cancels[message.number] = threading.Event()
+            requests.put(message)
+        elif cancel := cancels.get(message.number):
+            cancel.set()
+    # Loading or answering may go on in native code, which nothing else can end.
+    os._exit(0)

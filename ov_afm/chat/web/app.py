@@ -16,7 +16,6 @@ from ..models import ModelManager, find_models
 from ..remote import Remote
 from ..session import Session
 from ..store import Store, data_dir
-from ..strings import STRINGS
 from .gradio_patches import SILENCE_ABORTS, no_stubs, poll_less
 from .security import SecurityMiddleware
 
@@ -24,8 +23,6 @@ __all__ = ["LOCAL_HOST", "Address", "serve"]
 
 LOCAL_HOST = "127.0.0.1"
 LOOPBACK = (LOCAL_HOST, "localhost", "::1")
-FILE_NAME = "chat.sqlite"
-LARGEST_BODY = "1mb"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,43 +109,29 @@ def serve(
     require("chat", "gradio")
     credentials, port = address.credentials(), address.free_port()
     found = [] if remote else find_models(model_paths)
-    store = Store(data_dir() / FILE_NAME)
+    store = Store(data_dir() / "chat.sqlite")
     models = ModelManager(found, device, options, remote)
     try:
-        _launch(Session(models, store), params, system, address, port, credentials)
+        _run(_page(Session(models, store), params, system), address, port, credentials)
     finally:
         models.close()
         store.close()
 
 
-def _launch(
-    session: Session,
-    params: Params,
-    system: str,
-    address: Address,
-    port: int,
-    credentials: tuple[str, str] | None,
-) -> None:
+def _page(session: Session, params: Params, system: str) -> Any:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     with no_stubs():
-        import gradio as gr
+        from . import page
+    blocks = page.build(session, params, system)
+    poll_less(blocks)
+    return blocks
+
+
+def _run(blocks: Any, address: Address, port: int, credentials: tuple[str, str] | None) -> None:
     from starlette.middleware import Middleware
 
     from . import html, page
 
-    blocks = page.build(session, params, system)
-    poll_less(blocks)
-    # Sans-serif of the system: Gradio's themes fetch their fonts from other sites.
-    font = ("system-ui", "Segoe UI", "DejaVu Sans", "sans-serif")
-    mono = ("ui-monospace", "Consolas", "DejaVu Sans Mono", "monospace")
-    # Gradio's own light colours have less contrast than people need (WCAG: 4.5).
-    theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=font, font_mono=mono).set(
-        body_text_color_subdued="*neutral_600",
-        button_primary_background_fill="*primary_700",
-        button_primary_background_fill_hover="*primary_800",
-        button_cancel_background_fill="#b91c1c",
-        button_cancel_background_fill_hover="#991b1b",
-    )
     middleware = Middleware(SecurityMiddleware, loopback=address.local)
     blocks.launch(
         server_name=address.host,
@@ -159,10 +142,10 @@ def _launch(
         quiet=True,
         prevent_thread_lock=True,
         ssr_mode=False,
-        max_file_size=LARGEST_BODY,
+        max_file_size="1mb",
         footer_links=[],
         app_kwargs={"middleware": [middleware], "docs_url": None, "redoc_url": None},
-        theme=theme,
+        theme=page.THEME,
         css=html.CSS,
         js=SILENCE_ABORTS,
         show_error=True,
@@ -171,9 +154,9 @@ def _launch(
         enable_monitoring=False,
     )
     host = f"[{address.host}]" if ":" in address.host else address.host
-    console.note(STRINGS.address.format(url=f"http://{host}:{port}"))
+    console.note(f"chat on http://{host}:{port} (Ctrl-C ends it)")
     if blocks.share_url:
-        console.note(STRINGS.shared.format(url=blocks.share_url))
+        console.note(f"shared at {blocks.share_url}")
     try:
         blocks.block_thread()
     finally:

@@ -12,64 +12,61 @@ import gradio as gr
 from ...errors import DeviceError, OVAFMError
 from ...runtime.sampling import Params
 from ..backend import figures_of
+from ..conversation import figures_line
 from ..engine import Choice, Engine
-from ..models import ModelManager
-from ..strings import STRINGS, figures_line
 from . import html
+from .handlers import AT_ONCE, UNLIMITED, Handlers, errors_shown
 from .security import neutralize
 
 __all__ = ["compare_tab"]
 
-EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+INTRODUCTION = (
+    "Asks two choices the same question, one after the other. Each is loaded alone in a new process, warmed up and "
+    "asked once with these sampling values, so that neither profits from the other. The chat waits meanwhile."
+)
 NAMES = ("A", "B")
 LOADING_S = 0.5
-# The cells of the table's rows, in the order of `STRINGS.compare_rows`.
-CELLS: tuple[Callable[[Mapping[str, Any]], str], ...] = (
-    lambda figures: f"{figures['model']}, {figures['precision']}",
-    lambda figures: f"{figures['device']}{STRINGS.compare_lookup if figures['prompt_lookup'] else ''}",
-    lambda figures: STRINGS.no_figure if figures["ttft_ms"] is None else f"{figures['ttft_ms'] / 1000:.2f} s",
-    lambda figures: f"{figures['tokens_per_s']:.1f}" if figures["tokens_per_s"] else STRINGS.no_figure,
-    lambda figures: str(figures["new_tokens"]),
-    lambda figures: f"{figures['total_ms'] / 1000:.1f} s",
-    lambda figures: f"{figures['load_s']:.1f} s",
-)
+NO_FIGURE = "–"
+ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "model": lambda figures: f"{figures['model']}, {figures['precision']}",
+    "device": lambda figures: f"{figures['device']}{', prompt lookup' if figures['prompt_lookup'] else ''}",
+    "first token": lambda figures: NO_FIGURE if figures["ttft_ms"] is None else f"{figures['ttft_ms'] / 1000:.2f} s",
+    "tokens/s": lambda figures: f"{figures['tokens_per_s']:.1f}" if figures["tokens_per_s"] else NO_FIGURE,
+    "tokens": lambda figures: str(figures["new_tokens"]),
+    "whole answer": lambda figures: f"{figures['total_ms'] / 1000:.1f} s",
+    "loading": lambda figures: f"{figures['load_s']:.1f} s",
+}
 
 
-def compare_tab(
-    models: ModelManager,
-    offer_devices: Callable[[str, str], Any],
-    params: Callable[..., Params],
-    sliders: list[Any],
-) -> list[tuple[Any, Any, Any]]:
+def compare_tab(handlers: Handlers, sliders: list[Any]) -> list[tuple[Any, Any, Any]]:
     """Make the tab.
 
     Args:
-        models: What is on offer.
-        offer_devices: The devices for a model, given the one chosen now, and those that are refused.
-        params: Sampling of the chat's sliders.
-        sliders: Those sliders.
+        handlers: The handlers of the chat tab.
+        sliders: The sampling sliders of the chat tab.
 
     Returns:
         Of each choice the components for model, device and refused devices, to be filled when a page is opened.
     """
+    models = handlers.models
     first = models.first_device
-    gr.Markdown(STRINGS.compare_intro, elem_classes="note")
-    question = gr.Textbox(label=STRINGS.question, lines=2, elem_id="compare-question")
+    gr.Markdown(INTRODUCTION, elem_classes="note")
+    question = gr.Textbox(label="Your question", lines=2, elem_id="compare-question")
     chosen, answers, offers = [], [], []
     with gr.Row():
         for name in NAMES:
             with gr.Column(min_width=280), gr.Group():
-                title = STRINGS.choice.format(name=name)
-                model = gr.Dropdown(models.choices, value=models.models[0].path, label=f"{title}: {STRINGS.model_dir}")
-                device = gr.Dropdown([first], value=first, label=f"{title}: {STRINGS.device}")
+                title = f"Choice {name}"
+                model = gr.Dropdown(models.choices, value=models.models[0].path, label=f"{title}: Model")
+                device = gr.Dropdown([first], value=first, label=f"{title}: Device")
                 refused = gr.HTML()
-                lookup = gr.Checkbox(name == "B", label=f"{title}: {STRINGS.lookup}")
-                model.input(offer_devices, [model, device], [device, refused], **EVENT)
+                lookup = gr.Checkbox(name == "B", label=f"{title}: Prompt lookup")
+                model.input(handlers.offer_devices, [model, device], [device, refused], **UNLIMITED)
                 chosen += [model, device, lookup]
                 offers.append((model, device, refused))
     with gr.Row():
-        start = gr.Button(STRINGS.compare, variant="primary", elem_id="compare-start")
-        stop = gr.Button(STRINGS.cancel, elem_id="compare-cancel")
+        start = gr.Button("Compare", variant="primary", elem_id="compare-start")
+        stop = gr.Button("Cancel", elem_id="compare-cancel")
     table = gr.HTML(elem_id="compare-figures")
     with gr.Row():
         for name in NAMES:
@@ -78,21 +75,16 @@ def compare_tab(
     cancel = threading.Event()
 
     def run(text: str, *fields: Any) -> Iterator[list[Any]]:
-        try:
+        with errors_shown():
             choices = [models.choice(*fields[at : at + 2], prompt_lookup=fields[at + 2]) for at in (0, 3)]
             if not text.strip():
                 return
-            models.reserve(STRINGS.comparison)
-        except OVAFMError as error:
-            raise gr.Error(str(error), title="", print_exception=False) from error
-        cancel.clear()
-        try:
-            yield from compare(text.strip(), choices, params(*fields[6:]), cancel)
-        finally:
-            models.release()
+            with models.reserve("a comparison"):
+                cancel.clear()
+                yield from compare(text.strip(), choices, handlers.params(*fields[6:]), cancel)
 
-    start.click(run, [question, *chosen, *sliders], [table, *answers], **EVENT)
-    stop.click(cancel.set, None, None, queue=False, **EVENT)
+    start.click(run, [question, *chosen, *sliders], [table, *answers], **UNLIMITED)
+    stop.click(cancel.set, None, None, **AT_ONCE)
     return offers
 
 
@@ -128,8 +120,7 @@ def _ask(
     if cancel.is_set():
         return
     engine.wait()
-    load_s = engine.loaded_s
-    status = STRINGS.compare_on.format(model=engine.info.model, device=engine.info.device)
+    status = f"{engine.info.model} on {engine.info.device}"
     text = ""
     with contextlib.closing(engine.answer([{"role": "user", "content": question}], params, cancel)) as steps:  # type: ignore[type-var]
         for step in steps:
@@ -139,15 +130,13 @@ def _ask(
             else:
                 figures = figures_of(step, engine.info)
                 shown = f"{neutralize(text)}\n\n*{neutralize(figures_line(figures))}*"
-                yield status, shown, {**figures, "prompt_lookup": engine.choice.prompt_lookup, "load_s": load_s}
+                more = {"prompt_lookup": engine.choice.prompt_lookup, "load_s": engine.loaded_s}
+                yield status, shown, {**figures, **more}
 
 
 def _table(columns: list[Mapping[str, Any] | None], status: str) -> str:
     note = html.note(f"{status}…", "status") if status else ""
     if not any(columns):
         return note
-    rows = [
-        (label, [cell(figures) if figures else STRINGS.no_figure for figures in columns])
-        for label, cell in zip(STRINGS.compare_rows, CELLS, strict=True)
-    ]
+    rows = [(label, [cell(each) if each else NO_FIGURE for each in columns]) for label, cell in ROWS.items()]
     return note + html.figures_table(NAMES[: len(columns)], rows)

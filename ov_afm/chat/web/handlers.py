@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,15 +17,29 @@ from ..session import Session, View
 from . import html
 from .security import original
 
-__all__ = ["Handlers"]
+__all__ = ["AT_ONCE", "IN_ORDER", "SLIDERS", "UNLIMITED", "Handlers", "errors_shown"]
 
-SLIDERS = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
-WHOLE_NUMBERS = ("top_k", "max_new_tokens")
+# How Gradio calls handlers.
+HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+# Stop, and what only looks, must not wait for answers.
+AT_ONCE = {**HIDDEN, "queue": False}
+UNLIMITED = {**HIDDEN, "concurrency_limit": None}
+# What shows another conversation runs one after the other, so that the last press of a button decides what is shown.
+IN_ORDER = {**HIDDEN, "concurrency_id": "conversation", "concurrency_limit": 1}
+# Of each slider its label, the least and the greatest value, and the step, which is whole where the values are.
+SLIDERS: dict[str, tuple[str, float, float, float]] = {
+    "temperature": ("Temperature", 0, 2, 0.05),
+    "top_k": ("Top k", 0, 200, 1),
+    "top_p": ("Top p", 0.05, 1, 0.05),
+    "repetition_penalty": ("Repetition penalty", 0.8, 2, 0.05),
+    "max_new_tokens": ("Longest answer, tokens", 16, 4096, 16),
+}
 LONGEST_ANSWER = 1024
+Change = Callable[[Conversation], Any]
 
 
 @contextmanager
-def _errors_shown() -> Iterator[None]:
+def errors_shown() -> Iterator[None]:
     """Show an error of ov_afm to the user; any other is a bug."""
     try:
         yield
@@ -79,17 +93,16 @@ class Handlers:
 
         What nobody moved is left to a server, which knows its model's values.
         """
-        remote = self.models.remote is not None
         moved: dict[str, Any] = {
-            name: int(value) if name in WHOLE_NUMBERS else float(value)
-            for name, value, start in zip(SLIDERS, sliders, self.slider_values(), strict=True)
-            if value != start or not remote
+            name: type(step)(value)
+            for (name, (*_, step)), value, start in zip(SLIDERS.items(), sliders, self.slider_values(), strict=True)
+            if value != start or self.models.remote is None
         }
         return replace(self._given, greedy=self._given.greedy and "temperature" not in moved, **moved)
 
     # -- Model and device
 
-    @_errors_shown()
+    @errors_shown()
     def offer_devices(self, model_dir: str, device: str) -> list[Any]:
         """The devices for a model.
 
@@ -100,11 +113,8 @@ class Handlers:
         """
         rows = self.models.device_rows(model_dir)
         usable = [(row.label, row.name) for row in rows if not row.refused]
-        if device in [name for _, name in usable]:
-            devices = gr.update(choices=usable)
-        else:
-            devices = gr.update(choices=usable, value=usable[0][1])
-        return [devices, html.refused_devices(rows)]
+        value = {} if any(name == device for _, name in usable) else {"value": usable[0][1]}
+        return [gr.update(choices=usable, **value), html.refused_devices(rows)]
 
     def offer_devices_of_loaded(self) -> list[Any]:
         """The devices for the model that is loaded, and the one that it is on."""
@@ -113,7 +123,7 @@ class Handlers:
         devices, refused = self.offer_devices(choice.model_dir, choice.device)
         return [{**devices, "value": devices.get("value", choice.device)}, refused]
 
-    @_errors_shown()
+    @errors_shown()
     def load(self, model_dir: str, device: str) -> None:
         """Load another model, or on another device."""
         self.models.start(self.models.choice(model_dir, device))
@@ -123,7 +133,7 @@ class Handlers:
     def open_(self, number: str, request: gr.Request) -> Any:
         """Show a conversation, or an empty one where there is none of that number."""
         owner = _owner(request)
-        with _errors_shown():
+        with errors_shown():
             conversation = self.store.get(owner, int(number)) if str(number).isdigit() else None
         if conversation is None:
             return self.new(request)
@@ -140,7 +150,7 @@ class Handlers:
         self.session.leave(_tab(request))
         return self.open_(chosen, request)
 
-    @_errors_shown()
+    @errors_shown()
     def new(self, request: gr.Request) -> Any:
         """Show a new conversation; it is kept from its first question on."""
         self.session.leave(_tab(request))
@@ -150,11 +160,11 @@ class Handlers:
         """Delete the conversation and show a new one."""
         self.session.leave(_tab(request))
         if number:
-            with _errors_shown():
+            with errors_shown():
                 self.store.delete(_owner(request), int(number))
         return self.new(request)
 
-    @_errors_shown()
+    @errors_shown()
     def import_(self, text: str, request: gr.Request) -> Any:
         """Keep an imported conversation and show it."""
         if not text:
@@ -166,19 +176,13 @@ class Handlers:
 
     def _show(self, owner: str, number: str, conversation: Conversation) -> list[Any]:
         view = View(conversation, working=bool(number) and self.session.busy(int(number)))
-        shown = [
-            number,
-            self._entries(owner, number),
-            conversation.title,
-            conversation.system,
-            html.bubbles(view),
-            self._gauge(view),
-        ]
+        entries = self._entries(owner, number)
+        shown = [number, entries, conversation.title, conversation.system, html.bubbles(view), self._gauge(view)]
         if self.models.engine is not None:
             shown.append(self.models.engine.choice.model_dir)
         return shown
 
-    @_errors_shown()
+    @errors_shown()
     def rename(self, number: str, name: str, request: gr.Request) -> Any:
         """Give the conversation a name; returns the list."""
         owner = _owner(request)
@@ -192,7 +196,7 @@ class Handlers:
     def exporter(self, write: Callable[[Conversation], str], suffix: str) -> Callable[..., list[str]]:
         """A handler that returns the conversation as text, and a name for its file."""
 
-        @_errors_shown()
+        @errors_shown()
         def export(number: str, request: gr.Request) -> list[str]:
             conversation = self._get(number, request)
             name = "".join(each if each.isalnum() else "-" for each in conversation.name).strip("-")
@@ -209,15 +213,13 @@ class Handlers:
             yield gr.skip()
             return
         if not number:
-            with _errors_shown():
+            with errors_shown():
                 number = str(self.store.add(_owner(request), Conversation(title_of(question), system)))
-        yield from self._answer(
-            request, number, system, sampling, lambda conversation: conversation.question(question), box=""
-        )
+        yield from self._answer(request, number, system, sampling, lambda each: each.question(question), box="")
 
     def retry(self, request: gr.Request, number: str, system: str, *sampling: float) -> Iterator[list[Any]]:
         """Answer the last question again."""
-        yield from self._answer(request, number, system, sampling, lambda conversation: conversation.retry())
+        yield from self._answer(request, number, system, sampling, lambda each: each.retry())
 
     def edit(
         self, request: gr.Request, event: gr.EditData, number: str, system: str, *sampling: float
@@ -232,13 +234,7 @@ class Handlers:
         yield from self._answer(request, number, system, sampling, change)
 
     def _answer(
-        self,
-        request: gr.Request,
-        number: str,
-        system: str,
-        sampling: tuple[float, ...],
-        change: Callable[[Conversation], Any],
-        box: Any = None,
+        self, request: gr.Request, number: str, system: str, sampling: Sequence[float], change: Change, box: Any = None
     ) -> Iterator[list[Any]]:
         """Change and answer a conversation; `box` is what the question's box shall hold, None to leave it alone."""
         owner, skip = _owner(request), gr.skip()
@@ -247,21 +243,18 @@ class Handlers:
             conversation.system = system.strip()
             change(conversation)
 
-        with _errors_shown():
+        with errors_shown():
             views = self.session.answer(owner, _tab(request), int(number), self.params(*sampling), prepare)
             for index, view in enumerate(views):
-                gauge = skip if view.working else self._gauge(view)
-                if index:
-                    yield [skip, skip, skip, html.bubbles(view), gauge]
-                else:
-                    question = skip if box is None else box
-                    yield [question, number, self._entries(owner, number), html.bubbles(view), gauge]
+                question = skip if box is None else box
+                once = [skip] * 3 if index else [question, number, self._entries(owner, number)]
+                yield [*once, html.bubbles(view), skip if view.working else self._gauge(view)]
 
     def stop(self, request: gr.Request) -> None:
         """Stop this tab's answer."""
         self.session.stop(_tab(request))
 
-    @_errors_shown()
+    @errors_shown()
     def undo(self, number: str, request: gr.Request) -> list[Any]:
         """Remove the last question and its answer; the question goes back to where it was typed."""
         self.session.leave(_tab(request))
@@ -271,7 +264,7 @@ class Handlers:
         conversation.drop_question()
         return self._save(number, conversation, request, question)
 
-    @_errors_shown()
+    @errors_shown()
     def clear(self, number: str, request: gr.Request) -> list[Any]:
         """Remove all questions and answers."""
         self.session.leave(_tab(request))

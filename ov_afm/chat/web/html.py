@@ -7,9 +7,9 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from ..conversation import context_line, figures_line
 from ..models import DeviceRow, ModelManager
 from ..session import View
-from ..strings import STRINGS, context_line, figures_line
 from .security import neutralize
 
 __all__ = [
@@ -137,7 +137,7 @@ def bubbles(view: View) -> list[dict[str, Any]]:
         problem = neutralize(" ".join(view.problem.split())).replace("*", "\\*")
         messages.append({"role": "assistant", "content": [f"**{problem}**"]})
     elif view.working and (not messages or messages[-1]["role"] == "user"):
-        waiting = STRINGS.thinking if view.ahead is None else STRINGS.waiting.format(ahead=view.ahead)
+        waiting = "…" if view.ahead is None else f"{view.ahead} ahead of you"
         messages.append({"role": "assistant", "content": [waiting]})
     return messages
 
@@ -163,32 +163,28 @@ def note(text: str, role: str = "") -> str:
 
 def loading(step: str, elapsed_s: float, last_s: float | None) -> str:
     """How far a model is loaded, as text."""
-    template = STRINGS.loading if last_s is None else STRINGS.loading_last
-    return template.format(step=step, elapsed=elapsed_s, last=last_s)
+    return f"{step}, {elapsed_s:.0f} s" + ("" if last_s is None else f" of about {last_s:.0f} s")
 
 
 def status(models: ModelManager) -> str:
     """What the machine is doing."""
-    kind, line = _state(models)
-    return STATE.render(kind=kind, line=line)
-
-
-def _state(models: ModelManager) -> tuple[str, str]:
     if models.reserved:
-        return "busy", STRINGS.busy.format(purpose=models.reserved)
-    if models.problem:
-        return "dead", STRINGS.dead.format(problem=models.problem)
-    if models.loading:
-        return "loading", loading(*models.loading)
-    info = models.info
-    template = STRINGS.ready_remote if models.remote else STRINGS.ready
-    return "ready", template.format(model=info.model, device=info.device, precision=info.precision)
+        kind, line = "busy", f"The machine is busy with {models.reserved}"
+    elif models.problem:
+        kind, line = "dead", f"The engine is down: {models.problem}"
+    elif step := models.loading:
+        kind, line = "loading", loading(*step)
+    elif models.remote:
+        kind, line = "ready", f"{models.info.model} at {models.info.device}"
+    else:
+        kind, line = "ready", f"{models.info.model} on {models.info.device}, {models.info.precision}"
+    return STATE.render(kind=kind, line=line)
 
 
 def refused_devices(rows: Sequence[DeviceRow]) -> str:
     """The devices that cannot run a model, with the reasons."""
     refused = [row for row in rows if row.refused]
-    return REFUSED.render(label=STRINGS.refused_devices, rows=refused) if refused else ""
+    return REFUSED.render(label="Devices that cannot run this model", rows=refused) if refused else ""
 
 
 def figures_table(names: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
@@ -198,4 +194,4 @@ def figures_table(names: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]
 
 def report_frame(page: str) -> str:
     """A report inside the page."""
-    return FRAME.render(title=STRINGS.report_frame, page=page)
+    return FRAME.render(title="Last report", page=page)

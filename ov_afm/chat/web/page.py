@@ -13,24 +13,32 @@ import gradio as gr
 from ...runtime.sampling import Params
 from ..conversation import to_json, to_markdown
 from ..session import Session
-from ..strings import STRINGS
 from . import html
 from .compare import compare_tab
-from .handlers import Handlers
+from .handlers import AT_ONCE, IN_ORDER, SLIDERS, UNLIMITED, Handlers
 from .report import report_tab
 
-__all__ = ["build"]
+__all__ = ["THEME", "build"]
 
-HIDDEN = {"show_progress": "hidden", "api_visibility": "private"}
-# Stop, and what only looks, must not wait for answers.
-AT_ONCE = {**HIDDEN, "queue": False}
-UNLIMITED = {**HIDDEN, "concurrency_limit": None}
-# What shows another conversation runs one after the other, so that the last press of a button decides what is shown.
-IN_ORDER = {**HIDDEN, "concurrency_id": "conversation", "concurrency_limit": 1}
+TITLE = "ov_afm chat"
 # A page that is being built sets its fields too; what is remembered must last until the page has read it.
 REMEMBER = "number => { if (window.recalled) sessionStorage.setItem('conversation', number); }"
 RECALL = "() => { window.recalled = true; return [sessionStorage.getItem('conversation') || '']; }"
 TICK_S = 1.0
+# Sans-serif of the system: Gradio's themes fetch their fonts from other sites. Gradio's own light colours have less
+# contrast than people need (WCAG: 4.5).
+THEME = gr.themes.Default(
+    primary_hue="blue",
+    neutral_hue="slate",
+    font=("system-ui", "Segoe UI", "DejaVu Sans", "sans-serif"),
+    font_mono=("ui-monospace", "Consolas", "DejaVu Sans Mono", "monospace"),
+).set(
+    body_text_color_subdued="*neutral_600",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_cancel_background_fill="#b91c1c",
+    button_cancel_background_fill_hover="#991b1b",
+)
 
 
 def build(session: Session, params: Params, system: str) -> Any:
@@ -43,18 +51,18 @@ def build(session: Session, params: Params, system: str) -> Any:
     """
     models = session.models
     handlers = Handlers(session, params, system)
-    with gr.Blocks(title=STRINGS.title, analytics_enabled=False, fill_width=True) as blocks:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
         with gr.Row(elem_id="head"):
-            gr.HTML(f"<h1>{STRINGS.title}</h1>", elem_id="title")
+            gr.HTML(f"<h1>{TITLE}</h1>", elem_id="title")
             status = gr.HTML(html.status(models), elem_id="status")
-            restart = gr.Button(STRINGS.restart, size="sm", visible=False, elem_id="restart")
+            restart = gr.Button("Start the engine again", size="sm", visible=False, elem_id="restart")
         with gr.Tabs():
-            with gr.Tab(STRINGS.tab_chat):
+            with gr.Tab("Chat"):
                 page = Page(handlers)
             if models.remote is None:
-                with gr.Tab(STRINGS.tab_compare):
-                    compared = compare_tab(models, handlers.offer_devices, handlers.params, page.sliders)
-                with gr.Tab(STRINGS.tab_report):
+                with gr.Tab("Compare"):
+                    compared = compare_tab(handlers, page.sliders)
+                with gr.Tab("Report"):
                     report_tab(models)
 
         def update_status(shown: str) -> Any:
@@ -96,7 +104,6 @@ class Page:
                 self._conversation_column()
             with gr.Column(scale=1, min_width=260):
                 self._side_column()
-        self.sliders = [self.temperature, self.top_k, self.top_p, self.penalty, self.longest]
         self.conversation = [self.number, self.list, self.name, self.system, self.chat, self.gauge]
         if self._models.remote is None:
             self.conversation.append(self.model)
@@ -105,15 +112,15 @@ class Page:
 
     def _conversation_column(self) -> None:
         remote = self._models.remote
-        hint = STRINGS.empty_remote.format(url=remote.url) if remote else STRINGS.empty
+        hint = f"Questions go to {remote.url}." if remote else "Nothing leaves this machine."
         self.chat = gr.Chatbot(
-            label=STRINGS.tab_chat,
+            label="Chat",
             show_label=False,
             elem_id="chat",
             height="62vh",
             editable="user",
             buttons=["copy"],
-            placeholder=hint,
+            placeholder=f"Ask something. {hint}",
             layout="panel",
             feedback_options=None,
             allow_tags=False,
@@ -122,53 +129,51 @@ class Page:
         with gr.Row(equal_height=True, elem_id="ask"):
             self.question = gr.Textbox(
                 "",
-                label=STRINGS.question,
-                placeholder=STRINGS.question_hint,
+                label="Your question",
+                placeholder="Enter sends, Shift-Enter begins a new line",
                 lines=1,
                 max_lines=8,
                 scale=5,
                 elem_id="question",
             )
             with gr.Column(scale=1, min_width=90, elem_id="send"):
-                self.send = gr.Button(STRINGS.send, variant="primary", elem_id="send-button")
-                self.stop = gr.Button(STRINGS.stop, variant="stop", elem_id="stop-button")
+                self.send = gr.Button("Send", variant="primary", elem_id="send-button")
+                self.stop = gr.Button("Stop", variant="stop", elem_id="stop-button")
         # The browser's tab remembers it.
-        self.number = gr.Textbox("", visible="hidden", label=STRINGS.conversation_number)
+        self.number = gr.Textbox("", visible="hidden", label="Conversation number")
 
     def _side_column(self) -> None:
-        self.list = gr.Dropdown([], label=STRINGS.conversations, elem_id="conversations")
+        self.list = gr.Dropdown([], label="Conversations", elem_id="conversations")
         with gr.Row():
-            self.new = gr.Button(STRINGS.new, size="sm", min_width=80, elem_id="new")
-            self.delete = gr.Button(STRINGS.delete, size="sm", min_width=80, elem_id="delete")
-        with gr.Accordion(STRINGS.system, open=False):
-            self.system = gr.Textbox("", label=STRINGS.system, info=STRINGS.system_hint, lines=3, elem_id="system")
+            self.new = gr.Button("New", size="sm", min_width=80, elem_id="new")
+            self.delete = gr.Button("Delete", size="sm", min_width=80, elem_id="delete")
+        with gr.Accordion("System prompt", open=False):
+            hint = "What the model reads before the conversation"
+            self.system = gr.Textbox("", label="System prompt", info=hint, lines=3, elem_id="system")
         if self._models.remote is None:
             self._setup()
         values = self._handlers.slider_values()
-        with gr.Accordion(STRINGS.sampling, open=False):
-            self.temperature = gr.Slider(0, 2, values[0], step=0.05, label=STRINGS.temperature)
-            self.top_k = gr.Slider(0, 200, values[1], step=1, label=STRINGS.top_k)
-            self.top_p = gr.Slider(0.05, 1, values[2], step=0.05, label=STRINGS.top_p)
-            self.penalty = gr.Slider(0.8, 2, values[3], step=0.05, label=STRINGS.repetition_penalty)
-            self.longest = gr.Slider(16, 4096, values[4], step=16, label=STRINGS.max_new_tokens)
-            self.reset = gr.Button(STRINGS.reset, size="sm", elem_id="reset")
-        with gr.Accordion(STRINGS.files, open=False):
-            self.name = gr.Textbox("", label=STRINGS.rename, elem_id="name")
-            self.markdown = gr.Button(STRINGS.export_markdown, size="sm", elem_id="export-markdown")
-            self.json = gr.Button(STRINGS.export_json, size="sm", elem_id="export-json")
-            self.import_ = gr.Button(STRINGS.import_json, size="sm", elem_id="import")
-            self.text = gr.Textbox(visible="hidden", label=STRINGS.exported_text)
-            self.file = gr.Textbox(visible="hidden", label=STRINGS.exported_file)
+        with gr.Accordion("Sampling", open=False):
+            self.sliders = [
+                gr.Slider(least, greatest, value, step=step, label=label)
+                for (label, least, greatest, step), value in zip(SLIDERS.values(), values, strict=True)
+            ]
+            self.reset = gr.Button("Reset to the model's values", size="sm", elem_id="reset")
+        with gr.Accordion("Export and import", open=False):
+            self.name = gr.Textbox("", label="Name of this conversation", elem_id="name")
+            self.markdown = gr.Button("Export as Markdown", size="sm", elem_id="export-markdown")
+            self.json = gr.Button("Export as JSON", size="sm", elem_id="export-json")
+            self.import_ = gr.Button("Import JSON", size="sm", elem_id="import")
+            self.text = gr.Textbox(visible="hidden", label="Exported text")
+            self.file = gr.Textbox(visible="hidden", label="Exported file")
 
     def _setup(self) -> None:
         models, device = self._models, self._models.first_device
-        with gr.Accordion(STRINGS.setup, open=False):
-            self.model = gr.Dropdown(
-                models.choices, value=models.models[0].path, label=STRINGS.model_dir, elem_id="model"
-            )
-            self.device = gr.Radio([device], value=device, label=STRINGS.device, elem_id="device")
+        with gr.Accordion("Model and device", open=False):
+            self.model = gr.Dropdown(models.choices, value=models.models[0].path, label="Model", elem_id="model")
+            self.device = gr.Radio([device], value=device, label="Device", elem_id="device")
             self.refused = gr.HTML()
-            self.load = gr.Button(STRINGS.load, variant="primary", size="sm", elem_id="load")
+            self.load = gr.Button("Load", variant="primary", size="sm", elem_id="load")
 
     def _connect(self) -> None:
         do = self._handlers

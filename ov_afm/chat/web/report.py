@@ -17,16 +17,18 @@ import gradio as gr
 
 from ...bench import records, report
 from ...bench.plan import Settings, combinations, obstacle, read_models
-from ...errors import ConfigError, OVAFMError
+from ...errors import ConfigError
 from ...system.resources import require
 from ..models import ModelManager
 from ..store import data_dir
-from ..strings import STRINGS
 from . import html
+from .handlers import AT_ONCE, UNLIMITED, errors_shown
 
 __all__ = ["report_tab"]
 
-EVENT: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+INTRODUCTION = (
+    "Measures the model on every device that can run it. It takes minutes; the chat's engine is unloaded meanwhile."
+)
 POLL_S = 0.5
 # Python loses an interrupt that comes in a destructor; a report is written in less time than this.
 INTERRUPT_AGAIN_S = 10.0
@@ -37,33 +39,28 @@ def report_tab(models: ModelManager) -> None:
     """Make the tab."""
     first = models.models[0].path
     cancel = threading.Event()
-    gr.Markdown(STRINGS.report_intro, elem_classes="note")
+    gr.Markdown(INTRODUCTION, elem_classes="note")
     with gr.Row(equal_height=True):
-        model = gr.Dropdown(models.choices, value=first, label=STRINGS.model_dir, elem_id="report-model")
-        runs = gr.Slider(1, 5, 3, step=1, label=STRINGS.report_runs, elem_id="report-runs")
-        start = gr.Button(STRINGS.report_start, variant="primary", elem_id="report-start")
-        stop = gr.Button(STRINGS.cancel, elem_id="report-cancel")
+        model = gr.Dropdown(models.choices, value=first, label="Model", elem_id="report-model")
+        runs = gr.Slider(1, 5, 3, step=1, label="Runs of each", elem_id="report-runs")
+        start = gr.Button("Measure now", variant="primary", elem_id="report-start")
+        stop = gr.Button("Cancel", elem_id="report-cancel")
     progress = gr.HTML(elem_id="report-progress")
     frame = gr.HTML(_frame(first), elem_id="report-frame")
 
     def measure(model_dir: str, runs: float) -> Iterator[list[Any]]:
-        try:
+        with errors_shown():
             require("bench", "matplotlib")
             models.choice(model_dir, "CPU")
-            models.reserve(STRINGS.measurement)
-        except OVAFMError as error:
-            raise gr.Error(str(error), title="", print_exception=False) from error
-        cancel.clear()
-        try:
-            for line in _measure(model_dir, int(runs), cancel):
-                yield [line, gr.skip()]
-            yield [gr.skip(), _frame(model_dir)]
-        finally:
-            models.release()
+            with models.reserve("a measurement"):
+                cancel.clear()
+                for line in _measure(model_dir, int(runs), cancel):
+                    yield [line, gr.skip()]
+                yield [gr.skip(), _frame(model_dir)]
 
-    start.click(measure, [model, runs], [progress, frame], **EVENT)
-    stop.click(cancel.set, None, None, queue=False, **EVENT)
-    model.input(_frame, [model], [frame], **EVENT)
+    start.click(measure, [model, runs], [progress, frame], **UNLIMITED)
+    stop.click(cancel.set, None, None, **AT_ONCE)
+    model.input(_frame, [model], [frame], **UNLIMITED)
 
 
 def _folder(model_dir: str) -> Path:
@@ -73,7 +70,7 @@ def _folder(model_dir: str) -> Path:
 def _frame(model_dir: str) -> str:
     path = _folder(model_dir) / report.HTML_NAME
     if not path.exists():
-        return html.note(STRINGS.report_none)
+        return html.note("No report yet.")
     return html.report_frame(path.read_text(encoding="utf-8"))
 
 
@@ -89,7 +86,7 @@ def _measure(model_dir: str, runs: int, cancel: threading.Event) -> Iterator[str
 
     def progress() -> str:
         done = sum(record["status"] == "ok" for record in _records(folder))
-        line = STRINGS.report_progress.format(done=done, total=total, elapsed=time.monotonic() - start)
+        line = f"{done} of {total} runs measured, {time.monotonic() - start:.0f} s"
         return html.progress(done, total, line)
 
     _clear_other(folder, runs)
@@ -112,7 +109,7 @@ def _measure(model_dir: str, runs: int, cancel: threading.Event) -> Iterator[str
     if process.returncode == 0:
         yield progress()
     elif cancel.is_set():
-        yield html.note(STRINGS.report_cancelled, "status")
+        yield html.note("Cancelled; the next measurement continues from here.", "status")
     else:
         yield html.note(messages[-1] if messages else str(process.returncode), "alert")
 
@@ -134,7 +131,4 @@ def _records(folder: Path) -> list[records.Record]:
 
 def _interrupt(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(OSError):
-        if os.name == "nt":
-            process.terminate()
-        else:
-            process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGINT)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ..terminal_markdown import FENCE
+from ..terminal_markdown import fenced_lines
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["SecurityMiddleware", "neutralize", "original"]
 
@@ -24,45 +27,18 @@ HEADERS = (
 # Gradio's routes to the disk and to other machines. The page needs none of them.
 CLOSED = re.compile(r"/(file[=/]|proxy=|upload|stream/|component_server|deep_link|mcp|dev/)")
 LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?")
-# A character that opens a tag; that of "a < b" does not.
-TAG = re.compile(r"<(?=[A-Za-z/!?])")
-CODE_SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Any, Send], Awaitable[None]]
+# A code span, which stays as it is; a character that opens a tag, as that of "a < b" does not; and that of an image.
+CODE_OR_MARK = re.compile(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)|<(?=[A-Za-z/!?])|!\[", re.DOTALL)
+AS_TEXT = {"<": "&lt;", "![": "!\\["}
 
 
 def neutralize(text: str) -> str:
     """Markdown from outside with HTML and images made visible as text; code is left as it is."""
-    parts: list[str] = []
-    prose: list[str] = []
-    fence = ""
-    for line in text.splitlines(keepends=True):
-        mark = FENCE.match(line)
-        if fence:
-            parts.append(line)
-            if mark and mark[1].startswith(fence) and not line[mark.end() :].strip():
-                fence = ""
-        elif mark:
-            parts += [_escape("".join(prose)), line]
-            prose, fence = [], mark[1]
-        else:
-            prose.append(line)
-    return "".join([*parts, _escape("".join(prose))])
-
-
-def _escape(prose: str) -> str:
-    done, position = [], 0
-    for span in CODE_SPAN.finditer(prose):
-        done += [_inert(prose[position : span.start()]), span[0]]
-        position = span.end()
-    return "".join([*done, _inert(prose[position:])])
-
-
-def _inert(text: str) -> str:
-    return TAG.sub("&lt;", text).replace("![", "!\\[")
+    parts = []
+    for is_code, lines in itertools.groupby(fenced_lines(text), key=lambda each: each[1]):
+        part = "".join(line for line, _ in lines)
+        parts.append(part if is_code else CODE_OR_MARK.sub(lambda found: AS_TEXT.get(found[0], found[0]), part))
+    return "".join(parts)
 
 
 def original(text: str) -> str:
@@ -79,19 +55,22 @@ class SecurityMiddleware:
             whose name resolves to this machine (DNS rebinding) cannot reach it.
     """
 
-    def __init__(self, app: App, loopback: bool = True) -> None:
+    def __init__(self, app: ASGIApp, loopback: bool = True) -> None:
         self.app, self.loopback = app, loopback
 
-    async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or refuse it."""
+        from starlette.responses import PlainTextResponse
+
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
         if self.loopback and not LOOPBACK.fullmatch(host):
-            await _refuse(send, 421, "this chat answers on 127.0.0.1 only; start it with --host and --auth")
+            reason = "this chat answers on 127.0.0.1 only; start it with --host and --auth"
+            await PlainTextResponse(reason, 421)(scope, receive, send)
         elif CLOSED.search(scope["path"]):
-            await _refuse(send, 403, "this chat gives no files away")
+            await PlainTextResponse("this chat gives no files away", 403)(scope, receive, send)
         else:
             await self.app(scope, receive, _with_headers(send))
 
@@ -103,9 +82,3 @@ def _with_headers(send: Send) -> Send:
         await send(message)
 
     return wrapped
-
-
-async def _refuse(send: Send, status: int, reason: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": reason.encode()})
