@@ -104,27 +104,21 @@ def unpack_int4(raw: Bytes, shape: Sequence[int]) -> Bytes:
 
 def pack_up(weights: Quantized) -> Bytes:
     """Records of 16 neurons: codes, scales, zero points, padding to 64 bytes. Returns bytes (size,)."""
-    inputs = _round_up(weights.codes.shape[1], INPUT_STEP)
+    inputs, groups = _round_up(weights.codes.shape[1], INPUT_STEP), weights.scales.shape[1]
     outputs = _round_up(weights.codes.shape[0], BLOCK)
+    blocks = outputs // BLOCK
     codes = _pad(weights.codes, outputs, inputs, weights.symmetric_zero)
-    quads = codes.reshape(outputs // BLOCK, BLOCK, inputs // 4, 4)
+    quads = codes.reshape(blocks, BLOCK, inputs // 4, 4)
     if weights.bits == 4:
         quads = quads[:, :, 0::2] | quads[:, :, 1::2] << 4
-    body = quads.transpose(0, 2, 1, 3).reshape(outputs // BLOCK, -1)
-    return _with_constants(body, weights, outputs).reshape(-1)
-
-
-def _with_constants(body: Bytes, weights: Quantized, outputs: int) -> Bytes:
-    blocks, groups = len(body), weights.scales.shape[1]
+    body = quads.transpose(0, 2, 1, 3).reshape(blocks, -1)
 
     def by_group(values: npt.NDArray[Any]) -> Bytes:
         padded = _pad(values, outputs, groups, 0).reshape(blocks, BLOCK, groups)
         return np.ascontiguousarray(padded.transpose(0, 2, 1)).reshape(blocks, -1).view(np.uint8)
 
-    parts = [body, *map(by_group, weights.constants)]
-    size = sum(part.shape[1] for part in parts)
-    parts.append(np.zeros((blocks, _round_up(size, PIECE) - size), np.uint8))
-    return np.concatenate(parts, axis=1)
+    records = np.concatenate([body, *map(by_group, weights.constants)], axis=1)
+    return _pad(records, blocks, _round_up(records.shape[1], PIECE), 0).reshape(-1)
 
 
 def unpack_up(packed: Bytes, like: Quantized) -> Quantized:
@@ -193,10 +187,8 @@ def _column_order(outputs: int, bits: int) -> list[npt.NDArray[np.intp]]:
     part, z, d = np.meshgrid(np.arange(4), np.arange(4), np.arange(4), indexing="ij")
     step = PIECE * 8 // bits
     starts = np.arange(0, outputs, step)[:, None]
-    if bits == 8:
-        return [(starts + (16 * z + 4 * part + d).ravel()).ravel()]
-    low = (starts + (32 * z + 4 * part + d).ravel()).ravel()
-    return [low, low + 16]
+    low = (starts + (step // 4 * z + 4 * part + d).ravel()).ravel()
+    return [low] if bits == 8 else [low, low + 16]
 
 
 def _round_up(n: int, step: int) -> int:

@@ -95,13 +95,12 @@ def transform(
     model, mlps, refused = read_mlps(model_dir, "the kernels cannot help it")
     limited = limits(model_dir, drop_energy, text) if text and drop_energy else []
     thresholds = [each.threshold for each in limited] or [threshold] * len(mlps)
-    create = _factory(library)
-    options = {"activation_bits": BITS[activations]}
-    packed = _pack_projections(model, mlps, create, options) if projections else 0
+    create = _factory(library, activation_bits=BITS[activations])
+    packed = _pack_projections(model, mlps, create) if projections else 0
     replaced = []
     for mlp, limit in zip(mlps, thresholds, strict=True):
         try:
-            _replace(mlp, read_weights(mlp.up), read_weights(mlp.down), create, {"threshold": limit, **options})
+            _replace(mlp, read_weights(mlp.up), read_weights(mlp.down), create, limit)
             replaced.append(mlp.name)
         except Unsupported as error:
             refused[mlp.name] = str(error)
@@ -134,8 +133,8 @@ def _check_options(activations: str, threshold: float, drop_energy: float, text:
         raise ConfigError("drop_energy needs a text to measure the energy on")
 
 
-def _factory(library: Path) -> Any:
-    """A function that makes one of our operations: `create(name, x, packed weights, attributes)`."""
+def _factory(library: Path, **common: Any) -> Any:
+    """A function that makes one of our operations: `create(name, x, packed weights, further attributes)`."""
     import openvino
     from openvino.utils.node_factory import NodeFactory
 
@@ -145,15 +144,15 @@ def _factory(library: Path) -> Any:
     def create(name: str, x: Any, packed: Sequence[Any], fields: dict[str, Any]) -> Any:
         constants = [openvino.op.Constant(array, shared_memory=False).output(0) for array in packed]
         # The head takes its weights twice; op.h says why.
-        return factory.create(name, [x, *constants * (2 if name == HEAD else 1)], fields)
+        return factory.create(name, [x, *constants * (2 if name == HEAD else 1)], {**fields, **common})
 
     return create
 
 
-def _replace(mlp: Mlp, up: Quantized, down: Quantized, create: Any, options: dict[str, Any]) -> None:
+def _replace(mlp: Mlp, up: Quantized, down: Quantized, create: Any, threshold: float) -> None:
     if up.codes.shape != down.codes.shape[::-1]:
         raise Unsupported(f"up is {up.codes.shape}, down is {down.codes.shape}")
-    fields = {"hidden": up.codes.shape[1], "neurons": up.codes.shape[0], **options}
+    fields = {"hidden": up.codes.shape[1], "neurons": up.codes.shape[0], "threshold": threshold}
     for side, weights in (("up", up), ("down", down)):
         fields |= {f"{side}_{name}": value for name, value in _format(weights).items()}
     node = create(OPERATION, mlp.x, (layout.pack_up(up), layout.pack_down(down)), fields)
@@ -170,7 +169,7 @@ def _take_over(output: Any, old: Any) -> None:
         consumer.replace_source_output(output)
 
 
-def _pack(operation: str, matmuls: Sequence[Any], create: Any, options: dict[str, Any]) -> int:
+def _pack(operation: str, matmuls: Sequence[Any], create: Any) -> int:
     """Replace MatMuls that share their input, those of one format by one operation; returns how many."""
     formats: dict[str, list[tuple[Any, Quantized]]] = {}
     for matmul in matmuls:
@@ -184,18 +183,18 @@ def _pack(operation: str, matmuls: Sequence[Any], create: Any, options: dict[str
         first = members[0][1]
         fields = {"inputs": first.codes.shape[1], "outputs": [weights.codes.shape[0] for _, weights in members]}
         packed = [layout.pack_up(weights) for _, weights in members]
-        node = create(operation, members[0][0].input_value(0), packed, {**fields, **_format(first), **options})
+        node = create(operation, members[0][0].input_value(0), packed, {**fields, **_format(first)})
         node.set_friendly_name(SEPARATOR.join(matmul.get_friendly_name() for matmul, _ in members))
         for index, (matmul, _) in enumerate(members):
             _take_over(node.output(index), matmul)
     return sum(map(len, formats.values()))
 
 
-def _pack_projections(model: Any, mlps: Sequence[Mlp], create: Any, options: dict[str, Any]) -> int:
+def _pack_projections(model: Any, mlps: Sequence[Mlp], create: Any) -> int:
     """Replace the projections and the head; returns how many matrices."""
     head = find_head(model)
-    packed = sum(_pack(LINEAR, group, create, options) for group in find_projections(model, mlps))
-    return packed if head is None else packed + _pack(HEAD, [head], create, options)
+    packed = sum(_pack(LINEAR, group, create) for group in find_projections(model, mlps))
+    return packed if head is None else packed + _pack(HEAD, [head], create)
 
 
 def _save(model: Any, model_dir: Path, work: Path) -> None:

@@ -61,8 +61,7 @@ def ir_logits(ir: Path, ids: Sequence[int], **properties: Any) -> NDArray[np.flo
     compiled = openvino.Core().compile_model(ir, "CPU", {**EXACT, **properties})
     request = compiled.create_infer_request()
     request.infer(decoder_inputs(ids, input_names(compiled)))
-    logits: NDArray[np.float32] = request.get_tensor("logits").data[0].astype(np.float32)
-    return logits
+    return np.array(request.get_tensor("logits").data[0], np.float32)
 
 
 def log_softmax(logits: NDArray[F]) -> NDArray[F]:

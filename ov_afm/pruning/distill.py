@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..quantization import calibration
+from ..system.atomic import replacing
 from ..system.child_process import Progress, emit
 
 __all__ = ["heal"]
@@ -115,14 +116,14 @@ class _Run:
             self.save()
 
     def save(self) -> None:
-        """Write the state to a new file, then put it in place."""
+        """Write the state, replacing an older one in a single step."""
         import torch
 
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {"weights": [each.detach() for each in self.weights], "optimizer": self.optimizer.state_dict()}
         record = {"step": self.step, "seconds": self.seconds, "losses": self.losses}
-        torch.save({**content, "record": json.dumps(record)}, self.folder / "state.tmp")
-        (self.folder / "state.tmp").replace(self.folder / "state.pt")
+        with replacing(self.folder / "state.pt") as temporary:
+            torch.save({**content, "record": json.dumps(record)}, temporary)
         self.saved = self.seconds
 
     def resume(self) -> None:

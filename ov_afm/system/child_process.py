@@ -29,7 +29,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Concatenate, ParamSpec, TypeVar
+from typing import IO, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from .. import errors
 from .telemetry import silence
@@ -327,8 +327,7 @@ class ChildProcess:
                 raise self._death(function, None if late.is_set() else status, self._tail(output, begin))
         if isinstance(answer, _Failure):
             raise answer.error or RuntimeError(f"{answer.message}\n\n{answer.traceback}")
-        result: T = answer.value
-        return result
+        return cast("T", answer.value)
 
     def _converse(self, child: _Child, call: bytes) -> _Result | _Failure | None:
         """Hand the child its call and take its events; returns its answer, None if it died without one."""

@@ -61,17 +61,11 @@ class Progress:
         from rich import progress as bars
         from rich.console import Console
 
-        self._bars = bars.Progress(
-            bars.TextColumn("{task.description:<28}"),
-            bars.BarColumn(),
-            bars.TaskProgressColumn(),
-            bars.TextColumn("{task.fields[amount]}"),
-            bars.TimeElapsedColumn(),
-            bars.TextColumn("left"),
-            bars.TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
+        text = bars.TextColumn
+        share = (bars.BarColumn(), bars.TaskProgressColumn(), text("{task.fields[amount]}"))
+        times = (bars.TimeElapsedColumn(), text("left"), bars.TimeRemainingColumn())
+        columns = (text("{task.description:<28}"), *share, *times)
+        self._bars = bars.Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
         self._bars.start()
         return self
 
