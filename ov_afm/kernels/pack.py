@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +117,8 @@ def transform(
     active = round(sum(each.active for each in limited) / len(limited), 4) if limited else None
     result = Result(directory.packed, replaced, refused, packed, active)
     if directory.manifest is not None:
-        used = {"activations": activations, "threshold": threshold, "drop_energy": drop_energy}
-        _note(model_dir, directory.manifest, result, used if active is None else {**used, "active": active})
+        options = {"activations": activations, "threshold": threshold, "drop_energy": drop_energy}
+        _note(model_dir, directory.manifest, result, options)
     return result
 
 
@@ -246,9 +246,7 @@ def _note(model_dir: Path, record: manifest.Manifest, result: Result, options: d
         "folder": PACKED_FOLDER,
         "operation": OPERATION,
         "openvino": extension.runtime_version(),
-        "replaced": result.replaced,
-        "refused": result.refused,
-        "projections": result.projections,
+        **{name: value for name, value in asdict(result).items() if name != "path" and value is not None},
         **options,
     }
     packed = {f"{PACKED_FOLDER}/{name}": entry for name, entry in manifest.scan(result.path).items()}
