@@ -29,7 +29,7 @@ from typing import Any
 from random_gguf import write_gguf
 
 import ov_afm
-from ov_afm.bench.engine import Timeline, clock, open_engine
+from ov_afm.bench.engine import Engine, Timeline, clock
 from ov_afm.bench.plan import Combination, Settings
 from ov_afm.bench.prompts import Prompts
 from ov_afm.bench.run import peak_rss_bytes
@@ -53,7 +53,7 @@ def run_ov_afm(options: argparse.Namespace) -> tuple[Run, str]:
     """The engine that `Pipeline` loads, native kernels included where the model has them."""
     combination = Combination("peer", "CPU", "plain", options.prompt_tokens, options.new_tokens, 1)
     settings = Settings(devices=("CPU",), threads=options.threads)
-    engine = open_engine(ModelDirectory.open(options.model), combination, settings)
+    engine = Engine(ModelDirectory.open(options.model), combination, settings)
     kernels = "with kernels" if engine.kernels else "without kernels"
     version = f"ov_afm {manifest.installed_versions()['ov_afm']} {kernels}"
     return lambda prompt, count: engine.run([prompt], count)[0], version
