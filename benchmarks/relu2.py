@@ -51,7 +51,8 @@ def thresholds(model_dir: Path, shares: list[float]) -> dict[float, list[float]]
 
     model = graph.read_model(model_dir / "openvino_model.xml")
     mlps, _ = graph.find_mlps(model)
-    limits = op.parameter([len(mlps)], np.float32, name="limits")
+    limits = op.parameter([len(mlps)], np.float32)
+    limits.output(0).set_names({"limits"})
     for i, mlp in enumerate(mlps):
         z = mlp.up.output(0)
         consumers = list(z.get_target_inputs())

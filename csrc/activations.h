@@ -30,12 +30,13 @@ constexpr size_t kBehind = 16 * kMaxGroup / 4;
 
 class OwnedActivations : public Activations {
  public:
-  OwnedActivations(size_t inputs_, size_t group_, size_t tokens_, int bits_)
-      : units_(tokens_ * inputs_ * bits_ / 32 + kBehind),
-        scales_(tokens_ * ((inputs_ + group_ - 1) / group_)),
-        sums_(tokens_ * ((inputs_ + group_ - 1) / group_)) {
+  OwnedActivations(const Kernels& kernels, size_t inputs_, size_t group_, size_t tokens_, int bits)
+      : units_(tokens_ * inputs_ * static_cast<size_t>(bits) / 32 + kBehind),
+        scales_(tokens_ * 2 * ((inputs_ + group_ - 1) / group_)),
+        sums_(tokens_ * 2 * ((inputs_ + group_ - 1) / group_)) {
     units = units_.data(), scales = scales_.data(), sums = sums_.data();
-    inputs = inputs_, group = group_, tokens = tokens_, bits = bits_;
+    inputs = inputs_, group = group_, tokens = tokens_;
+    words = bits == 16 && kernels.words, planes = bits == 16 && !words ? 2 : 1;
   }
 
  private:
@@ -44,18 +45,9 @@ class OwnedActivations : public Activations {
   Buffer<int32_t> sums_;
 };
 
-// Inputs that are quantized together. int8 needs small groups, as stock OpenVINO's default of 32.
+// Inputs that are quantized together: for 8 bits as few as stock OpenVINO takes, which is what its fidelity needs.
 inline size_t activation_group(int bits, size_t weight_group) {
-  return bits == 8 ? 32 : std::min(weight_group, kMaxGroup);
-}
-
-template <class F>
-void for_each_tile(size_t tokens, size_t max_width, F&& f) {
-  for (size_t first = 0; first < tokens;) {
-    const size_t width = next_tile(tokens - first, max_width);
-    f(first, width);
-    first += width;
-  }
+  return std::min(weight_group, bits == 8 ? 32 : kMaxGroup);
 }
 
 inline bool all_finite(const float* x, size_t n) {
@@ -66,15 +58,14 @@ inline bool all_finite(const float* x, size_t n) {
 // Quantizes all tokens of `x` (to.tokens x size); marks those that hold a NaN or an infinity.
 inline void quantize_tokens(const Kernels& kernels, const float* x, size_t size, const Activations& to,
                             std::vector<std::atomic<bool>>& poisoned) {
-  const auto one = [&](size_t first, size_t n) {
-    if (kernels.quantize(x + first * size, size, size, to, first, n)) return;
-    for (size_t t = first; t < first + n; t++)
+  const Tiles tiles(to.slots(), to.slots() <= kernels.few ? kernels.few : kernels.tile);
+  const auto one = [&](size_t i) {
+    const size_t slot = tiles.begin(i), width = tiles.begin(i + 1) - slot;
+    if (kernels.quantize(x, size, size, to, slot, width)) return;
+    for (size_t t = slot / to.planes; t * to.planes < slot + width; t++)
       if (!all_finite(x + t * size, size)) poisoned[t] = true;
   };
-  const size_t width = kernels.tile, full = to.tokens / width;
-  if (full == 0) return for_each_tile(to.tokens, width, one);
-  parallel_for(full, [&](size_t i) { one(i * width, width); });
-  for_each_tile(to.tokens - full * width, width, [&](size_t first, size_t n) { one(full * width + first, n); });
+  tiles.count == 1 ? one(0) : parallel_for(tiles.count, one);
 }
 
 }  // namespace relu2

@@ -19,8 +19,6 @@
 namespace relu2 {
 namespace {
 
-constexpr size_t kManyTokens = 8;
-
 struct Features {
   bool avx2 = false, avx_vnni = false, avx512_vnni = false, amx = false;
 };
@@ -78,6 +76,9 @@ Features detect() {
   f.avx512_vnni = f.avx2 && zmm && bit(seven.b, 16) && bit(seven.b, 30) && bit(seven.b, 31) && bit(seven.c, 11);
   const bool tiles = (state & 0x60000) == 0x60000;
   f.amx = f.avx512_vnni && tiles && bit(seven.d, 24) && bit(seven.d, 25) && matrix_state_granted();
+#ifdef RELU2_TIME_AS_AVX512  // only to time the 256-bit variant on a CPU that has its dot product in AVX-512 alone
+  f.avx_vnni = f.avx512_vnni;
+#endif
 #ifdef RELU2_EMULATE  // only in a test: none of them needs more than AVX2 there, see emulated_intrinsics.h
   f.avx_vnni = f.avx512_vnni = f.amx = f.avx2;
 #endif
@@ -129,7 +130,7 @@ const Kernels& best_kernels() {
 }
 
 int default_activation_bits(const Kernels& kernels, size_t tokens) {
-  return tokens >= kManyTokens && std::strstr(kernels.name, "vnni") ? 8 : 16;
+  return tokens == 1 || kernels.words ? 16 : 8;
 }
 
 }  // namespace relu2

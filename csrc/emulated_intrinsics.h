@@ -34,25 +34,9 @@ inline __m256i dpbusd(__m256i src, __m256i a, __m256i b) {
   return src;
 }
 
-// VPDPWSSD: tmp1..2 := SignExtend32(a.word) * SignExtend32(b.word); dst.dword := src.dword + tmp1 + tmp2
-inline __m256i dpwssd(__m256i src, __m256i a, __m256i b) {
-  uint32_t dword[8];
-  int16_t x[16], y[16];
-  std::memcpy(dword, &src, 32);
-  std::memcpy(x, &a, 32);
-  std::memcpy(y, &b, 32);
-  for (int i = 0; i < 16; i++) dword[i / 2] += static_cast<uint32_t>(x[i] * y[i]);
-  std::memcpy(&src, dword, 32);
-  return src;
-}
-
 inline M512i dpbusd(const M512i& src, const M512i& a, const M512i& b) {
   return {dpbusd(src.low, a.low, b.low), dpbusd(src.high, a.high, b.high)};
 }
-inline M512i dpwssd(const M512i& src, const M512i& a, const M512i& b) {
-  return {dpwssd(src.low, a.low, b.low), dpwssd(src.high, a.high, b.high)};
-}
-
 inline M512i loadu_si512(const void* p) {
   const auto* half = static_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(half), _mm256_loadu_si256(half + 1)};
@@ -79,8 +63,8 @@ inline M512 set1_ps(float v) {
 inline M512i srli_epi16(const M512i& a, int bits) {
   return {_mm256_srli_epi16(a.low, bits), _mm256_srli_epi16(a.high, bits)};
 }
-inline M512i slli_epi32(const M512i& a, int bits) {
-  return {_mm256_slli_epi32(a.low, bits), _mm256_slli_epi32(a.high, bits)};
+inline M512i slli_epi16(const M512i& a, int bits) {
+  return {_mm256_slli_epi16(a.low, bits), _mm256_slli_epi16(a.high, bits)};
 }
 inline M512i cvtepu8_epi32(__m128i a) {
   return {_mm256_cvtepu8_epi32(a), _mm256_cvtepu8_epi32(_mm_srli_si128(a, 8))};
@@ -100,6 +84,7 @@ inline M512 fmadd_ps(const M512& a, const M512& b, const M512& c) {
     return {sibling(a.low, b.low), sibling(a.high, b.high)}; \
   }
 RELU2_HALVES(M512i, and_si512, _mm256_and_si256)
+RELU2_HALVES(M512i, xor_si512, _mm256_xor_si256)
 RELU2_HALVES(M512i, unpacklo_epi8, _mm256_unpacklo_epi8)
 RELU2_HALVES(M512i, unpackhi_epi8, _mm256_unpackhi_epi8)
 RELU2_HALVES(M512i, unpacklo_epi16, _mm256_unpacklo_epi16)
@@ -151,8 +136,8 @@ inline void tile_stored(int from, void* base, size_t stride) {
   for (size_t r = 0; r < t.rows[from]; r++)
     std::memcpy(static_cast<uint8_t*>(base) + r * stride, t.data[from][r], t.row_bytes[from]);
 }
-// TDPBSUD, TDPBUUD: c[m][n] += the four bytes of a[m][k] (signed, unsigned) times those of b[k][n] (unsigned)
-template <class Byte>
+// TDPBSUD, TDPBUSD: c[m][n] += the four bytes of a[m][k] (signed, unsigned) times those of b[k][n] (unsigned, signed)
+template <class A, class B>
 void tile_dp(int c, int a, int b) {
   Tiles& t = tiles();
   t.need(t.rows[c] == t.rows[a] && t.row_bytes[c] == t.row_bytes[b] && t.row_bytes[a] == t.rows[b] * 4);
@@ -162,7 +147,7 @@ void tile_dp(int c, int a, int b) {
         uint32_t sum;
         std::memcpy(&sum, &t.data[c][m][n * 4], 4);
         for (size_t i = 0; i < 4; i++)
-          sum += static_cast<uint32_t>(static_cast<Byte>(t.data[a][m][k * 4 + i]) * t.data[b][k][n * 4 + i]);
+          sum += static_cast<uint32_t>(static_cast<A>(t.data[a][m][k * 4 + i]) * static_cast<B>(t.data[b][k][n * 4 + i]));
         std::memcpy(&t.data[c][m][n * 4], &sum, 4);
       }
 }
@@ -171,11 +156,9 @@ void tile_dp(int c, int a, int b) {
 }  // namespace
 
 #undef _mm256_dpbusd_avx_epi32
-#undef _mm256_dpwssd_avx_epi32
 #undef _mm512_dpbusd_epi32
-#undef _mm512_dpwssd_epi32
 #undef _mm512_srli_epi16
-#undef _mm512_slli_epi32
+#undef _mm512_slli_epi16
 #undef _mm512_cvtph_ps
 #undef _tile_loadconfig
 #undef _tile_release
@@ -183,13 +166,11 @@ void tile_dp(int c, int a, int b) {
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_dpbsud
-#undef _tile_dpbuud
+#undef _tile_dpbusd
 #define __m512i emulated::M512i
 #define __m512 emulated::M512
 #define _mm256_dpbusd_avx_epi32 emulated::dpbusd
-#define _mm256_dpwssd_avx_epi32 emulated::dpwssd
 #define _mm512_dpbusd_epi32 emulated::dpbusd
-#define _mm512_dpwssd_epi32 emulated::dpwssd
 #define _mm512_loadu_si512 emulated::loadu_si512
 #define _mm512_storeu_si512 emulated::storeu_si512
 #define _mm512_loadu_ps emulated::loadu_ps
@@ -198,7 +179,8 @@ void tile_dp(int c, int a, int b) {
 #define _mm512_set1_ps emulated::set1_ps
 #define _mm512_and_si512 emulated::and_si512
 #define _mm512_srli_epi16 emulated::srli_epi16
-#define _mm512_slli_epi32 emulated::slli_epi32
+#define _mm512_xor_si512 emulated::xor_si512
+#define _mm512_slli_epi16 emulated::slli_epi16
 #define _mm512_unpacklo_epi8 emulated::unpacklo_epi8
 #define _mm512_unpackhi_epi8 emulated::unpackhi_epi8
 #define _mm512_unpacklo_epi16 emulated::unpacklo_epi16
@@ -216,5 +198,5 @@ void tile_dp(int c, int a, int b) {
 #define _tile_zero emulated::tile_zero
 #define _tile_loadd emulated::tile_loadd
 #define _tile_stored emulated::tile_stored
-#define _tile_dpbsud emulated::tile_dp<int8_t>
-#define _tile_dpbuud emulated::tile_dp<uint8_t>
+#define _tile_dpbsud emulated::tile_dp<int8_t, uint8_t>
+#define _tile_dpbusd emulated::tile_dp<uint8_t, int8_t>

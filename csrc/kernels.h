@@ -12,11 +12,15 @@ namespace relu2 {
 // while the weights pass, and 64 is enough for arithmetic to outweigh reading the weights again.
 constexpr size_t kChunk = 64;
 
-// Quantized activations of several tokens, kChunk at most. Every 32-bit word ("unit") holds what one lane of a dot
-// product consumes: four int8 inputs, or inputs (0, 2) and then (1, 3) of four as int16. Tokens are grouped in tiles of
-// `width` <= max tokens (see next_tile); inside a tile units, scales and sums are [index][token of the tile], so a tile
-// that starts at token t begins at t * (indices per token). For a matrix unit, units of several int16 tokens are bytes
-// instead: in each tile, for each group, the high bytes [token][input] and then the low ones.
+// Quantized activations. An 8-bit token is one row of bytes. A 16-bit token is two where there is a dot product of bytes:
+// a value is high * 254 + low for signed bytes and high * 256 + low for unsigned ones, which is exact. Elsewhere it is
+// one row of 16-bit words. Rows are "slots"; slot s belongs to token s / planes.
+//
+// Every 32-bit "unit" holds four consecutive inputs of one slot as bytes, or as words the first and third of them, and
+// the next unit the other two. Slots are grouped in tiles (see Tiles). Group g
+// of the tile that begins at slot t is at units[g * slots * (units of a whole group) + t * u], where u is the number of units of a slot
+// in that group, ordered [unit][slot of the tile]; for a matrix unit it is [slot of the tile][unit]. Scales and sums are
+// [group][slot].
 struct Activations {
   int32_t* units = nullptr;
   float* scales = nullptr;  // one per `group` inputs; zero where all of them are
@@ -24,47 +28,67 @@ struct Activations {
   size_t inputs = 0;        // padded
   size_t group = 0;
   size_t tokens = 0;
-  int bits = 8;
+  size_t planes = 1;
+  bool words = false;
 
   RELU2_INLINE size_t groups() const { return (inputs + group - 1) / group; }
-  RELU2_INLINE size_t units_per_token() const { return inputs * bits / 32; }
+  RELU2_INLINE size_t slots() const { return tokens * planes; }
+  RELU2_INLINE size_t group_units(size_t g) const {
+    const size_t begin = g * group;
+    return ((begin + group < inputs ? begin + group : inputs) - begin) / (words ? 2 : 4);
+  }
+  RELU2_INLINE int32_t* at(size_t g, size_t slot) const {
+    return units + g * slots() * (group / (words ? 2 : 4)) + slot * group_units(g);
+  }
 };
 
-// Widths of tiles are powers of two, so a tail of tokens needs a few narrower tiles and no padding.
-RELU2_INLINE size_t next_tile(size_t remaining, size_t max_width) {
-  size_t width = max_width;
-  while (width > remaining) width /= 2;
-  return width;
-}
+// Slots in tiles of balanced widths, `widest` at most: 8 slots in tiles of 6 are 4 + 4, 16 are 6 + 5 + 5.
+struct Tiles {
+  size_t slots, count;
 
-// The neurons of one group that are active for one token, always as int16: squares span too many magnitudes for int8,
-// and reading the rows takes longer than multiplying them.
-struct Active {
-  size_t count = 0;
-  float scale = 0;                                // of the quantized values
-  alignas(64) int32_t values[2 * kMaxGroup / 4];  // units, in quads of rows
-  int32_t sum = 0;
-  uint8_t rows[kMaxGroup + 4];  // padded with the last row to whole quads
+  RELU2_INLINE Tiles(size_t slots_, size_t widest) : slots(slots_), count((slots_ + widest - 1) / widest) {}
+  RELU2_INLINE size_t begin(size_t i) const { return slots * i / count; }
+};
+
+// Cache lines of the phase that comes next, fetched a few at a time while the present one computes, so that memory
+// never waits for arithmetic. Either whole rows one after the other (rows of DOWN), or rows side by side (records of UP
+// that are read together).
+struct Fetch {
+  const uint8_t* row[kMaxGroup + 16];
+  size_t rows = 0, row_bytes = 0, side = 1;
+  size_t next_row = 0, next_byte = 0;
+
+  RELU2_INLINE void begin(size_t rows_, size_t row_bytes_, size_t side_) {
+    rows = rows_, row_bytes = row_bytes_, side = side_, next_row = next_byte = 0;
+  }
+  RELU2_INLINE size_t lines() const { return rows * (row_bytes / kPiece); }
 };
 
 struct Kernels {
   const char* name;
-  size_t tile;  // widest tile of tokens
+  bool words;   // 16-bit activations are words, and no slower than bytes: there is no dot product of bytes
+  size_t few;   // slots that are computed straight from packed weights, in one tile
+  size_t tile;  // widest tile of more slots
+  size_t rows;  // the number of rows that `down` takes is a multiple of it where there are more slots, else of 4
 
-  // Quantize `width` rows of `x` into the tile that starts at token `first`; false if a value is not finite.
-  bool (*quantize)(const float* x, size_t stride, size_t size, const Activations& to, size_t first, size_t width);
+  // Quantizes the tokens of a tile that begins at `slot`: rows of `x` to signed bytes; false if a value is not finite.
+  bool (*quantize)(const float* x, size_t stride, size_t size, const Activations& to, size_t slot, size_t width);
 
-  // z[token * z_stride + 0..15] = the 16 neurons of one block for all tokens.
-  void (*up)(const UpMatrix& up, size_t block, const Activations& x, float* z, size_t z_stride);
+  // z[token * stride + 0 .. 16 * count) = the neurons of `count` blocks for all tokens. Fetches all of `next` meanwhile.
+  void (*up)(const UpMatrix& up, size_t block, size_t count, const Activations& x, float* z, size_t stride,
+             Fetch* next);
 
-  // Neurons above the threshold, squared and quantized; false if a square is not finite.
-  bool (*select)(const float* z, size_t count, float threshold, Active& out);
+  // Neurons of a group that are above the threshold for any token, ascending; returns their number.
+  size_t (*active)(const float* z, size_t stride, size_t tokens, size_t count, float threshold, uint8_t* rows);
 
-  // y[0..padded outputs) += rows of the active neurons of one group.
-  void (*down_sparse)(const DownMatrix& down, size_t g, const Active& active, float* y);
+  // Squares of the first `count` neurons in `rows` as unsigned bytes, for DOWN with weights of so many bits; zeros for
+  // the rest of to.inputs. Those not above the threshold for a token are zero. Sets finite[token] to false where a square is not finite.
+  void (*squares)(const float* z, size_t stride, float threshold, const uint8_t* rows, size_t count, int bits,
+                  const Activations& to, bool* finite);
 
-  // The same for all tokens and all neurons of the group.
-  void (*down_dense)(const DownMatrix& down, size_t g, const Activations& h, float* y, size_t y_stride);
+  // y[token * stride + 0 .. padded outputs) += rows of one group times the squares of all tokens.
+  void (*down)(const DownMatrix& down, size_t g, const uint8_t* rows, const Activations& h, float* y, size_t stride,
+               Fetch* next);
 };
 
 // Kernels by name ("amx", "avx512vnni", "avx2vnni", "avx2", "portable", or "portable8" and "portable16", which walk the
@@ -74,8 +98,9 @@ const Kernels* kernels_by_name(const char* name);
 // The fastest that this CPU runs.
 const Kernels& best_kernels();
 
-// int8 for many tokens on CPUs with a dot-product instruction for it, as stock OpenVINO does there; else int16, which
-// loses nothing and costs nothing, while reading weights is what takes the time or a matrix unit multiplies.
+// 16 for one token, which loses nothing while reading weights is what takes the time; 8 for several where there is a dot
+// product of bytes, as stock OpenVINO computes with compressed weights on such a CPU. Elsewhere stock does not round
+// activations, and neither do we.
 int default_activation_bits(const Kernels& kernels, size_t tokens);
 
 extern const Kernels kPortable4, kPortable8, kPortable16;

@@ -28,16 +28,11 @@ bool emulation_is_exact(const uint8_t (&bytes)[96]) {
     multiply(0, 1, 2);
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(t.data[0][0]));
   };
-  const __m256i four = _mm256_broadcastd_epi32(_mm256_castsi256_si128(b));
-  const auto plus = [&](__m256i acc, int mask) {
-    return emulated::dpbusd(acc, a, _mm256_and_si256(four, _mm256_set1_epi8(static_cast<char>(mask))));
-  };
-  // An unsigned top bit counts what a signed one takes away.
-  const __m256i top = plus(_mm256_setzero_si256(), 0x80);
+  // The tile's product of a row of four bytes with columns is the dot product with the row in every lane.
+  const __m256i row = _mm256_broadcastd_epi32(_mm256_castsi256_si128(b));
   return same(emulated::dpbusd(src, a, b), sum) &&
-         same(emulated::dpwssd(src, a, b), _mm256_add_epi32(src, _mm256_madd_epi16(a, b))) &&
-         same(tile(emulated::tile_dp<int8_t>), plus(src, 0xff)) &&
-         same(tile(emulated::tile_dp<uint8_t>), _mm256_sub_epi32(plus(src, 0x7f), top));
+         same(tile(emulated::tile_dp<int8_t, uint8_t>), emulated::dpbusd(src, a, row)) &&
+         same(tile(emulated::tile_dp<uint8_t, int8_t>), emulated::dpbusd(src, row, a));
 }
 
 }  // namespace relu2

@@ -13,12 +13,12 @@ union Bits {
   uint32_t u;
 };
 
-// Quantization of one group to n bits: q = round(x * inverse), x ~ q * scale.
+// Quantization of one group: q = round(x * inverse), x ~ q * scale.
 struct Step {
   float scale = 0, inverse = 0;
   bool finite = true;
 
-  RELU2_INLINE Step(const float* x, size_t n, int bits) {
+  RELU2_INLINE Step(const float* x, size_t n, float limit) {
     uint32_t top = 0;  // the largest magnitude, or a NaN: their bit patterns are ordered as unsigned integers
     for (size_t i = 0; i < n; i++) {
       Bits b{x[i]};
@@ -30,7 +30,6 @@ struct Step {
     finite = top < 0x7f800000;
     // The inverse of anything smaller overflows; such a group counts as zero.
     if (!finite || b.f < 1e-30f) return;
-    const float limit = bits == 8 ? 127.f : 32767.f;
     scale = b.f / limit;
     inverse = limit / b.f;
   }
@@ -42,74 +41,113 @@ RELU2_INLINE int32_t round_to_int(float x) {
   return static_cast<int32_t>(b.u - 0x4b400000u);
 }
 
-// Quad `i` of quantized values as one unit of bytes, or two of 16-bit values.
-RELU2_INLINE void store_quad(const int32_t* q, int bits, int32_t* to, size_t step) {
-  if (bits == 8) {
-    to[0] = static_cast<int32_t>((q[0] & 0xffu) | (q[1] & 0xffu) << 8 | (q[2] & 0xffu) << 16 | (q[3] & 0xffu) << 24);
-  } else {
-    to[0] = static_cast<int32_t>((q[0] & 0xffffu) | (q[2] & 0xffffu) << 16);
-    to[step] = static_cast<int32_t>((q[1] & 0xffffu) | (q[3] & 0xffffu) << 16);
+// Levels of signed values: one byte, or two bytes of -127..127 of which the higher counts 254 (one level more would
+// round the higher one to 128).
+constexpr float kSigned8 = 127, kHigh = 254, kSigned16 = 127 * kHigh + 126;
+// Levels of unsigned values.
+constexpr float kUnsigned8 = 255, kUnsigned16 = 65535;
+// Levels of 16-bit words, signed for both.
+constexpr float kWord = 32767;
+
+// Bytes of one slot and group to their place in a tile: [unit][slot of the tile], or for a matrix unit in one piece.
+template <bool kRows>
+RELU2_INLINE void store_slot(const uint8_t* bytes, size_t units, int32_t* tile, size_t slot, size_t width) {
+  for (size_t u = 0; u < units; u++) {
+    const uint8_t* b = bytes + 4 * u;
+    const uint32_t unit = b[0] | b[1] << 8 | b[2] << 16 | static_cast<uint32_t>(b[3]) << 24;
+    tile[kRows ? slot * units + u : u * width + slot] = static_cast<int32_t>(unit);
   }
 }
 
-// The same quad as bytes of two planes.
-RELU2_INLINE void store_bytes(const int32_t* q, uint8_t* high, uint8_t* low) {
-  for (int i = 0; i < 4; i++) high[i] = static_cast<uint8_t>(q[i] >> 8), low[i] = static_cast<uint8_t>(q[i]);
+// Words of one slot and group: the first and third of four inputs are one unit, the others the next.
+RELU2_INLINE void store_words(const int32_t* q, size_t inputs, int32_t* tile, size_t slot, size_t width) {
+  for (size_t i = 0; i < inputs; i += 4, tile += 2 * width) {
+    tile[slot] = static_cast<int32_t>((q[i] & 0xffffu) | (q[i + 2] & 0xffffu) << 16);
+    tile[width + slot] = static_cast<int32_t>((q[i + 1] & 0xffffu) | (q[i + 3] & 0xffffu) << 16);
+  }
 }
 
-template <bool kPlanes>
-bool quantize(const float* x, size_t stride, size_t size, const Activations& to, size_t first, size_t width) {
+template <bool kRows>
+bool quantize(const float* x, size_t stride, size_t size, const Activations& to, size_t slot, size_t width) {
   bool finite = true;
-  for (size_t t = 0; t < width; t++) {
-    const float* row = x + t * stride;
-    int32_t* units = to.units + first * to.units_per_token() + t;
-    for (size_t group = 0; group < to.groups(); group++) {
-      const size_t begin = group * to.group, end = begin + to.group < to.inputs ? begin + to.group : to.inputs;
-      const size_t valid = end < size ? end - begin : begin < size ? size - begin : 0;
-      const Step step(row + begin, valid, to.bits);
+  for (size_t group = 0; group < to.groups(); group++) {
+    int32_t* tile = to.at(group, slot);
+    const size_t begin = group * to.group, n = to.group_units(group) * (to.words ? 2 : 4);
+    const size_t valid = begin + n < size ? n : begin < size ? size - begin : 0;
+    for (size_t s = slot; s < slot + width; s++) {
+      const float* row = x + s / to.planes * stride + begin;
+      const Step step(row, valid, to.words ? kWord : to.planes == 1 ? kSigned8 : kSigned16);
       finite &= step.finite;
+      alignas(64) uint8_t bytes[kMaxGroup] = {};
       int32_t q[kMaxGroup] = {}, sum = 0;
-      if (step.scale > 0)
-        for (size_t i = 0; i < valid; i++) sum += q[i] = round_to_int(row[begin + i] * step.inverse);
-      const size_t n = end - begin;
-      if (kPlanes && to.bits == 16 && to.tokens > 1) {
-        uint8_t* high = reinterpret_cast<uint8_t*>(to.units + first * to.units_per_token() + begin / 2 * width) + t * n;
-        for (size_t i = 0; i < n; i += 4) store_bytes(q + i, high + i, high + width * n + i);
-      } else {
-        for (size_t i = 0; i < n; i += 4, units += width * to.bits / 8) store_quad(q + i, to.bits, units, width);
+      if (step.scale > 0) {
+        if (to.planes == 1) {
+          for (size_t i = 0; i < valid; i++) q[i] = round_to_int(row[i] * step.inverse);
+        } else if (s % 2 == 0) {
+          for (size_t i = 0; i < valid; i++) q[i] = round_to_int(round_to_int(row[i] * step.inverse) * (1 / kHigh));
+        } else {
+          for (size_t i = 0; i < valid; i++) {
+            const int32_t whole = round_to_int(row[i] * step.inverse);
+            q[i] = whole - 254 * round_to_int(whole * (1 / kHigh));
+          }
+        }
+        for (size_t i = 0; i < kMaxGroup; i++) bytes[i] = static_cast<uint8_t>(q[i]), sum += q[i];
       }
-      to.scales[first * to.groups() + group * width + t] = step.scale;
-      to.sums[first * to.groups() + group * width + t] = sum;
+      to.words ? store_words(q, n, tile, s - slot, width) : store_slot<kRows>(bytes, n / 4, tile, s - slot, width);
+      to.scales[group * to.slots() + s] = to.planes == 2 && s % 2 == 0 ? step.scale * kHigh : step.scale;
+      to.sums[group * to.slots() + s] = sum;
     }
   }
   return finite;
 }
 
-bool select(const float* z, size_t count, float threshold, Active& out) {
-  float h[kMaxGroup + 4];
+size_t active(const float* z, size_t stride, size_t tokens, size_t count, float threshold, uint8_t* rows) {
+  alignas(64) float top[kMaxGroup];
+  for (size_t i = 0; i < count; i++) top[i] = z[i];
+  for (size_t t = 1; t < tokens; t++)
+    for (size_t i = 0; i < count; i++) {
+      const float v = z[t * stride + i];
+      top[i] = v > top[i] ? v : top[i];
+    }
   size_t n = 0;
   for (size_t i = 0; i < count; i++) {  // without a branch: which neurons are active is not predictable
-    h[n] = z[i] * z[i];
-    out.rows[n] = static_cast<uint8_t>(i);
-    n += z[i] > threshold;
+    rows[n] = static_cast<uint8_t>(i);
+    n += top[i] > threshold;
   }
-  out.count = n;
-  if (n == 0) return true;
-  const Step step(h, n, 16);
-  out.scale = step.scale;
-  out.sum = 0;
-  if (step.scale == 0) {
-    out.count = 0;
-    return step.finite;
+  return n;
+}
+
+template <bool kRows>
+void squares(const float* z, size_t stride, float threshold, const uint8_t* rows, size_t count, const Activations& to,
+             size_t widest, float unit_scale, bool* finite) {
+  const size_t n = to.inputs;
+  const Tiles tiles(to.slots(), widest);
+  for (size_t i = 0; i < tiles.count; i++) {
+    const size_t slot = tiles.begin(i), width = tiles.begin(i + 1) - slot;
+    for (size_t s = slot; s < slot + width; s++) {
+      const float* row = z + s / to.planes * stride;
+      alignas(64) float square[kMaxGroup] = {};
+      for (size_t k = 0; k < count; k++) {
+        const float v = row[rows[k]];
+        square[k] = v > threshold ? v * v : 0;
+      }
+      const Step step(square, n, to.words ? kWord : to.planes == 1 ? kUnsigned8 : kUnsigned16);
+      if (!step.finite) finite[s / to.planes] = false;
+      alignas(64) uint8_t bytes[kMaxGroup];
+      int32_t q[kMaxGroup], sum = 0;
+      for (size_t k = 0; k < kMaxGroup; k++) q[k] = round_to_int(square[k] * step.inverse);
+      const int shift = to.planes == 2 && s % 2 == 0 ? 8 : 0;
+      if (to.words) {
+        for (size_t k = 0; k < kMaxGroup; k++) sum += q[k];
+        store_words(q, n, to.at(0, slot), s - slot, width);
+      } else {
+        for (size_t k = 0; k < kMaxGroup; k++) bytes[k] = static_cast<uint8_t>(q[k] >> shift), sum += bytes[k];
+        store_slot<kRows>(bytes, n / 4, to.at(0, slot), s - slot, width);
+      }
+      to.scales[s] = to.words ? step.scale : step.scale * unit_scale * (shift ? 256.f : 1.f);
+      to.sums[s] = sum;
+    }
   }
-  int32_t q[kMaxGroup + 4];
-  for (size_t i = 0; i < n; i++) out.sum += q[i] = round_to_int(h[i] * step.inverse);
-  for (size_t i = n; i % 4; i++) {
-    q[i] = 0;
-    out.rows[i] = out.rows[n - 1];
-  }
-  for (size_t i = 0; i < n; i += 4) store_quad(q + i, 16, out.values + i / 2, 1);
-  return step.finite;
 }
 
 }  // namespace

@@ -7,54 +7,66 @@
 
 namespace {
 
+// The numbers of tile registers must be literals. Either activations are unsigned and weights signed, or the reverse.
+#define RELU2_ADD_VECTOR(n)               \
+  _tile_loadd(5, w + n * 64, kVectors * 64); \
+  if (kSigned)                            \
+    _tile_dpbusd(n, 4, 5);                \
+  else                                    \
+    _tile_dpbsud(n, 4, 5)
+
 struct Amx : Avx512Vnni {
   static constexpr bool kMatrix = true;
 
-  // Shapes of the tile registers in the CPU's format: two of 16 x 16 sums, two of 16 tokens, one of 16 outputs.
+  // Shapes of the tile registers in the CPU's format: four of 16 x 16 sums, one of 16 slots, one of 16 outputs.
   struct alignas(64) Shapes {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t row_bytes[16];
     uint8_t rows[16];
 
     constexpr explicit Shapes(int inputs)
-        : row_bytes{64, 64, static_cast<uint16_t>(inputs), static_cast<uint16_t>(inputs), 64},
-          rows{16, 16, 16, 16, static_cast<uint8_t>(inputs / 4)} {}
+        : row_bytes{64, 64, 64, 64, static_cast<uint16_t>(inputs), 64},
+          rows{16, 16, 16, 16, 16, static_cast<uint8_t>(inputs / 4)} {}
   };
 
-  // The unit, in shape for as many inputs at a time as divide every quantization group.
+  // The unit, in shape for quantization groups of so many units, a multiple of 8.
   class Unit {
    public:
-    RELU2_INLINE Unit(size_t inputs, size_t group) : step_(inputs % 64 || group % 64 ? 32 : 64) {
+    RELU2_INLINE explicit Unit(size_t units) : units_(units), step_(units % 16 ? 8 : 16) {
       static constexpr Shapes narrow(32), wide(64);
-      _tile_loadconfig(step_ == 32 ? &narrow : &wide);
+      _tile_loadconfig(step_ == 8 ? &narrow : &wide);
     }
     RELU2_INLINE ~Unit() { _tile_release(); }
     Unit(const Unit&) = delete;
     Unit& operator=(const Unit&) = delete;
 
-    // Sums over `inputs` inputs of 16 tokens with 16 outputs: of signed high bytes and of unsigned low bytes, each
-    // [token][inputs], with weights [inputs / 4][output][4].
-    RELU2_INLINE void multiply(const uint8_t* high, const uint8_t* low, const void* weights, size_t inputs,
-                               int32_t (*high_sums)[16], int32_t (*low_sums)[16]) const {
+    // Sums of 16 slots [slot][unit] with decoded weights [unit][vector].
+    template <bool kSigned>
+    RELU2_INLINE void multiply(const uint8_t* weights, const int32_t* x, int32_t (*sums)[16][16]) const {
       __asm__ volatile("" ::: "memory");  // GCC does not know that tiles are loaded from memory
       _tile_zero(0);
       _tile_zero(1);
-      for (size_t i = 0; i < inputs; i += step_) {
-        _tile_loadd(2, high + i, inputs);
-        _tile_loadd(3, low + i, inputs);
-        _tile_loadd(4, static_cast<const uint8_t*>(weights) + i * kLanes, 64);
-        _tile_dpbsud(0, 2, 4);
-        _tile_dpbuud(1, 3, 4);
+      _tile_zero(2);
+      _tile_zero(3);
+      for (size_t u = 0; u < units_; u += step_) {
+        const uint8_t* w = weights + u * kVectors * 64;
+        _tile_loadd(4, x + u, units_ * 4);
+        RELU2_ADD_VECTOR(0);
+        RELU2_ADD_VECTOR(1);
+        RELU2_ADD_VECTOR(2);
+        RELU2_ADD_VECTOR(3);
       }
-      _tile_stored(0, high_sums, 64);
-      _tile_stored(1, low_sums, 64);
+      _tile_stored(0, sums[0], 64);
+      _tile_stored(1, sums[1], 64);
+      _tile_stored(2, sums[2], 64);
+      _tile_stored(3, sums[3], 64);
     }
 
    private:
-    size_t step_;
+    size_t units_, step_;
   };
-
-  static I join(I high, I low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
 };
+
+#undef RELU2_ADD_VECTOR
 
 }  // namespace

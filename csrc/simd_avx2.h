@@ -7,11 +7,33 @@
 
 #include "layout.h"
 
+// AVX-VNNI has an encoding of its own; the one of AVX-512 VNNI is for timing on a CPU that lacks it.
+#ifdef RELU2_TIME_AS_AVX512
+#define RELU2_VEX ""
+#else
+#define RELU2_VEX "%{vex%} "
+#endif
+
+#ifdef RELU2_AVXVNNI_PRIMITIVE
+#define RELU2_PAIRS false
+#else
+#define RELU2_PAIRS true
+#endif
+
 namespace {
 
 struct Avx2 {
   static constexpr int kLanes = 8;
-  static constexpr int kTile = 4;  // 4 tokens x 16 neurons are 8 accumulators of the 16 registers
+  static constexpr int kVectors = 2;
+#ifdef RELU2_AVXVNNI_PRIMITIVE
+  static constexpr bool kWords = false;
+  static constexpr int kSlots = 6;  // 12 sums, 2 vectors of weights and a broadcast are 15 of 16 registers
+  static constexpr int kNibble = 16;
+#else
+  static constexpr bool kWords = true;
+  static constexpr int kSlots = 4;  // the dot product takes registers, too
+  static constexpr int kNibble = 1;
+#endif
   static constexpr bool kMatrix = false;
   using I = __m256i;
   using F = __m256;
@@ -20,6 +42,7 @@ struct Avx2 {
   static void store(void* p, I a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a); }
   // Forced to be inlined: GCC drops calls of a function that only prefetches, for it has no effect.
   RELU2_INLINE static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  RELU2_INLINE static void prefetch_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
   static I set1(int32_t v) { return _mm256_set1_epi32(v); }
   static I bit_and(I a, I b) { return _mm256_and_si256(a, b); }
   template <int kBits>
@@ -31,24 +54,49 @@ struct Avx2 {
   static I unpack_lo16(I a, I b) { return _mm256_unpacklo_epi16(a, b); }
   static I unpack_hi16(I a, I b) { return _mm256_unpackhi_epi16(a, b); }
 
-  static I dot8(I acc, I w, I x) {
+  static I bit_xor(I a, I b) { return _mm256_xor_si256(a, b); }
 #ifdef RELU2_AVXVNNI_PRIMITIVE
-    return _mm256_dpbusd_avx_epi32(acc, w, x);
+  // See Avx512Vnni.
+  static I signed_high(I v) { return bit_and(bit_xor(v, _mm256_set1_epi8(-0x78)), _mm256_set1_epi8(-0x10)); }
+  static I signed_low(I v) { return signed_high(_mm256_slli_epi16(v, 4)); }
 #else
-    // maddubs would saturate for int8 weights: widen even and odd bytes instead.
+  static I signed_low(I v) { return _mm256_sub_epi8(bit_and(v, _mm256_set1_epi8(15)), _mm256_set1_epi8(8)); }
+  static I signed_high(I v) { return signed_low(_mm256_srli_epi16(v, 4)); }
+#endif
+
+  // acc + four products of unsigned and signed bytes; kSmall: two of them fit into 16 bits.
+  template <bool kSmall>
+  RELU2_INLINE static I dot(I acc, I u, I s) {
+#if defined(RELU2_AVXVNNI_PRIMITIVE) && (defined(_MSC_VER) || defined(RELU2_EMULATE))
+    return _mm256_dpbusd_avx_epi32(acc, u, s);
+#elif defined(RELU2_AVXVNNI_PRIMITIVE)  // see Avx512Vnni
+    __asm__(RELU2_VEX "vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(u), "x"(s));
+    return acc;
+#else
+    const I ones = _mm256_set1_epi16(1);
+    if constexpr (kSmall) return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), ones));
+    // maddubs would saturate: even and odd bytes of `u` in turn, widened.
     const I even =
-        _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(0xff)), _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
-    const I odd = _mm256_madd_epi16(_mm256_srli_epi16(w, 8), _mm256_srai_epi16(x, 8));
+        _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(0xff)), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
+    const I odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
     return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
 #endif
   }
-  static I dot16(I acc, I w, I x) {
-#ifdef RELU2_AVXVNNI_PRIMITIVE
-    return _mm256_dpwssd_avx_epi32(acc, w, x);
-#else
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(w, x));
-#endif
+  // acc + two products of words
+  static I dot_words(I acc, I a, I b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
+  // Two of `dot`; products that fit into 16 bits are added there, so that one widening serves both.
+  static constexpr bool kPairs = RELU2_PAIRS;
+  RELU2_INLINE static I dot_pair(I acc, I u0, I s0, I u1, I s1) {
+    const I sum = _mm256_add_epi16(_mm256_maddubs_epi16(u0, s0), _mm256_maddubs_epi16(u1, s1));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
   }
+  RELU2_INLINE static I keep(I a) {
+#if !defined(_MSC_VER) && !defined(RELU2_EMULATE)
+    __asm__("" : "+x"(a));
+#endif
+    return a;
+  }
+  static I add32(I a, I b) { return _mm256_add_epi32(a, b); }
   static I mul32(I a, I b) { return _mm256_mullo_epi32(a, b); }
   static I sub32(I a, I b) { return _mm256_sub_epi32(a, b); }
   static I load_u8(const uint8_t* p) {

@@ -9,8 +9,12 @@ namespace {
 template <int N>
 struct Portable {
   static constexpr int kLanes = N;
-  static constexpr int kTile = N == 16 ? 16 : 4;
+  static constexpr int kVectors = N == 8 ? 2 : 4;
+  static constexpr int kSlots = N == 4 ? 4 : 6;
+  static constexpr int kNibble = N == 16 ? 16 : 1;
   static constexpr bool kMatrix = false;
+  static constexpr bool kWords = N == 8;
+  static constexpr bool kPairs = false;  // no faster way to two dot products at once
   struct I {
     int32_t lane[N];
   };
@@ -25,6 +29,7 @@ struct Portable {
   }
   static void store(void* p, I a) { std::memcpy(p, &a, sizeof a); }
   static void prefetch(const void*) {}
+  static void prefetch_l2(const void*) {}
   static I set1(int32_t v) {
     I r;
     for (int i = 0; i < N; i++) r.lane[i] = v;
@@ -46,22 +51,36 @@ struct Portable {
   static I unpack_lo16(I a, I b) { return unpack<uint16_t>(a, b, 0); }
   static I unpack_hi16(I a, I b) { return unpack<uint16_t>(a, b, 4); }
 
+  static I bit_xor(I a, I b) {
+    for (int i = 0; i < N; i++) a.lane[i] ^= b.lane[i];
+    return a;
+  }
+  // kNibble * (code - 8) of the low and the high four bits of every byte
+  static I signed_low(I v) { return signed_nibbles(v, 0); }
+  static I signed_high(I v) { return signed_nibbles(v, 4); }
+
   // acc + four products of unsigned and signed bytes, without saturation
-  static I dot8(I acc, I w, I x) {
-    uint8_t u[4 * N];
-    int8_t s[4 * N];
-    std::memcpy(u, &w, sizeof w);
-    std::memcpy(s, &x, sizeof x);
-    for (int i = 0; i < 4 * N; i++) acc.lane[i / 4] += u[i] * s[i];
+  template <bool kSmall>
+  static I dot(I acc, I u, I s) {
+    uint8_t a[4 * N];
+    int8_t b[4 * N];
+    std::memcpy(a, &u, sizeof u);
+    std::memcpy(b, &s, sizeof s);
+    for (int i = 0; i < 4 * N; i++) acc.lane[i / 4] += a[i] * b[i];
     return acc;
   }
+  static I keep(I a) { return a; }
   // acc + two products of signed 16-bit values
-  static I dot16(I acc, I w, I x) {
+  static I dot_words(I acc, I u, I v) {
     int16_t a[2 * N], b[2 * N];
-    std::memcpy(a, &w, sizeof w);
-    std::memcpy(b, &x, sizeof x);
+    std::memcpy(a, &u, sizeof u);
+    std::memcpy(b, &v, sizeof v);
     for (int i = 0; i < 2 * N; i++) acc.lane[i / 2] += a[i] * b[i];
     return acc;
+  }
+  static I add32(I a, I b) {
+    for (int i = 0; i < N; i++) a.lane[i] += b.lane[i];
+    return a;
   }
   static I mul32(I a, I b) {
     for (int i = 0; i < N; i++) a.lane[i] *= b.lane[i];
@@ -108,6 +127,13 @@ struct Portable {
   }
 
  private:
+  static I signed_nibbles(I v, int shift) {
+    uint8_t bytes[4 * N];
+    std::memcpy(bytes, &v, sizeof v);
+    for (auto& b : bytes) b = static_cast<uint8_t>(kNibble * ((b >> shift & 15) - 8));
+    return load(bytes);
+  }
+
   // Interleave elements [first, first + n) of every 128-bit part of a and b.
   template <class T>
   static I unpack(I a, I b, int first) {

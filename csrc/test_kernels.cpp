@@ -249,9 +249,9 @@ int main() {
       continue;
     }
     for (const Case& c : cases)
-      for (size_t tokens : {0, 1, 5, &c == cases ? 67 : 7})
+      for (size_t tokens : {0, 1, 2, 3, 4, 5, 6, 7, 13, &c == cases ? 67 : 16})  // every width of a tile
         for (int bits : {8, 16}) test(*kernels, c, tokens, bits, rng);
-    for (size_t tokens : {0, 1, 67})
+    for (size_t tokens : {0, 1, 4, 67})
       for (int bits : {8, 16}) test_linear(*kernels, tokens, bits, rng);
     test_concurrency(*kernels, rng);
   }

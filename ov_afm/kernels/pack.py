@@ -75,8 +75,7 @@ def transform(
     Args:
         model_dir: A model directory with int4 or int8 weights.
         activations: Width that activations are quantized to inside an MLP: `int8`, `int16`, or `auto`, which is int8
-            for 8 tokens and more on CPUs with VNNI (as stock OpenVINO does there) and int16 otherwise. Squares of
-            few active neurons are int16 always.
+            in groups of 32 for 2 tokens and more on CPUs with VNNI (as stock OpenVINO does there) and int16 otherwise.
         threshold: Skip neurons whose activation is at or below it; 0 is exact.
         drop_energy: Give each layer a threshold of its own instead: the largest that gives up at most this share of
             its energy; see `profile.limits`.
