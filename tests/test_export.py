@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from support import tiny
+from support.in_process import run_in_process
 
 from ov_afm.cli.compress import main as compress
 from ov_afm.cli.export import main
@@ -36,15 +36,8 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the functions of child processes in this process: imports that a child pays for each time are paid once."""
-
-    def run(self: ChildProcess, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self.on_event is not None:
-            monkeypatch.setattr(convert, "emit", self.on_event)
-        function, args, kwargs = pickle.loads(pickle.dumps((function, args, kwargs)))
-        return pickle.loads(pickle.dumps(function(*args, **kwargs)))
-
-    monkeypatch.setattr(ChildProcess, "run", run)
+    """Imports that a child process pays for each time are paid once."""
+    run_in_process(monkeypatch)
 
 
 @pytest.fixture

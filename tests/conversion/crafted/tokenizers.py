@@ -1,0 +1,7 @@
+"""Forms of a tokenizer."""
+
+from __future__ import annotations
+
+from support.crafted import Case
+
+CASES: list[Case] = []
