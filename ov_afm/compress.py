@@ -8,23 +8,35 @@ from __future__ import annotations
 
 import shutil
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from .errors import CompressionError, ConfigError
-from .model_dir import manifest
+from .model_dir import manifest, outputs
 from .model_dir.model_directory import ModelDirectory, ModelResult, finish
 from .presets import Recipe
+from .quantization import calibration
 from .quantization.compress_weights import compress_ir
 from .quantization.recipes import resolve_recipe
+from .runtime import self_test
 from .system import console, resources
-from .system.atomic import disk_full_as_error, staging
+from .system.atomic import disk_full_as_error
 from .system.child_process import ChildProcess, Step
 
 __all__ = ["compress"]
 
-# Made anew for the compressed model.
-REPLACED = (manifest.MODEL_XML, manifest.MODEL_BIN, manifest.FILE_NAME, "README.md")
+# Made anew for the compressed model, or true of the uncompressed weights alone: what Optimum records of them, and what
+# an NPU compiled from them.
+LEFT_OUT = (
+    manifest.MODEL_XML,
+    manifest.MODEL_BIN,
+    manifest.FILE_NAME,
+    manifest.CARD_FILE,
+    "openvino_config.json",
+    "*.blob",
+    "*.blob.json",
+)
 
 
 def compress(
@@ -47,9 +59,10 @@ def compress(
         progress: Where to draw progress.
 
     Returns:
-        The new model directory.
+        The new model directory. Reference answers are recorded anew where the uncompressed model has them.
 
     Raises:
+        SourceError: A file of the uncompressed model is not the one that its manifest records.
         CompressionError: The weights are compressed already, or the recipe does not fit them.
         ConfigError: The recipe is unknown or `output` cannot be written.
         DeviceError: `device` cannot run the recipe.
@@ -62,15 +75,17 @@ def compress(
             code="recipe-does-not-compress",
         )
     source, target = ModelDirectory.open(model_dir), Path(output)
+    inputs = [source.path, *calibration.files(recipe.dataset)]
     log = resources.log_file(f"compress-{target.name}")
     with (
-        staging(target, replace=force) as partial,
+        outputs.new_folder(target, force=force, inputs=inputs) as partial,
         disk_full_as_error(target.parent),
         progress if progress is not None else console.Progress() as bars,
     ):
         resources.check_disk(partial, {"the compressed model": source.weights_bytes})
+        _check_files(source, bars)
         for path in source.path.iterdir():
-            if path.is_file() and path.name not in REPLACED:
+            if path.is_file() and not any(fnmatch(path.name, pattern) for pattern in LEFT_OUT):
                 shutil.copyfile(path, partial / path.name)
         with console.step_bars(bars) as on_event:
             on_event(Step("compressing weights"))
@@ -78,6 +93,9 @@ def compress(
             summary = child.run(compress_ir, source.xml, partial, recipe, source.path)
         with bars.step("measuring the cost"):
             checks = {**source.checks, "compression": _cost(source, partial, log)}
+        if checks.pop("golden", None):
+            with bars.step("recording reference answers"):
+                checks["golden"] = ChildProcess(log=log).run(self_test.make_golden, partial)
         contents = manifest.Manifest(
             source=source.manifest.source if source.manifest else {"kind": "openvino", "id": source.path.name},
             geometry=source.geometry,
@@ -87,6 +105,14 @@ def compress(
         )
         finish(partial, contents, bars)
     return ModelResult(target, contents, log, summary.get("notes", []))
+
+
+def _check_files(source: ModelDirectory, bars: console.Progress) -> None:
+    """Make sure that what was proved of the uncompressed model is true of the files that are compressed."""
+    if source.manifest is not None:
+        size = sum(file["bytes"] for file in source.manifest.files.values())
+        with bars.step("comparing with the manifest", total=size, unit="B") as advance:
+            ModelDirectory.open(source.path, hashes=True, on_bytes=advance)
 
 
 def _cost(source: ModelDirectory, target: Path, log: Path) -> dict[str, Any]:

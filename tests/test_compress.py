@@ -1,7 +1,8 @@
-"""`compress` refuses what it cannot do before any work."""
+"""`compress` refuses what it cannot do before any work, and takes over nothing that is no longer true."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,13 @@ from typing import Any
 import pytest
 
 from ov_afm.compress import compress
-from ov_afm.errors import ConfigError, DeviceError, OVAFMError
+from ov_afm.errors import ConfigError, DeviceError, OVAFMError, SourceError
+from ov_afm.model_dir import manifest
+from ov_afm.model_dir.manifest import Manifest
+from ov_afm.model_dir.model_directory import ModelDirectory, finish
 from ov_afm.presets import RECIPES, Recipe
+from ov_afm.runtime import self_test
+from ov_afm.system import console
 from ov_afm.system.child_process import ChildProcess
 
 
@@ -47,3 +53,41 @@ def test_checkpoint_in_place_of_a_model_gets_the_export_command(tiny_checkpoint:
     with pytest.raises(OVAFMError) as caught:
         compress(tiny_checkpoint, tmp_path / "out")
     assert f"run: ov-afm export {tiny_checkpoint} --output DIR" in str(caught.value)
+
+
+@pytest.fixture
+def fp32(tiny_fp32: Path, tmp_path: Path) -> Path:
+    """An uncompressed model with all that is recorded of uncompressed weights."""
+    folder = Path(shutil.copytree(tiny_fp32, tmp_path / "fp32"))
+    for name in ("openvino_config.json", "npu.blob", "npu.blob.json"):
+        (folder / name).write_text("{}")
+    checks = {"weights": {"matrices": 14, "on_sampled_rows": 0, "equal": True}, "golden": self_test.make_golden(folder)}
+    source = {"kind": "folder", "id": "tiny", "revision": None, "license": None, "weights": {}}
+    geometry = ModelDirectory.open(folder).geometry
+    with console.Progress() as bars:
+        finish(folder, Manifest(source, geometry, RECIPES["fp32"].recorded(), checks=checks), bars)
+    return folder
+
+
+@pytest.mark.slow
+def test_nothing_of_the_uncompressed_weights_is_carried_along(
+    fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ChildProcess, "run", lambda self, function, *args: function(*args))
+    made = compress(fp32, tmp_path / "int4", recipe=Recipe(weight_format="int4", group_size=32))
+    before = ModelDirectory.open(fp32).checks
+    assert made.manifest.checks["golden"] == self_test.make_golden(made.path) != before["golden"]
+    assert made.manifest.checks["compression"]["kl_mean"] > 0
+    assert made.manifest.checks["weights"] == before["weights"]
+    left_out = {"openvino_config.json", "npu.blob", "npu.blob.json"}
+    assert {path.name for path in made.path.iterdir()} == {path.name for path in fp32.iterdir()} - left_out
+
+
+def test_uncompressed_model_that_is_not_the_proved_one_is_refused(fp32: Path, tmp_path: Path, no_work: None) -> None:
+    content = bytearray((fp32 / manifest.MODEL_BIN).read_bytes())
+    content[0] ^= 1
+    (fp32 / manifest.MODEL_BIN).write_bytes(content)
+    with pytest.raises(SourceError) as caught:
+        compress(fp32, tmp_path / "out")
+    assert caught.value.code == "model-file-damaged"
+    assert not (tmp_path / "out").exists()
