@@ -2,6 +2,7 @@
 
     python benchmarks/relu2.py MODEL_DIR                        # int4 or int8 model directory
     python benchmarks/relu2.py MODEL_DIR --active 1 0.5 0.2 0.1 --prompt 256 1024 --batch 4 16 --plot speedup.png
+    python benchmarks/relu2.py MODEL_DIR --isa avx2vnni         # as a CPU without AVX-512 and AMX runs both
     python benchmarks/relu2.py MODEL_DIR --active 0.1 --write DIR       # DIR/active-0.1, a model directory for peers.py
 
 Both engines are loaded in one process and run in turn; figures are medians with their range. Every prompt is new random
@@ -11,6 +12,10 @@ The share of active neurons is set for this benchmark alone, by a threshold on `
 tokens: neurons at or below it are skipped. 1.0 is a threshold of -inf, which computes all neurons; its answers and
 those of all shares but the model's own are meaningless. `own` is the model as it is: threshold 0.
 Nothing of this is in the product: there, the threshold is 0.
+
+`--isa` has both engines leave out what a smaller CPU lacks: ours takes the kernels of that name, oneDNN in stock OpenVINO
+is told the same (ONEDNN_MAX_CPU_ISA), and both compute at f32 as OpenVINO does on CPUs without bf16. It shows
+instructions, not another CPU's memory and caches, and says so in its output.
 """
 
 from __future__ import annotations
@@ -40,6 +45,7 @@ from ov_afm.model_dir.model_directory import PACKED_FOLDER
 
 CALIBRATION_TOKENS = 48
 ROUNDS = 3
+ONEDNN_ISA = {"avx2": "AVX2", "avx2vnni": "AVX2_VNNI", "avx512vnni": "AVX512_CORE_VNNI"}
 PROMPT = 32  # tokens before those whose decoding is timed
 SEEDS = itertools.count()  # no prompt twice: GenAI would find it in its prefix cache
 
@@ -62,7 +68,7 @@ def thresholds(model_dir: Path, shares: list[float]) -> dict[float, list[float]]
             consumer.replace_source_output(kept.output(0))
         model.add_outputs(z)
     model.add_parameters([limits])
-    request = ov.Core().compile_model(model, "CPU").create_infer_request()
+    request = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
     vocabulary = json.loads((model_dir / "config.json").read_text())["vocab_size"]
     ids = np.random.default_rng(0).integers(0, vocabulary, (1, CALIBRATION_TOKENS))
     names = {name for port in request.model_inputs for name in port.get_names()}
@@ -80,8 +86,8 @@ def thresholds(model_dir: Path, shares: list[float]) -> dict[float, list[float]]
     return results
 
 
-def variant(packed: Path, values: list[float] | None, folder: Path) -> Path:
-    """The packed model with other thresholds; its weights are the same file."""
+def variant(packed: Path, values: list[float] | None, folder: Path, isa: str = "") -> Path:
+    """The packed model with other thresholds or another instruction set; its weights are the same file."""
     folder.mkdir(parents=True)
     for source in packed.iterdir():
         if source.name != "openvino_model.xml":
@@ -90,6 +96,7 @@ def variant(packed: Path, values: list[float] | None, folder: Path) -> Path:
     if values is not None:
         order = iter(values)
         xml = re.sub(r'threshold="[^"]*"', lambda _: f'threshold="{next(order)!r}"', xml)
+    xml = re.sub(r' isa="[^"]*"', f' isa="{isa}"', xml)
     (folder / "openvino_model.xml").write_text(xml)
     return folder
 
@@ -107,11 +114,13 @@ def write(args: argparse.Namespace) -> None:
 class Engine:
     """One loaded pipeline."""
 
-    def __init__(self, folder: Path, kernels: bool, threads: int):
+    def __init__(self, folder: Path, kernels: bool, threads: int, isa: str = ""):
         import openvino_genai
 
         self.genai = openvino_genai
         properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads} if threads else {}
+        if isa:
+            properties["INFERENCE_PRECISION_HINT"] = "f32"
         if kernels:
             properties["extensions"] = [str(extension.load())]
         self.pipeline = openvino_genai.LLMPipeline(folder, "CPU", **properties)
@@ -146,9 +155,9 @@ def compare(stock: Engine, ours: Engine, repeats: int, **what: int) -> dict[str,
     return figures
 
 
-def start(folder: Path, kernels: bool, threads: int) -> dict[str, float]:
+def start(folder: Path, kernels: bool, threads: int, isa: str) -> dict[str, float]:
     """Seconds from the start of a process to its first token, and its peak memory."""
-    command = [sys.executable, __file__, str(folder), "--child", "kernels" if kernels else "stock"]
+    command = [sys.executable, __file__, str(folder), "--child", "kernels" if kernels else "stock", "--isa", isa]
     began = time.time()
     output = subprocess.run([*command, "--threads", str(threads)], capture_output=True, text=True, check=True).stdout
     child = json.loads(output.splitlines()[-1])
@@ -160,8 +169,8 @@ def start(folder: Path, kernels: bool, threads: int) -> dict[str, float]:
     }
 
 
-def child(folder: Path, kernels: bool, threads: int) -> None:
-    Engine(folder, kernels, threads).run(np.random.default_rng(0), prompt=16, new=1)
+def child(folder: Path, kernels: bool, threads: int, isa: str) -> None:
+    Engine(folder, kernels, threads, isa).run(np.random.default_rng(0), prompt=16, new=1)
     print(json.dumps({"first_token_at": time.time(), "peak_rss_bytes": peak_rss_bytes()}), flush=True)
     os._exit(0)
 
@@ -188,6 +197,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
 
 def print_table(report: dict[str, Any]) -> None:
+    if report["limited"]:
+        print(f"Both engines at f32, limited to the instructions of {report['isa']}: not the figures of a CPU that has no more.")
     print(f"{'':<34}{'stock':>10}{'kernels':>10}{'times':>8}   range of kernels")
     for name in ("decode", "prefill", "batch"):
         for row in report[name]:
@@ -214,9 +225,9 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         pack.transform(args.model_dir)
     # First, while this process is small, and once before that is kept, to have the files in the disk cache.
     starts = {}
-    for name, folder in (("stock", args.model_dir), ("kernels", packed)):
-        start(folder, name == "kernels", args.threads)
-        starts[name] = start(folder, name == "kernels", args.threads)
+    for name, folder in (("stock", args.model_dir), ("kernels", variant(packed, None, work / "start", args.isa))):
+        start(folder, name == "kernels", args.threads, args.isa)
+        starts[name] = start(folder, name == "kernels", args.threads, args.isa)
     shares = [share for share in args.active if share < 1]
     limits: dict[Any, list[float] | None] = {"own": None, **thresholds(args.model_dir, shares)}
     mlps, _ = graph.find_mlps(graph.read_model(args.model_dir / "openvino_model.xml"))
@@ -225,7 +236,8 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         limits[1.0] = [-3e38] * len(mlps)
     threads = args.threads or len(os.sched_getaffinity(0))
     report: dict[str, Any] = {
-        "isa": extension.best_isa(),
+        "isa": args.isa or extension.best_isa(),
+        "limited": bool(args.isa),
         "threads": threads,
         "weights_bytes": weight_bytes_per_token(args.model_dir),
         "down_bytes": sum(w.codes.size * w.bits / 8 + w.scales.nbytes for w in down_weights),
@@ -235,9 +247,9 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         "prefill": [],
         "batch": [],
     }
-    stock = Engine(args.model_dir, False, args.threads)
+    stock = Engine(args.model_dir, False, args.threads, args.isa)
     for share, values in limits.items():
-        ours = Engine(variant(packed, values, work / f"active-{share}"), True, args.threads)
+        ours = Engine(variant(packed, values, work / f"active-{share}", args.isa), True, args.threads, args.isa)
         row = compare(stock, ours, args.repeats, prompt=PROMPT, new=args.new)
         if share != "own":
             read = report["weights_bytes"] - (1 - share) * report["down_bytes"]
@@ -262,13 +274,16 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=32, help="tokens decoded in a run")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0, help="0: OpenVINO decides")
+    parser.add_argument("--isa", default="", choices=["", *ONEDNN_ISA], help="leave out what a smaller CPU lacks")
     parser.add_argument("--write", type=Path, metavar="DIR", help="write a model directory for each share, and stop")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", choices=["stock", "kernels"], help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.isa:
+        os.environ["ONEDNN_MAX_CPU_ISA"] = ONEDNN_ISA[args.isa]
     if args.child:
-        child(args.model_dir, args.child == "kernels", args.threads)
+        child(args.model_dir, args.child == "kernels", args.threads, args.isa)
     if args.write:
         write(args)
         return
