@@ -59,7 +59,12 @@ class Adapter:
 
     def describe(self) -> dict[str, Any]:
         """As a manifest records it."""
-        return {"name": self.path.parent.name, "sha256": manifest.sha256(self.path), "weight": self.weight}
+        return {
+            "name": self.path.parent.name,
+            "sha256": manifest.sha256(self.path),
+            "config_sha256": manifest.sha256(self.path.parent / CONFIG),
+            "weight": self.weight,
+        }
 
 
 def read_all(given: Iterable[str | Path | Adapter]) -> tuple[Adapter, ...]:
