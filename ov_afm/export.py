@@ -22,7 +22,7 @@ from .conversion.pack_kernels import pack, pack_if_it_pays
 from .conversion.sources import Source, resolve
 from .conversion.verify import measure
 from .errors import ConfigError, ExportError, OVAFMError, SourceError
-from .model_dir import manifest
+from .model_dir import manifest, outputs
 from .model_dir.manifest import Manifest
 from .model_dir.model_directory import ModelDirectory, ModelResult, finish
 from .presets import DEFAULT_MODEL, SAMPLING, Recipe
@@ -32,7 +32,7 @@ from .quantization.recipes import resolve_recipe
 from .runtime import self_test
 from .runtime.lora import Adapter, read_all
 from .system import atomic, console, resources
-from .system.atomic import disk_full_as_error, staging
+from .system.atomic import disk_full_as_error
 from .system.child_process import ChildProcess
 from .system.interrupt import in_background
 
@@ -92,6 +92,12 @@ def export(
     resources.require("export", "torch", "transformers", "optimum.intel", "nncf")
     selected = resolve_recipe(recipe if recipe is not None else "int8", device)
     to_merge = read_all(adapters)
+    inputs = [model, *(adapter.path for adapter in to_merge), *calibration.files(selected.dataset)]
+    if work_dir is not None:
+        inputs.append(work_dir)
+    if output is not None:
+        # Before anything is downloaded or converted.
+        outputs.check(output, force=force, inputs=inputs)
     with progress if progress is not None else console.Progress() as bars:
         source = resolve(model, revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, progress=bars)
         source = replace(source, adapters=to_merge)
@@ -100,7 +106,7 @@ def export(
         if not force and (existing := _existing(target, source, selected, verify, bars)):
             return existing
         log = resources.log_file(f"export-{target.name}")
-        with staging(target, replace=force) as partial, disk_full_as_error(target.parent):
+        with outputs.new_folder(target, force=force, inputs=[*inputs, source.path]) as partial, disk_full_as_error(target.parent):
             if source.prebuilt:
                 contents = _adopt(source, partial, verify, bars, log)
             else:
@@ -288,7 +294,7 @@ def _adopt(source: Source, partial: Path, verify: bool, bars: console.Progress, 
     Raises:
         OVAFMError: It is not whole, or its tokenizer cannot be used.
     """
-    files = [path for path in sorted(source.path.rglob("*")) if path.is_file() and ".cache" not in path.parts]
+    files = manifest.files_of(source.path)
     resources.check_disk(partial, {"the model": sum(path.stat().st_size for path in files)})
     with bars.step("copying", total=len(files)) as advance:
         for path in files:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, OVAFMError
-from ..model_dir.manifest import MODEL_XML
+from ..model_dir.manifest import MODEL_XML, files_of
 from ..model_dir.model_directory import ModelDirectory
 from ..runtime import devices
 from ..runtime.rules import kind_of, violations
@@ -84,7 +84,7 @@ def _models_in(folder: Path) -> list[Model]:
 
 def _open(path: str | Path) -> Model:
     directory = ModelDirectory.open(path)
-    size = sum(file.stat().st_size for file in directory.path.rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in files_of(directory.path))
     recipe = directory.recipe_name.replace("unknown", "unknown recipe")
     label = f"{directory.name} · {recipe} · {console.human_bytes(size)}"
     return Model(str(directory.path.resolve()), label, directory)

@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (args.build or args.check):
             parser.error("a model directory is needed, or --build or --check")
     elif args.portable:
-        pack.remove(args.model_dir)
+        if not pack.remove(args.model_dir):
+            console.note(f"{args.model_dir} has no {PACKED_FOLDER}/; nothing was done")
     else:
         _pack(args)
     return 0

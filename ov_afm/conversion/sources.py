@@ -18,6 +18,7 @@ from ..errors import SourceError
 from ..model_dir import manifest
 from ..model_dir.geometry import Geometry
 from ..model_dir.manifest import MODEL_BIN, MODEL_XML
+from ..model_dir.outputs import SYNTHETIC_KEY
 from ..presets import DEFAULT_MODEL, EMBEDDED_MODEL
 from ..runtime.lora import Adapter
 from ..system.console import Progress
@@ -206,7 +207,7 @@ def _source(
         license_files=checkpoint.license_files(terms or path),
         weights=weights,
         config=config,
-        synthetic=config.get("ov_afm_synthetic") is True,
+        synthetic=config.get(SYNTHETIC_KEY) is True,
     )
 
 

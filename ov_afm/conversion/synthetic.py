@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..model_dir.geometry import Geometry
+from ..model_dir.outputs import SYNTHETIC_KEY, new_folder
 from ..system import console, resources
-from ..system.atomic import disk_full_as_error, staging, write_json, write_text
+from ..system.atomic import disk_full_as_error, write_json, write_text
 from . import checkpoint
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def synth(
     target = Path(output)
     size = 2.0 * geometry.all_parameters
     with (
-        staging(target, replace=force) as partial,
+        new_folder(target, force=force) as partial,
         disk_full_as_error(target.absolute().parent),
         progress if progress is not None else console.Progress() as bars,
         bars.step("writing random weights", total=size, unit="B") as advance,
@@ -209,7 +210,7 @@ def _config(shape: ArceeGeometry) -> dict[str, Any]:
     return {
         "architectures": ["ArceeForCausalLM"],
         "model_type": "arcee",
-        "ov_afm_synthetic": True,
+        SYNTHETIC_KEY: True,
         "hidden_size": shape.hidden,
         "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,

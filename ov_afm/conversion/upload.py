@@ -71,12 +71,12 @@ def upload(
 
 def _files(folder: Path, progress: console.Progress | None) -> dict[str, int]:
     """Name and size of what is sent, checked against the manifest."""
-    total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+    total = sum(path.stat().st_size for path in manifest.files_of(folder))
     with byte_progress(progress, "checking sha256", total) as advance:
         contents = ModelDirectory.open(folder, hashes=True, on_bytes=advance).manifest
     if contents is None:
-        names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-        names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+        shown = [path for path in manifest.files_of(folder) if not path.name.startswith(".")]
+        names = [path.relative_to(folder).as_posix() for path in shown]
     else:
         names = [*contents.files, manifest.FILE_NAME, "README.md"]
     if not (folder / "README.md").exists():

@@ -21,6 +21,7 @@ from ..errors import ConfigError, ExtensionError
 from ..model_dir import manifest
 from ..model_dir.manifest import MODEL_BIN, MODEL_XML
 from ..model_dir.model_directory import PACKED_FOLDER, ModelDirectory
+from ..model_dir.outputs import check_packed
 from ..system.atomic import staging
 from . import extension, layout
 from .graph import Mlp, find_head, find_mlps, find_projections, name_of, read_mlps, read_model, read_weights
@@ -89,7 +90,8 @@ def transform(
         SourceError: `model_dir` is no whole model directory.
     """
     _check_options(activations, threshold, drop_energy, text)
-    directory = ModelDirectory.open(model_dir)
+    directory = ModelDirectory.open(model_dir, packed=False)
+    check_packed(model_dir)
     library = extension.load()
     model, mlps, refused = read_mlps(model_dir, "the kernels cannot help it")
     limited = limits(model_dir, drop_energy, text) if text and drop_energy else []
@@ -109,7 +111,7 @@ def transform(
         raise ExtensionError(
             f"no MLP of {model_dir} can use the kernels: {next(iter(refused.values()))}", code="kernels-unsupported"
         )
-    with staging(directory.packed, replace=True) as work:
+    with staging(directory.packed, replace=True, check=lambda _: check_packed(model_dir)) as work:
         _save(model, model_dir, work)
         del model
         verify(model_dir, work, library)
@@ -257,15 +259,31 @@ def _plain_files(record: manifest.Manifest) -> dict[str, dict[str, Any]]:
     return {name: entry for name, entry in record.files.items() if not name.startswith(f"{PACKED_FOLDER}/")}
 
 
-def remove(model_dir: Path) -> None:
+def remove(model_dir: Path) -> bool:
     """Delete the model for the kernels; the plain one remains.
+
+    Returns:
+        Whether there was one, or the manifest listed one.
 
     Raises:
         SourceError: `model_dir` is no whole model directory.
+        ConfigError: Something else lies in `relu2/`, too.
     """
-    record = manifest.read(model_dir)
-    if record is not None:
-        record.sparsity.pop("kernels", None)
-        record.files = _plain_files(record)
+    directory = ModelDirectory.open(model_dir, packed=False)
+    check_packed(model_dir)
+    existed = directory.packed.exists()
+    if existed:
+        # Out of its name in one step, so that nobody loads half of it.
+        removed = directory.packed.with_name(f".{PACKED_FOLDER}.ov-afm.old")
+        shutil.rmtree(removed, ignore_errors=True)
+        directory.packed.rename(removed)
+        shutil.rmtree(removed)
+    record = directory.manifest
+    if record is None:
+        return existed
+    plain = _plain_files(record)
+    listed = record.sparsity.pop("kernels", None) is not None or plain != record.files
+    if listed:
+        record.files = plain
         manifest.write(model_dir, record)
-    shutil.rmtree(model_dir / PACKED_FOLDER, ignore_errors=True)
+    return existed or listed

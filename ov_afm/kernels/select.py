@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExtensionError
-from ..model_dir.manifest import MODEL_BIN, MODEL_XML
-from ..model_dir.model_directory import PACKED_FOLDER
+from ..model_dir.manifest import MODEL_BIN, MODEL_XML, PACKED_FOLDER, read
 from . import extension
 from .ir_alignment import missing_bytes
 
@@ -39,6 +38,12 @@ def plain_model(model_dir: Path, device: str) -> tuple[Path, dict[str, Any]]:
     return model_dir, {}
 
 
+def _was_packed(model_dir: Path) -> bool:
+    """Whether the manifest lists a packed model."""
+    contents = read(model_dir)
+    return contents is not None and any(name.startswith(f"{PACKED_FOLDER}/") for name in contents.files)
+
+
 def engine_model(model_dir: Path, device: str) -> tuple[Path, dict[str, Any]]:
     """The folder and the extra properties for `LLMPipeline`.
 
@@ -55,7 +60,11 @@ def engine_model(model_dir: Path, device: str) -> tuple[Path, dict[str, Any]]:
     packed = model_dir if is_packed(model_dir) else model_dir / PACKED_FOLDER
     required = packed == model_dir
     try:
-        if not (packed / MODEL_XML).exists() or os.environ.get(DISABLE, "0") not in ("", "0"):
+        if os.environ.get(DISABLE, "0") not in ("", "0"):
+            return model_dir, {}
+        if not (packed / MODEL_XML).exists():
+            if device.partition(".")[0].upper() == "CPU" and _was_packed(model_dir):
+                raise ExtensionError(f"{packed} is gone; make it again with: ov-afm kernels {model_dir}")
             return model_dir, {}
         if device.partition(".")[0].upper() != "CPU":
             if not required:

@@ -26,7 +26,10 @@ __all__ = [
     "FILE_NAME",
     "MODEL_BIN",
     "MODEL_XML",
+    "PACKED_FOLDER",
     "Manifest",
+    "edited",
+    "files_of",
     "installed_versions",
     "read",
     "scan",
@@ -42,6 +45,10 @@ MODEL_XML = "openvino_model.xml"
 MODEL_BIN = "openvino_model.bin"
 IR_FILES = [f"openvino_{part}.{suffix}" for part in ("model", "tokenizer", "detokenizer") for suffix in ("xml", "bin")]
 REQUIRED = (*IR_FILES, "config.json")
+# People set their own sampling values and stop tokens in it.
+EDITABLE = ("generation_config.json",)
+# Subfolder with the model whose weights are packed for the native kernels.
+PACKED_FOLDER = "relu2"
 OPENVINO_PACKAGES = ("openvino", "openvino_genai", "openvino_tokenizers")
 PACKAGES = ("ov_afm", *OPENVINO_PACKAGES, "nncf", "optimum_intel", "transformers", "torch")
 
@@ -58,6 +65,7 @@ class Manifest:
         files: File name to `{"bytes": int, "sha256": str}`.
         checks: What verification measured, or why it was skipped.
         sparsity: Per-layer zero fraction and kernel layout, once profiled.
+        generation: What was added to the source's generation configuration, and the tokens that end an answer.
         schema: Version of this layout.
     """
 
@@ -68,6 +76,7 @@ class Manifest:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     checks: dict[str, Any] = field(default_factory=dict)
     sparsity: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,6 +104,18 @@ def sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
     return digest.hexdigest()
 
 
+def files_of(folder: Path) -> list[Path]:
+    """All files of a model directory or a checkpoint, without those in hidden folders of it.
+
+    Such are the `.cache` of a download and the `.git` of a clone. Where the folder itself lies does not matter.
+    """
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parent.parts)
+    ]
+
+
 def scan(model_dir: Path, on_bytes: Callable[[int], None] | None = None) -> dict[str, dict[str, Any]]:
     """Size and digest of every file of a model directory but the manifest and the model card.
 
@@ -102,8 +123,8 @@ def scan(model_dir: Path, on_bytes: Callable[[int], None] | None = None) -> dict
     """
     return {
         path.relative_to(model_dir).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path, on_bytes)}
-        for path in sorted(model_dir.rglob("*"))
-        if path.is_file() and path.name not in (FILE_NAME, CARD_FILE) and ".cache" not in path.parts
+        for path in files_of(model_dir)
+        if path.name not in (FILE_NAME, CARD_FILE)
     }
 
 
@@ -148,12 +169,15 @@ def _checked(fields: Mapping[str, Any]) -> Manifest:
     return contents
 
 
-def verify(model_dir: Path, *, hashes: bool = False, on_bytes: Callable[[int], None] | None = None) -> Manifest | None:
+def verify(
+    model_dir: Path, *, hashes: bool = False, packed: bool = True, on_bytes: Callable[[int], None] | None = None
+) -> Manifest | None:
     """Check that a model directory is whole and that this runtime can read it.
 
     Args:
         model_dir: The directory.
         hashes: Compare sha256 too; sizes are always compared.
+        packed: Check `relu2/` too, where it is. The plain model works without it.
         on_bytes: Gets the size of each block hashed.
 
     Returns:
@@ -181,17 +205,44 @@ def verify(model_dir: Path, *, hashes: bool = False, on_bytes: Callable[[int], N
     manifest = read(model_dir)
     if manifest is None:
         return None
+    unlisted = [name for name in REQUIRED if name not in manifest.files]
+    if unlisted:
+        raise SourceError(
+            f"{model_dir / FILE_NAME} does not list {unlisted[0]}, so nothing shows that it is whole; "
+            "export the model again",
+            code="manifest-incomplete",
+        )
     _check_runtime(model_dir, manifest.versions)
+    with_packed = packed and (model_dir / PACKED_FOLDER / MODEL_XML).exists()
     for name, expected in manifest.files.items():
-        path = model_dir / name
-        if not path.exists():
-            raise SourceError(f"{path} is missing; export the model again", code="model-dir-incomplete")
-        size, recorded = path.stat().st_size, expected["bytes"]
-        if size != recorded or (hashes and sha256(path, on_bytes) != expected["sha256"]):
-            by_digest = "its sha256 is not the one recorded"
-            damage = by_digest if size == recorded else f"{size} bytes where {recorded} were written"
-            raise SourceError(f"{path} is damaged: {damage}; export the model again", code="model-file-damaged")
+        in_packed = name.startswith(f"{PACKED_FOLDER}/")
+        if not in_packed or with_packed:
+            advice = f"pack it again with: ov-afm kernels {model_dir}" if in_packed else "export the model again"
+            _check_file(model_dir / name, expected, advice, hashes, on_bytes)
     return manifest
+
+
+def _check_file(
+    path: Path, expected: Mapping[str, Any], advice: str, hashes: bool, on_bytes: Callable[[int], None] | None
+) -> None:
+    if not path.exists():
+        raise SourceError(f"{path} is missing; {advice}", code="model-dir-incomplete")
+    if path.name in EDITABLE:
+        return
+    size, recorded = path.stat().st_size, expected["bytes"]
+    if size != recorded or (hashes and sha256(path, on_bytes) != expected["sha256"]):
+        by_digest = "its sha256 is not the one recorded"
+        damage = by_digest if size == recorded else f"{size} bytes where {recorded} were written"
+        raise SourceError(f"{path} is damaged: {damage}; {advice}", code="model-file-damaged")
+
+
+def edited(model_dir: Path, manifest: Manifest) -> list[str]:
+    """The files of a model directory that people may edit, and did."""
+    return [
+        name
+        for name in EDITABLE
+        if name in manifest.files and sha256(model_dir / name) != manifest.files[name]["sha256"]
+    ]
 
 
 def _check_runtime(model_dir: Path, versions: Mapping[str, str | None]) -> None:

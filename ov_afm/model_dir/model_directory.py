@@ -17,13 +17,23 @@ from ..system import console
 from ..system.atomic import write_text
 from . import card
 from .geometry import Geometry
-from .manifest import CARD_FILE, FILE_NAME, MODEL_BIN, MODEL_XML, Manifest, scan, verify, write
+from .manifest import (
+    CARD_FILE,
+    FILE_NAME,
+    MODEL_BIN,
+    MODEL_XML,
+    PACKED_FOLDER,
+    Manifest,
+    edited,
+    files_of,
+    scan,
+    verify,
+    write,
+)
 
 __all__ = ["PACKED_FOLDER", "ModelDirectory", "ModelResult", "finish", "read_config"]
 
 logger = logging.getLogger(__name__)
-# Subfolder with the model whose weights are packed for the native kernels.
-PACKED_FOLDER = "relu2"
 HUB_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 
 
@@ -61,13 +71,19 @@ class ModelDirectory:
 
     @classmethod
     def open(
-        cls, path: str | Path, *, hashes: bool = False, on_bytes: Callable[[int], None] | None = None
+        cls,
+        path: str | Path,
+        *,
+        hashes: bool = False,
+        packed: bool = True,
+        on_bytes: Callable[[int], None] | None = None,
     ) -> ModelDirectory:
         """Check that a model directory is whole and that this runtime can read it.
 
         Args:
             path: The folder.
             hashes: Compare sha256 too; sizes are always compared.
+            packed: Check `relu2/` too, where it is. The plain model works without it.
             on_bytes: Gets the size of each block hashed.
 
         Raises:
@@ -82,11 +98,18 @@ class ModelDirectory:
                 f"{path} is not an OpenVINO model directory; run: ov-afm export {path} --output DIR",
                 code="model-not-exported",
             )
-        contents = verify(folder, hashes=hashes, on_bytes=on_bytes)
+        contents = verify(folder, hashes=hashes, packed=packed, on_bytes=on_bytes)
         if contents is None:
             logger.info("%s has no %s: its files were not checked", folder, FILE_NAME)
+        for name in edited(folder, contents) if contents else ():
+            logger.warning("%s was edited since the export; what it says now is used", folder / name)
         config = read_config(folder)
         return cls(folder, contents, config, Geometry.from_config(config))
+
+    @property
+    def edited(self) -> list[str]:
+        """Files that people may edit and that are not as they were exported."""
+        return edited(self.path, self.manifest) if self.manifest else []
 
     @property
     def name(self) -> str:
@@ -107,6 +130,12 @@ class ModelDirectory:
     def packed(self) -> Path:
         """The folder of the model that is packed for the native kernels, whether it exists or not."""
         return self.path / PACKED_FOLDER
+
+    @property
+    def lost_packed(self) -> bool:
+        """Whether the manifest lists a model for the native kernels that is not there any more."""
+        listed = self.manifest.files if self.manifest else {}
+        return not (self.packed / MODEL_XML).exists() and any(name.startswith(f"{PACKED_FOLDER}/") for name in listed)
 
     @property
     def weights_bytes(self) -> int:
@@ -173,7 +202,7 @@ class ModelResult:
 
 def finish(folder: Path, contents: Manifest, progress: console.Progress) -> None:
     """Complete a model directory: write its card and, last, its manifest with the digests of all files."""
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in files_of(folder))
     with progress.step("hashing", total=size, unit="B") as advance:
         contents.files = scan(folder, advance)
     write_text(folder / CARD_FILE, card.render(contents))

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..system.atomic import staging, write_json
+from ..system.atomic import write_json
 from . import manifest
 from .model_directory import ModelDirectory
+from .outputs import new_folder
 
 __all__ = ["CONFIG", "add", "read_config"]
 
@@ -43,12 +44,18 @@ def add(model_dir: Path, repository: Path, *, device: str = "CPU", replace: bool
         ConfigError: The repository's configuration is another program's, or it has a different model of this name.
         SourceError: The model directory is damaged.
     """
-    name = ModelDirectory.open(model_dir).name
+    name = ModelDirectory.open(model_dir, packed=False).name
     graph = _graph(device)
     config = read_config(repository)
     target = repository / name
+    if target.exists() and target.samefile(model_dir):
+        raise ConfigError(
+            f"{model_dir} lies in {repository} itself and would be replaced by its copy; "
+            "choose another folder for --ovms",
+            code="ovms-holds-model",
+        )
     if not _same(model_dir, target, graph):
-        with staging(target, replace=replace) as partial:
+        with new_folder(target, force=replace, inputs=[model_dir]) as partial:
             for path in model_dir.iterdir():
                 # A folder holds the model for the kernels, which other programs cannot run.
                 if path.is_file():
@@ -87,7 +94,11 @@ def read_config(repository: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         lists = [config.get(key, []) for key in CONFIG_LISTS]
-        sound = all(isinstance(entries, list) and all(isinstance(each, dict) for each in entries) for entries in lists)
+        # Model Server requires one of them; a `config.json` of anything else has none.
+        named = not config or any(key in config for key in CONFIG_LISTS)
+        sound = named and all(
+            isinstance(entries, list) and all(isinstance(each, dict) for each in entries) for entries in lists
+        )
     except (ValueError, AttributeError):
         sound = False
     if not sound:

@@ -21,9 +21,11 @@ from ..errors import CompressionError, ConfigError
 from ..evaluation.divergence import summarize
 from ..evaluation.scoring import prepare_reference, score, tokens_of
 from ..evaluation.text import Text, load_text
+from ..model_dir import outputs
+from ..model_dir.outputs import PRUNED_FILE, new_folder
 from ..quantization import calibration
 from ..system import console, resources
-from ..system.atomic import disk_full_as_error, staging, write_json
+from ..system.atomic import disk_full_as_error, write_json
 from ..system.child_process import ChildProcess, Step
 from .checkpoint import prune_checkpoint
 from .distill import FULL_PARAMETERS, heal
@@ -32,7 +34,6 @@ from .vocabulary import Cut, cut_checkpoint, plan_cut
 
 __all__ = ["SAMPLES", "Pruned", "prune"]
 
-REPORT = "ov_afm_prune.json"
 SAMPLES = 48
 # Healing takes more of the same text, if there is more: training sees each sample too often otherwise.
 HEALING_SAMPLES = 1000
@@ -102,6 +103,8 @@ def prune(
     options = _Options(dataset, num_samples, refit, heal_minutes, load_text(text, tokens=tokens))
     options.check()
     target = Path(output)
+    inputs = [model, *calibration.files(dataset), *([text] if text is not None else [])]
+    outputs.check(target, force=force, inputs=inputs)
     with progress if progress is not None else console.Progress() as bars:
         source = _relu2(resolve(model, progress=bars))
         most = parse_count(target_params) if isinstance(target_params, str) else target_params
@@ -109,7 +112,7 @@ def prune(
         shape = plan(source.config, most, vocab=len(cut.rows) if cut else None, kv_heads=kv_heads)
         options.check_resources(shape)
         log = resources.log_file(f"prune-{target.name}")
-        with staging(target, replace=force) as partial, disk_full_as_error(target.absolute().parent):
+        with new_folder(target, force=force, inputs=inputs) as partial, disk_full_as_error(target.absolute().parent):
             copies = 2 if cut and shape.narrowed else 1
             resources.check_disk(partial, {"the pruned checkpoint": copies * 2.0 * shape.before})
             work = _Work(source.path, options, bars, log)
@@ -122,7 +125,7 @@ def prune(
             if cut:
                 report["vocabulary"] = work.cut(cut, whole, partial)
                 shutil.rmtree(partial / "whole", ignore_errors=True)
-            write_json(partial / REPORT, report)
+            write_json(partial / PRUNED_FILE, report)
     return Pruned(target, shape, report)
 
 

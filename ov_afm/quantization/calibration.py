@@ -27,7 +27,7 @@ from ..system.atomic import write_json
 from ..system.paths import cache_dir
 from .text_filter import Cleaner
 
-__all__ = ["PACKAGED", "SELF", "check", "describe", "parts", "prepare", "whole_samples"]
+__all__ = ["PACKAGED", "SELF", "check", "describe", "files", "parts", "prepare", "whole_samples"]
 
 # name → (dataset id, configuration, split, column), as in optimum-intel's PREDEFINED_LANGUAGE_DATASETS.
 NAMED = {
@@ -90,6 +90,12 @@ def parts(dataset: str) -> list[Part]:
     if len(set(names)) < len(names):
         raise ConfigError(f"a calibration source is named twice in {dataset!r}; name each once, with its weight")
     return sources
+
+
+def files(dataset: str | None) -> list[Path]:
+    """The user's files in a mixture; none where there is no data."""
+    own = parts(dataset) if dataset is not None else []
+    return [part.path for part in own if part.path not in (None, PACKAGED_TEXT)]
 
 
 def check(dataset: str) -> None:

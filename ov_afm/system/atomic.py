@@ -1,7 +1,7 @@
 """Make a directory or a file whole or not at all.
 
 A file is written under a hidden name beside its own and renamed when it is complete (`replacing`, `write_text`); a
-rename within one folder is atomic. A directory (`staging`) is made in a hidden sibling, `.NAME.PID.partial`, and
+rename within one folder is atomic. A directory (`staging`) is made in a hidden sibling, `.NAME.PID.ov-afm.partial`, and
 renamed likewise. A lock that the operating system drops with the process keeps a second writer out, so what a killed
 run left behind is recognised and cleared. The hidden name is each process's own, so that a child that outlives a
 killed run by a moment writes nowhere else.
@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -65,21 +65,22 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
 
 
 @contextmanager
-def staging(output: Path, *, replace: bool = False) -> Iterator[Path]:
+def staging(output: Path, *, replace: bool = False, check: Callable[[Path], None] | None = None) -> Iterator[Path]:
     """Yield an empty work directory that becomes `output` when the block ends without an exception.
 
     Args:
         output: Final directory. It must not exist, or be empty, unless `replace`.
         replace: Put the new directory in the place of an existing one.
+        check: Raises for an existing directory that must not be replaced; called again before it is.
 
     Raises:
         ConfigError: `output` is a file or a directory that must not be replaced, or cannot be created.
         OVAFMError: Another process is writing `output`.
     """
     output = output.resolve()
-    _check_target(output, replace)
+    _check_target(output, replace, check)
     new_parents = [folder for folder in output.parents if not folder.exists()]
-    lock = FileLock(output.with_name(f".{output.name}.lock"), timeout=LOCK_TIMEOUT_S)
+    lock = FileLock(output.with_name(f".{output.name}.ov-afm.lock"), timeout=LOCK_TIMEOUT_S)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -92,13 +93,15 @@ def staging(output: Path, *, replace: bool = False) -> Iterator[Path]:
         raise ConfigError(
             f"cannot write to {output.parent} ({reason}); choose another output directory", code="output-unwritable"
         ) from error
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    old = output.with_name(f".{output.name}.old")
+    partial = output.with_name(f".{output.name}.{os.getpid()}.ov-afm.partial")
+    old = output.with_name(f".{output.name}.ov-afm.old")
     try:
         _clear_leftovers(output, old)
-        _check_target(output, replace)
+        _check_target(output, replace, check)
         partial.mkdir()
         yield partial
+        # Work takes long; meanwhile somebody may have put something there.
+        _check_target(output, replace, check)
         if output.exists():
             output.rename(old)
         partial.rename(output)
@@ -119,26 +122,42 @@ def _clear_leftovers(output: Path, old: Path) -> None:
     if old.exists() and not output.exists():
         old.rename(output)
     # Not those of an output whose name begins alike, such as `model.new` beside `model`.
-    partial = re.compile(rf"\.{re.escape(output.name)}\.\d+\.partial")
+    partial = re.compile(rf"\.{re.escape(output.name)}\.\d+\.ov-afm\.partial")
     for leftover in (old, *(path for path in output.parent.iterdir() if partial.fullmatch(path.name))):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _check_target(output: Path, replace: bool) -> None:
+def _check_target(output: Path, replace: bool, check: Callable[[Path], None] | None) -> None:
     if output.exists() and not output.is_dir():
         raise ConfigError(f"{output} is a file; choose another output directory", code="output-is-file")
     if not output.exists() or not any(output.iterdir()):
         return
     if not replace:
-        raise ConfigError(
-            f"{output} is not empty; choose another output directory, or replace it with --force",
-            code="output-not-empty",
-        )
-    if output == Path.home().resolve() or output in (Path.cwd(), *Path.cwd().parents):
+        advice = ", or replace it with --force" if check is None or _passes(check, output) else ""
+        raise ConfigError(f"{output} is not empty; choose another output directory{advice}", code="output-not-empty")
+    if output in (_home(), Path.cwd(), *Path.cwd().parents):
         raise ConfigError(
             f"{output} holds your home or the current folder and will not be replaced; choose another directory",
             code="output-protected",
         )
+    if check is not None:
+        check(output)
+
+
+def _passes(check: Callable[[Path], None], output: Path) -> bool:
+    try:
+        check(output)
+    except ConfigError:
+        return False
+    return True
+
+
+def _home() -> Path | None:
+    """The user's home folder; None where there is none, as for a user id without a name in a container."""
+    try:
+        return Path.home().resolve()
+    except RuntimeError:
+        return None
 
 
 @contextmanager

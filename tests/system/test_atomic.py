@@ -192,7 +192,7 @@ def test_work_of_an_output_whose_name_begins_alike_is_not_touched(tmp_path: Path
 def test_directory_that_a_killed_replacement_had_moved_away_comes_back(tmp_path: Path) -> None:
     output = tmp_path / "model"
     write(output, "old")
-    output.rename(tmp_path / ".model.old")  # killed between the two renames
+    output.rename(tmp_path / ".model.ov-afm.old")  # killed between the two renames
     with pytest.raises(ConfigError, match="is not empty"):
         write(output, "new")
     assert (output / "file").read_text() == "old"
@@ -202,7 +202,7 @@ def test_directory_that_a_killed_replacement_had_moved_away_comes_back(tmp_path:
 def test_remains_of_a_finished_replacement_are_cleared(tmp_path: Path) -> None:
     output = tmp_path / "model"
     write(output, "new")
-    write(tmp_path / ".model.old", "old")  # killed before it was deleted
+    write(tmp_path / ".model.ov-afm.old", "old")  # killed before it was deleted
     write(output, "newer", replace=True)
     assert (output / "file").read_text() == "newer"
     assert beside(output) == ["model"]
