@@ -18,7 +18,7 @@ from support.in_process import run_in_process
 
 from ov_afm.cli.compress import main as compress
 from ov_afm.cli.export import main
-from ov_afm.conversion import convert, synthetic
+from ov_afm.conversion import synthetic, tensors
 from ov_afm.conversion.sources import Source
 from ov_afm.errors import ConfigError, DeviceError, OVAFMError
 from ov_afm.export import export, write_generation_config
@@ -397,11 +397,11 @@ def test_weights_that_the_checkpoint_lacks_are_named(tiny_checkpoint: Path, tmp_
     from safetensors.torch import load_file, save_file
 
     source = copy(tiny_checkpoint, tmp_path / "source")
-    tensors = load_file(source / "model.safetensors")
-    del tensors["model.layers.1.mlp.up_proj.weight"]
-    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    held = load_file(source / "model.safetensors")
+    del held["model.layers.1.mlp.up_proj.weight"]
+    save_file(held, source / "model.safetensors", {"format": "pt"})
     with pytest.raises(OVAFMError) as caught:
-        convert.load(source)
+        tensors.load(source)
     assert str(caught.value) == (
         "source lacks 1 weights, the first is model.layers.1.mlp.up_proj.weight; fetch the checkpoint again"
     )

@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..errors import SourceError
 
 __all__ = [
     "SUPPORTED",
+    "StoredTensor",
     "check_config",
     "check_tokenizer",
     "find_weights",
@@ -24,13 +26,47 @@ __all__ = [
     "license_in_card",
     "read_json",
     "safetensors_header",
+    "stored_tensors",
 ]
 
 # What the tests export, run and compare with transformers.
 SUPPORTED = ("ArceeForCausalLM", "LlamaForCausalLM")
 
 LICENSE_NAMES = re.compile(r"(licen[cs]e|notice|copying|use_policy|acceptable_use)", re.IGNORECASE)
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"  # and the same with .index.json, for several files
+# Types of weights that are what they say; whole numbers and 8-bit floats mean nothing without their scales.
+FLOATS = ("BF16", "F16", "F32", "F64")
+# Names of tensors that belong to packed or scaled weights: compressed-tensors, modelopt, GPTQ, AWQ, MLX, bitsandbytes.
+PACKED = re.compile(
+    r"(weight_packed|weight_shape|weight_zero_point|[a-z]*_scale(_inv|_2)?"
+    r"|qweight|qzeros|g_idx|scales|biases|absmax|quant_map|nested_\w+|quant_state\.\w+|SCB)"
+)
+# Files beside the weights that say how they were quantized, and the key that says so: modelopt, AutoGPTQ, AutoAWQ.
+QUANTIZATION_FILES = {
+    "hf_quant_config.json": ("quantization", "quant_algo"),
+    "quantize_config.json": ("bits",),
+    "quant_config.json": ("w_bit",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor as the header of its file describes it.
+
+    Attributes:
+        file: The file.
+        dtype: As safetensors names it: `BF16`.
+        shape: Its sizes.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def values(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -77,13 +113,25 @@ def check_config(config: Mapping[str, Any], where: str, *, trust_remote_code: bo
             f"architecture {architectures[0]} of {where} is not supported; supported are {', '.join(SUPPORTED)}",
             code="architecture-unsupported",
         )
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
+    # compressed-tensors used the second key once; mlx-lm writes the third.
+    for key in ("quantization_config", "compression_config", "quantization"):
+        if quantization := config.get(key):
+            method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
+            raise _quantized(where, f"{method}")
+    chosen = config.get("transformers_weights")
+    if chosen not in (None, SAFETENSORS, f"{SAFETENSORS}.index.json"):
         raise SourceError(
-            f"weights of {where} are quantized already ({method}); start from the bf16, fp16 or fp32 checkpoint",
-            code="weights-quantized",
+            f"config.json of {where} names its own file of weights (transformers_weights: {chosen}); call the file "
+            f"{SAFETENSORS} and delete that line",
+            code="weights-ambiguous",
         )
+
+
+def _quantized(where: object, how: str) -> SourceError:
+    return SourceError(
+        f"weights of {where} are quantized already ({how}); start from the bf16, fp16 or fp32 checkpoint",
+        code="weights-quantized",
+    )
 
 
 def check_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> None:
@@ -112,74 +160,139 @@ def _remote_code(where: str, file: str) -> SourceError:
 
 
 def find_weights(folder: Path, *, allow_pickle: bool = False) -> tuple[Path, ...]:
-    """The weight files of a checkpoint, each checked to be whole.
+    """The weight files of a checkpoint, each checked to be whole: those that transformers reads, and no others.
 
     Args:
         folder: The checkpoint.
         allow_pickle: Accept `.bin` files where there are no safetensors. Unpickling runs code.
 
     Raises:
-        SourceError: There are none, one is missing or damaged, or only pickles exist and are not allowed.
+        SourceError: There are none, or it is unclear which they are; one is missing or damaged; they are quantized; or
+            only pickles exist and are not allowed.
     """
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
-    if index.exists():
-        return _shards(folder, index)
-    if single.exists():
-        check_safetensors(single)
-        return (single,)
+    _check_quantization_files(folder)
+    found = _found(folder, SAFETENSORS) or _found(folder, PICKLE)
     if (folder / "adapter_config.json").exists():
+        raise _adapter(folder, beside_a_model=bool(found))
+    if not found:
+        others = sorted(path.name for path in folder.glob("*.safetensors"))
+        hint = f"; {others[0]} is not read without an index" if others else ""
         raise SourceError(
-            f"{folder} is a LoRA adapter, not a model; merge it into its base model (peft: merge_and_unload) first",
-            code="source-is-adapter",
+            f"no weights in {folder}: neither {SAFETENSORS} nor {SAFETENSORS}.index.json is there{hint}",
+            code="weights-missing",
         )
-    pickles = sorted(path for pattern in PICKLES for path in folder.glob(pattern) if path.name != "training_args.bin")
-    if pickles and not allow_pickle:
+    if found[0].suffix == ".safetensors":
+        _check_unpacked(folder, stored_tensors(found))
+    elif not allow_pickle:
         raise SourceError(
-            f"{folder} has only pickled weights ({pickles[0].name}), and loading a pickle runs whatever code is in it; "
+            f"{folder} has only pickled weights ({found[0].name}), and loading a pickle runs whatever code is in it; "
             "use a safetensors checkpoint, or add --allow-pickle if you trust its author",
             code="weights-pickled",
         )
-    if not pickles:
-        raise SourceError(
-            f"no weights in {folder}: neither model.safetensors nor model.safetensors.index.json is there",
-            code="weights-missing",
+    return found
+
+
+def _adapter(folder: Path, *, beside_a_model: bool) -> SourceError:
+    if not beside_a_model:
+        return SourceError(
+            f"{folder} is a LoRA adapter, not a model; merge it into its base model (peft: merge_and_unload) first",
+            code="source-is-adapter",
         )
-    return tuple(pickles)
+    return SourceError(
+        f"{folder} holds a model and a LoRA adapter (adapter_config.json), which transformers would apply; move the "
+        "adapter to a folder of its own, and merge it with --merge-adapter if it belongs to the model",
+        code="source-holds-adapter",
+    )
 
 
-def _shards(folder: Path, index: Path) -> tuple[Path, ...]:
-    tensors = read_json(index).get("weight_map")
-    if not isinstance(tensors, dict) or not tensors:
-        raise SourceError(f"{index} has no weight_map; fetch the file again", code="weights-index-damaged")
-    names = sorted(set(map(str, tensors.values())))
-    missing = [name for name in names if not (folder / name).is_file()]
+def _found(folder: Path, name: str) -> tuple[Path, ...]:
+    """The file of that name, or the files that its index lists; none where there is neither."""
+    single, index = folder / name, folder / f"{name}.index.json"
+    if not index.exists():
+        return (single,) if single.is_file() else ()
+    names = _listed(index)
+    if single.exists() and names != [name]:
+        raise SourceError(
+            f"{folder} holds two models: {name}, and {names[0]} and others by {index.name}; delete the one that is not "
+            "meant",
+            code="weights-ambiguous",
+        )
+    missing = [each for each in names if not (folder / each).is_file()]
     if missing:
         raise SourceError(
             f"{folder} lacks {missing[0]} ({len(missing)} of {len(names)} weight files are missing); fetch them again",
             code="weights-incomplete",
         )
-    tensors_of = {name: check_safetensors(folder / name) for name in names}
-    for tensor, name in tensors.items():
-        if tensor not in tensors_of[name]:
-            raise SourceError(
-                f"{folder / name} does not hold {tensor}, which {index.name} says it does; fetch both again",
-                code="weights-index-damaged",
-            )
-    return tuple(folder / name for name in names)
+    return tuple(folder / each for each in names)
 
 
-def check_safetensors(path: Path) -> frozenset[str]:
-    """Names of the tensors in a safetensors file whose length fits its header.
+def _listed(index: Path) -> list[str]:
+    tensors = read_json(index).get("weight_map")
+    if not isinstance(tensors, dict) or not tensors:
+        raise SourceError(f"{index} has no weight_map; fetch the file again", code="weights-index-damaged")
+    names = sorted(set(map(str, tensors.values())))
+    elsewhere = [name for name in names if Path(name).name != name or "\\" in name]
+    if elsewhere:
+        raise SourceError(
+            f"{index} lists {elsewhere[0]!r}, which is no file beside it; fetch the file again",
+            code="weights-index-damaged",
+        )
+    return names
+
+
+def _check_quantization_files(folder: Path) -> None:
+    for name, keys in QUANTIZATION_FILES.items():
+        if (folder / name).is_file():
+            value: Any = read_json(folder / name)
+            for key in keys:
+                value = value.get(key) if isinstance(value, dict) else None
+            if value is not None:
+                raise _quantized(folder, f"{name} says {keys[-1]} {value}")
+
+
+def _check_unpacked(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuse weights that are packed, or numbers that have to be scaled."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS:
+            raise _quantized(folder, f"{name} is {tensor.dtype}")
+        if PACKED.fullmatch(name.rpartition(".")[2]):
+            raise _quantized(folder, f"{name} belongs to packed weights")
+
+
+def stored_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
+    """What safetensors files hold, by name.
 
     Raises:
-        SourceError: The header is damaged, or the file is shorter or longer than the header says.
+        SourceError: One is damaged, does not hold what the index beside it says, or holds a tensor that another holds.
     """
+    headers = {file.name: _header(file) for file in files}
+    index = files[0].with_name(f"{SAFETENSORS}.index.json")
+    for name, file_name in (read_json(index)["weight_map"] if index.exists() else {}).items():
+        if name not in headers[str(file_name)]:
+            raise SourceError(
+                f"{index.with_name(str(file_name))} does not hold {name}, which {index.name} says it does; "
+                "fetch both again",
+                code="weights-index-damaged",
+            )
+    tensors: dict[str, StoredTensor] = {}
+    for held in headers.values():
+        for name in held.keys() & tensors.keys():
+            raise SourceError(
+                f"{tensors[name].file} and {held[name].file.name} both hold {name}; fetch the checkpoint again",
+                code="weights-ambiguous",
+            )
+        tensors.update(held)
+    return tensors
+
+
+def _header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file whose length fits its header."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "np") as file:
-            return frozenset(file.keys())
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            return {name: StoredTensor(path, it.get_dtype(), tuple(it.get_shape())) for name, it in slices.items()}
     except (SafetensorError, OSError) as error:
         size = path.stat().st_size
         raise SourceError(

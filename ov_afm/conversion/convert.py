@@ -27,6 +27,7 @@ from ..system.atomic import disk_full_as_error
 from ..system.child_process import Progress, Step, emit
 from . import verify
 from .gguf.tokenizer import pre_tokenizer
+from .tensors import as_export_error, load
 
 __all__ = ["STEPS", "Converted", "Job", "build"]
 
@@ -116,8 +117,9 @@ def build(job: Job) -> Converted:
         emit(Step("tokenizer"))
         write_tokenizer(job.checkpoint, job.output, trust_remote_code=job.trust_remote_code)
         emit(Step("reading"))
-        dtype = DTYPES.get(job.recipe.weight_format, "auto")
-        model = load(job.checkpoint, dtype, trust_remote_code=job.trust_remote_code)
+        dtype = DTYPES.get(job.recipe.weight_format)
+        loaded = load(job.checkpoint, dtype, trust_remote_code=job.trust_remote_code)
+        model = loaded.model
         lora.merge(model, job.adapters)
         emit(Step("converting"))
         _convert(model, job)
@@ -125,10 +127,15 @@ def build(job: Job) -> Converted:
         if job.prove:
             emit(Step("proving"))
             checks = {"weights": verify.weights_equal(model, job.ir), "export_parity": prove(model, job)}
-        del model
+            if loaded.cast:
+                checks["weights"]["cast"] = loaded.cast
+        notes = loaded.notes
+        del model, loaded
     gc.collect()
     with disk_full_as_error(job.output):
         compression = _compress(job)
+    if notes:
+        compression["notes"] = [*notes, *compression.get("notes", [])]
     if job.prove:
         emit(Step("verifying"))
         reference = job.reference if job.reference.exists() else None
@@ -156,15 +163,6 @@ def _compress(job: Job) -> dict[str, Any]:
     return {}
 
 
-@contextmanager
-def _as_export_error(problem: str, code: str) -> Iterator[None]:
-    """Turn whatever a library raises into an ExportError."""
-    try:
-        yield
-    except Exception as error:
-        raise ExportError(f"{problem}: {type(error).__name__}: {error}", code=code) from error
-
-
 def write_tokenizer(checkpoint: Path, output: Path, *, trust_remote_code: bool = False) -> None:
     """Convert the tokenizer of a checkpoint, and copy its own files and its chat template.
 
@@ -175,7 +173,7 @@ def write_tokenizer(checkpoint: Path, output: Path, *, trust_remote_code: bool =
     from openvino_tokenizers import convert_tokenizer
     from transformers import AutoTokenizer
 
-    with _as_export_error(f"the tokenizer of {checkpoint.name} cannot be converted", "tokenizer-not-converted"):
+    with as_export_error(f"the tokenizer of {checkpoint.name} cannot be converted", "tokenizer-not-converted"):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
         # Decoder-only models are padded on the left, so that the last position is the prompt's last token.
         tokenizer.padding_side = tokenizer.truncation_side = "left"
@@ -208,31 +206,6 @@ def convertible(tokenizer: Any) -> Any:
     equivalent = copy.deepcopy(tokenizer)
     equivalent.backend_tokenizer.pre_tokenizer = pre_tokenizer("smollm")
     return equivalent
-
-
-def load(checkpoint: Path, dtype: str = "auto", *, trust_remote_code: bool = False) -> Any:
-    """The transformers model of a checkpoint, with all its weights.
-
-    Raises:
-        ExportError: transformers cannot read it, or weights are missing.
-    """
-    from transformers import AutoModelForCausalLM
-
-    with _as_export_error(f"transformers cannot read {checkpoint.name}", "checkpoint-unreadable"):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            checkpoint,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise ExportError(
-            f"{checkpoint.name} lacks {len(missing)} weights, the first is {missing[0]}; fetch the checkpoint again",
-            code="weights-missing",
-        )
-    return model.eval()
 
 
 def _write_ir(model: Any, folder: Path) -> None:

@@ -16,6 +16,7 @@ from ..model_dir.geometry import Geometry
 from ..model_dir.inference import ir_logits
 from ..model_dir.manifest import MODEL_XML
 from ..quantization.cost import cost
+from .tensors import row_step
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,8 +37,6 @@ __all__ = [
 # below any error of conversion, and above rounding on every CPU.
 LOGIT_BOUND = 1e-4
 TOP1_BOUND = 0.99
-# Bytes of one tensor's rows that are compared; whole below it.
-SAMPLE_BYTES = 4 << 20
 
 CONVERSATIONS: tuple[tuple[dict[str, str], ...], ...] = (
     ({"role": "user", "content": "What is the capital of France?"},),
@@ -179,14 +178,14 @@ def weights_equal(model: Any, ir: Path) -> dict[str, Any]:
     import torch
 
     source = {name: value for name, value in model.state_dict().items() if value.ndim == 2 and name.endswith(".weight")}
-    if model.config.tie_word_embeddings:
+    if model.get_output_embeddings().weight is model.get_input_embeddings().weight:
         source.pop("lm_head.weight", None)
     compared = sampled = 0
     for name, data in _matrices(ir):
         if name not in source:
             continue
         weight = source.pop(name)
-        step = max(1, weight.numel() * weight.element_size() // SAMPLE_BYTES)
+        step = row_step(weight)
         rows = weight[::step].contiguous().view(torch.uint8).numpy()
         if rows.tobytes() != data[::step].tobytes():
             raise ExportError(

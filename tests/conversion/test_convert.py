@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support import tiny
 
-from ov_afm.conversion import convert, verify
+from ov_afm.conversion import convert, tensors, verify
 from ov_afm.errors import ExportError
 
 
@@ -62,7 +62,7 @@ def test_the_source_s_tokenizer_files_are_copied_byte_for_byte(digits_checkpoint
 def test_a_slice_has_the_source_s_weights(tiny_checkpoint: Path) -> None:
     import torch
 
-    model = convert.load(tiny_checkpoint)
+    model = tensors.load(tiny_checkpoint).model
     sliced = convert.slice_model(model, {"num_hidden_layers": 1, "intermediate_size": 96, "vocab_size": 100})
     weights = model.state_dict()
     assert sliced.config.num_hidden_layers == 1
