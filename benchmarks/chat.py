@@ -5,6 +5,7 @@ python benchmarks/chat.py MODEL_DIR
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -14,8 +15,11 @@ import threading
 import time
 
 import psutil
+from program import last_words, program
 
 from ov_afm.chat.engine import Choice, Engine
+from ov_afm.errors import OVAFMError
+from ov_afm.model_dir.model_directory import ModelDirectory
 from ov_afm.runtime.sampling import Params
 
 IDLE_S = 10.0
@@ -31,7 +35,12 @@ def page(model_dir: str) -> None:
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as running:
             try:
                 assert running.stderr
-                next(line for line in running.stderr if re.search("chat on", line))
+                log = ""
+                while not re.search("chat on", log):
+                    line = running.stderr.readline()
+                    if not line:
+                        raise OVAFMError(f"the chat did not start: {last_words(log)}")
+                    log += line
                 print(f"page served after {time.monotonic() - begun:.1f} s")
                 time.sleep(IDLE_S)
                 process = psutil.Process(running.pid)
@@ -71,8 +80,15 @@ def stop(model_dir: str) -> None:
     )
 
 
+@program
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="model directory")
+    args = parser.parse_args()
+    ModelDirectory.open(args.model)
+    page(args.model)
+    stop(args.model)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python benchmarks/chat.py MODEL_DIR")
-    page(sys.argv[1])
-    stop(sys.argv[1])
+    sys.exit(main())

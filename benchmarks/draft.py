@@ -10,8 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
+
+from program import check_counts, program
+
+from ov_afm.model_dir.model_directory import ModelDirectory
 
 QUESTIONS = (
     "What is the capital of France, and what is it known for?",
@@ -23,6 +28,7 @@ QUESTIONS = (
 )
 
 
+@program
 def main() -> None:
     import openvino_genai as genai
 
@@ -32,6 +38,9 @@ def main() -> None:
     parser.add_argument("--assistant-tokens", type=int, default=4)
     parser.add_argument("--new-tokens", type=int, default=96)
     args = parser.parse_args()
+    check_counts(args, {"assistant_tokens": 1, "new_tokens": 2})
+    for folder in (args.model, args.draft):
+        ModelDirectory.open(folder)
     alone = genai.LLMPipeline(args.model, "CPU")
     drafted = genai.LLMPipeline(args.model, "CPU", draft_model=genai.draft_model(args.draft, "CPU"))
     config = {"max_new_tokens": args.new_tokens, "ignore_eos": True, "do_sample": False}
@@ -67,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

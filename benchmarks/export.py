@@ -23,6 +23,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from program import check_counts, last_words, program
+
+from ov_afm.errors import OVAFMError
+from ov_afm.model_dir.model_directory import read_config
+
 BIN = Path(sys.executable).parent
 GROUPS = (
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
@@ -56,7 +61,7 @@ def limited(memory_gb: float | None) -> Path | None:
             group.mkdir(exist_ok=True)
             (group / limit).write_text(str(int(memory_gb * 1e9)))
             return group
-    sys.exit("no memory control group can be made here; run as root on Linux")
+    raise OVAFMError("no memory control group can be made here; run as root on Linux")
 
 
 def measure(command: list[str], output: Path, group: Path | None) -> dict[str, Any]:
@@ -81,7 +86,8 @@ def measure(command: list[str], output: Path, group: Path | None) -> dict[str, A
     _, status, usage = os.wait4(child.pid, 0)
     wall = time.perf_counter() - begun
     if status:
-        sys.exit(f"{command[0]} failed with status {os.waitstatus_to_exitcode(status)}:\n{messages[-2000:]}")
+        code = os.waitstatus_to_exitcode(status)
+        raise OVAFMError(f"{Path(command[0]).name} failed with status {code}: {last_words(messages)}")
     size = sum(path.stat().st_size for path in output.glob("openvino_model.bin"))
     return {
         "wall_s": round(wall, 1),
@@ -91,6 +97,7 @@ def measure(command: list[str], output: Path, group: Path | None) -> dict[str, A
     }
 
 
+@program
 def main() -> None:
     parser = argparse.ArgumentParser(description="ov-afm export beside optimum-cli export openvino")
     parser.add_argument("checkpoint", type=Path)
@@ -99,6 +106,9 @@ def main() -> None:
     parser.add_argument("--memory-gb", type=float, help="memory limit of each export")
     parser.add_argument("--only", choices=["ov-afm", "optimum-cli"])
     args = parser.parse_args()
+    check_counts(args, {"runs": 1, "memory_gb": 1})
+    read_config(args.checkpoint)
+    args.work_dir.mkdir(parents=True, exist_ok=True)
     group = limited(args.memory_gb)
     output = args.work_dir / "export-benchmark"
     records: dict[str, list[dict[str, Any]]] = {}
@@ -118,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,11 +19,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gguf_format import name_in_gguf, new_writer
+from program import last_words, program
+
+from ov_afm.errors import OVAFMError, SourceError
 from ov_afm.evaluation import scoring
 from ov_afm.evaluation.divergence import summarize
 from ov_afm.evaluation.text import load_text
 from ov_afm.model_dir.geometry import Geometry
+from ov_afm.model_dir.model_directory import ModelDirectory, read_config
 from ov_afm.system import console
+from ov_afm.system.atomic import replacing
 
 FILE_TYPES = {"Q4_0": 2, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_M": 17, "Q8_0": 7}
 QUANTIZE = """
@@ -34,43 +40,24 @@ sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode
 """
 
 
-def names_of(config: dict[str, Any]) -> Any:
-    """From a tensor's name in transformers to its name in a GGUF."""
-    import gguf
-
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.ARCEE, config["num_hidden_layers"])
-    return lambda name: names.get_name(name, try_suffixes=(".weight", ".bias"))
-
-
 def write_gguf(checkpoint: Path, path: Path, config: dict[str, Any]) -> None:
     """A checkpoint as an F32 GGUF without a tokenizer."""
-    import gguf
     import torch
     from safetensors import safe_open
 
-    shape = Geometry.from_config(config)
-    writer = gguf.GGUFWriter(path, "arcee")
-    writer.add_context_length(shape.max_positions)
-    writer.add_embedding_length(shape.hidden)
-    writer.add_block_count(shape.layers)
-    writer.add_feed_forward_length(shape.intermediate)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_key_length(shape.head_dim)
-    writer.add_value_length(shape.head_dim)
-    writer.add_rope_dimension_count(shape.head_dim)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(shape.vocab)
-    writer.add_tokenizer_model("no_vocab")
-    name_of = names_of(config)
-    for file in sorted(checkpoint.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (no mapping)
-                writer.add_tensor(name_of(name), tensors.get_tensor(name).to(torch.float32).numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    geometry = Geometry.from_config(config)
+    name_of = name_in_gguf(geometry)
+    with replacing(path) as temporary:
+        writer = new_writer(temporary, geometry, config)
+        writer.add_tokenizer_model("no_vocab")
+        for file in sorted(checkpoint.glob("*.safetensors")):
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (no mapping)
+                    writer.add_tensor(name_of(name), tensors.get_tensor(name).to(torch.float32).numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
 
 
 def read_back(path: Path, checkpoint: Path, folder: Path, config: dict[str, Any]) -> tuple[float, dict[str, int]]:
@@ -81,7 +68,7 @@ def read_back(path: Path, checkpoint: Path, folder: Path, config: dict[str, Any]
     from safetensors.torch import save_file
 
     tensors_of_gguf = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    name_of = names_of(config)
+    name_of = name_in_gguf(Geometry.from_config(config))
     weights, kinds, stored, count = {}, dict[str, int](), 0, 0
     for file in sorted(checkpoint.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
@@ -98,6 +85,7 @@ def read_back(path: Path, checkpoint: Path, folder: Path, config: dict[str, Any]
     return 8 * stored / count, kinds
 
 
+@program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
@@ -107,7 +95,11 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, help="fp32 model directory instead of the checkpoint")
     parser.add_argument("--text", type=Path)
     args = parser.parse_args()
-    config = json.loads((args.checkpoint / "config.json").read_text(encoding="utf-8"))
+    config = read_config(args.checkpoint)
+    if not any(args.checkpoint.glob("*.safetensors")):
+        raise SourceError(f"{args.checkpoint} has no *.safetensors; a checkpoint is needed")
+    if args.reference is not None:
+        ModelDirectory.open(args.reference)
     args.work_dir.mkdir(parents=True, exist_ok=True)
     whole = args.work_dir / "f32.gguf"
     if not whole.exists():
@@ -118,7 +110,10 @@ def main() -> None:
             packed, folder = args.work_dir / f"{kind}.gguf", args.work_dir / kind
             if not packed.exists():
                 command = [args.llama_python, "-c", QUANTIZE, whole, packed, str(FILE_TYPES[kind])]
-                subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+                done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
+                if done.returncode:
+                    packed.unlink(missing_ok=True)
+                    raise OVAFMError(f"llama.cpp could not quantize to {kind}: {last_words(done.stderr)}")
             bits, kinds = read_back(packed, args.checkpoint, folder, config)
             blocks = scoring.tokens_of(folder, load_text(args.text), reference)
             known = scoring.prepare_reference(reference, blocks, bars)
@@ -127,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

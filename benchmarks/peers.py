@@ -4,12 +4,15 @@ All engines are loaded at once, each in a process of its own, and take turns: ev
 them before the next one, in an order that rotates, so that whatever else the machine does disturbs them
 alike. Speeds are compared prompt by prompt, and the ratios' median is reported with the least and the most.
 
-llama.cpp runs a GGUF of the same geometry and of random weights (random_gguf.py). So no answer is compared, only speed
-and memory. Each engine has its own default KV cache: u8 in OpenVINO, f16 in llama.cpp.
+llama.cpp runs a GGUF of the same geometry and of random weights (random_gguf.py), of as many bits as the IR really has,
+whatever its manifest says; `--gguf` names another, which is refused if its geometry or its bits a weight are not the
+model's. So no answer is compared, only speed and memory. Each engine has its own default KV cache: u8 in OpenVINO, f16
+in llama.cpp.
 
     ov-afm synth --geometry afm-4.5b --output synth && ov-afm export synth --recipe int4 --output afm-int4
     pip install llama-cpp-python gguf        # builds llama.cpp for this CPU
     python benchmarks/peers.py afm-int4 --report peers
+    python benchmarks/peers.py afm-int4 --record        # a record for figures.py as well
 """
 
 from __future__ import annotations
@@ -26,23 +29,28 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import records
+from gguf_format import read_peer
+from matrices import read_matrices, stored_as
+from program import check_counts, program
 from random_gguf import write_gguf
+from records import Figure, times
 
 import ov_afm
 from ov_afm.bench.engine import Engine, Timeline, clock
 from ov_afm.bench.plan import Combination, Settings
 from ov_afm.bench.prompts import Prompts
 from ov_afm.bench.run import peak_rss_bytes
-from ov_afm.bench.statistics import spread
-from ov_afm.cli.command import command
+from ov_afm.bench.statistics import Spread, spread
 from ov_afm.errors import ConfigError, OVAFMError
+from ov_afm.kernels import extension
 from ov_afm.model_dir import manifest
 from ov_afm.model_dir.model_directory import ModelDirectory
 from ov_afm.system import console
 from ov_afm.system.console import markdown_table
 
 Run = Callable[[list[int], int], Timeline]
-Record = dict[str, Any]
+Row = dict[str, Any]
 ENGINES = ("ov_afm", "openvino-genai", "llama.cpp")
 
 
@@ -148,26 +156,29 @@ class Worker:
         other = python != sys.executable
         self.name = name
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-        self._child = subprocess.Popen(
-            [python, __file__, "--worker", json.dumps(fields)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            # Another Python may have llama-cpp-python; it needs this package's clock, and none of its libraries.
-            env={**os.environ, "PYTHONPATH": str(Path(ov_afm.__file__).parents[1])} if other else None,
-            encoding="utf-8",
-        )
+        try:
+            self._child = subprocess.Popen(
+                [python, __file__, "--worker", json.dumps(fields)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                # Another Python may have llama-cpp-python; it needs this package's clock, and none of its libraries.
+                env={**os.environ, "PYTHONPATH": str(Path(ov_afm.__file__).parents[1])} if other else None,
+                encoding="utf-8",
+            )
+        except OSError as error:
+            raise OVAFMError(f"{python} cannot be started: {error.strerror}") from error
         loaded = self._read()
         self.version, self.load_s = loaded["version"], loaded["load_s"]
 
-    def measure(self, prompt: list[int], new_tokens: int) -> Record:
+    def measure(self, prompt: list[int], new_tokens: int) -> Row:
         """One prompt's figures."""
         assert self._child.stdin is not None
         self._child.stdin.write(json.dumps({"prompt": prompt, "new_tokens": new_tokens}) + "\n")
         self._child.stdin.flush()
         return self._read()
 
-    def _read(self) -> Record:
+    def _read(self) -> Row:
         assert self._child.stdout is not None
         line = self._child.stdout.readline()
         if not line:
@@ -177,7 +188,7 @@ class Worker:
             raise OVAFMError(
                 f"{self.name} ended with status {self._child.returncode}: {last[-1] if last else 'no message'}"
             )
-        found: Record = json.loads(line)
+        found: Row = json.loads(line)
         return found
 
     def close(self) -> None:
@@ -190,14 +201,14 @@ class Worker:
 # The comparison.
 
 
-def compare(options: argparse.Namespace) -> tuple[list[Record], dict[str, str]]:
+def compare(options: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
     """Measure the engines in turns.
 
     Returns:
         One record for each engine and prompt, and the reason of each engine that could not run.
     """
     prompts = Prompts(Path(options.model), "random", options.seed)
-    records: list[Record] = []
+    measured: list[Row] = []
     absent: dict[str, str] = {}
     with ExitStack() as stack, console.Progress() as progress:
         workers = []
@@ -220,31 +231,38 @@ def compare(options: argparse.Namespace) -> tuple[list[Record], dict[str, str]]:
                     advance(1)
                     if run >= 0:
                         named = {"engine": worker.name, "version": worker.version, "run": run, "load_s": worker.load_s}
-                        records.append({**named, **figures})
-    return records, absent
+                        measured.append({**named, **figures})
+    return measured, absent
 
 
-def table(records: Sequence[Record], absent: dict[str, str], options: argparse.Namespace) -> str:
+def table(measured: Sequence[Row], absent: dict[str, str], weights: dict[str, str], options: argparse.Namespace) -> str:
     """Medians with ranges, and ratios pair by pair against the first engine."""
-    engines = list(dict.fromkeys(record["engine"] for record in records))
-    headers = ("engine", "TTFT ms", "prefill tokens/s", "decode tokens/s", "TPOT p50 / p95 ms", "peak memory GB")
+    engines = list(dict.fromkeys(record["engine"] for record in measured))
+    headers = (
+        "engine",
+        "weights",
+        "TTFT ms",
+        "prefill tokens/s",
+        "decode tokens/s",
+        "TPOT p50 / p95 ms",
+        "peak memory GB",
+    )
     columns = ("ttft_ms", "prefill_tokens_per_s", "decode_tokens_per_s", "tpot_p50_ms", "tpot_p95_ms", "peak_rss_bytes")
     rows = []
     for engine in engines:
-        runs = [record for record in records if record["engine"] == engine]
-        spreads = [spread([run[name] for run in runs]) for name in columns]
-        ttft, prefill, decode, p50, p95, peak = (each for each in spreads if each is not None)
+        runs = [record for record in measured if record["engine"] == engine]
+        ttft, prefill, decode, p50, p95, peak = (_spread([run[name] for run in runs]) for name in columns)
         speeds = [each.text() for each in (ttft, prefill, decode)]
         gaps = f"{p50.median:.1f} / {p95.median:.1f}"
-        rows.append([runs[0]["version"], *speeds, gaps, f"{peak.median / 1e9:.2f}"])
-    rows += [[engine, f"not run: {reason}", *[""] * 4] for engine, reason in absent.items()]
+        rows.append([runs[0]["version"], weights[engine], *speeds, gaps, f"{peak.median / 1e9:.2f}"])
+    rows += [[engine, f"not run: {reason}", *[""] * 5] for engine, reason in absent.items()]
     blocks = [
         f"Prompt {options.prompt_tokens} tokens, {options.new_tokens} new, {options.runs} runs in turns, "
         f"{options.threads} threads, model {Path(options.model).name}.",
-        markdown_table(headers, rows, "lr"),
+        markdown_table(headers, rows, "llr"),
     ]
     for peer in engines[1:]:
-        ratios = ", ".join(f"{title} {_ratio(records, engines[0], peer, name)}×" for name, title in RATIOS)
+        ratios = ", ".join(f"{title} {times(_ratio(measured, engines[0], peer, name))}" for name, title in RATIOS)
         blocks.append(f"{engines[0]} against {peer}, prompt by prompt: {ratios}.")
     return "\n\n".join(blocks)
 
@@ -252,11 +270,37 @@ def table(records: Sequence[Record], absent: dict[str, str], options: argparse.N
 RATIOS = (("decode_tokens_per_s", "decode speed"), ("prefill_tokens_per_s", "prefill speed"))
 
 
-def _ratio(records: Sequence[Record], ours: str, peer: str, name: str) -> str:
-    values = {(record["engine"], record["run"]): record[name] for record in records}
-    runs = sorted({record["run"] for record in records})
-    ratios = spread([values[ours, run] / values[peer, run] for run in runs])
-    return "–" if ratios is None else ratios.text()
+def _ratio(measured: Sequence[Row], ours: str, peer: str, name: str) -> Spread:
+    values = {(record["engine"], record["run"]): record[name] for record in measured}
+    runs = sorted({record["run"] for record in measured})
+    return _spread([values[ours, run] / values[peer, run] for run in runs])
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    found = spread(values)
+    assert found
+    return found
+
+
+def figures(
+    measured: Sequence[Row], weights: dict[str, str], active: float | None, options: argparse.Namespace
+) -> list[Figure]:
+    """What ov_afm's speeds are beside those of each peer, for a record."""
+    share = "" if active is None else f", {active:.0%} of neurons active"
+    titles = {
+        "decode_tokens_per_s": ("decode", f"decode after {options.prompt_tokens} tokens{share}"),
+        "prefill_tokens_per_s": ("prefill", f"prefill of {options.prompt_tokens} tokens"),
+    }
+    found = []
+    for peer in (name for name in dict.fromkeys(record["engine"] for record in measured) if name != ENGINES[0]):
+        title = "OpenVINO GenAI" if peer == "openvino-genai" else f"{peer}, {weights[peer]}"
+        for name, (kind, what) in titles.items():
+            ours, theirs = (
+                _spread([record[name] for record in measured if record["engine"] == engine])
+                for engine in (ENGINES[0], peer)
+            )
+            found.append(Figure(kind, what, "tokens/s", title, ours, theirs, _ratio(measured, ENGINES[0], peer, name)))
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -275,6 +319,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gguf", help="GGUF to use, or to write if it is not there; else a temporary one")
     parser.add_argument("--llama-python", default=sys.executable, help="Python that has llama-cpp-python")
     parser.add_argument("--report", help="new folder for peers.jsonl and peers.md")
+    parser.add_argument(
+        "--record",
+        nargs="?",
+        const=str(records.FOLDER),
+        metavar="FOLDER",
+        help="add a record for figures.py, to docs/figures or another folder",
+    )
     return parser
 
 
@@ -284,36 +335,64 @@ def _cores() -> int:
     return psutil.cpu_count(logical=False) or 1
 
 
-def _prepare(options: argparse.Namespace) -> None:
-    for name, least in (("runs", 1), ("prompt_tokens", 1), ("new_tokens", 2), ("threads", 1)):
-        if getattr(options, name) < least:
-            raise ConfigError(f"{name} must be at least {least}, found {getattr(options, name)}")
+def _prepare(options: argparse.Namespace) -> tuple[ModelDirectory, dict[str, str]]:
+    """The model, and of each engine what its weights are; writes the GGUF where there is none."""
+    check_counts(options, {"runs": 1, "prompt_tokens": 1, "new_tokens": 2, "threads": 1})
     model = ModelDirectory.open(options.model)
     if options.report is not None and Path(options.report).exists():
         raise ConfigError(f"{options.report} exists; name another folder")
-    if "llama.cpp" in options.engines and not Path(options.gguf).exists():
-        weight_format = model.recipe.weight_format if model.recipe else "fp16"
-        write_gguf(model, Path(options.gguf), weight_format)
+    if options.record is not None and ENGINES[0] not in options.engines:
+        raise ConfigError(f"a record compares {ENGINES[0]} with others; it is not among --engines")
+    matrices = read_matrices(model.xml)
+    ours = stored_as(matrices, model.bin)
+    weights = dict.fromkeys(ENGINES, ours)
+    if "llama.cpp" in options.engines:
+        gguf = Path(options.gguf)
+        if not gguf.parent.is_dir():
+            raise ConfigError(f"no folder {gguf.parent} for --gguf")
+        if not gguf.exists():
+            write_gguf(model, matrices, gguf)
+        weights["llama.cpp"] = stored_as(read_peer(gguf, model.geometry, matrices), gguf)
+    return model, weights
 
 
-@command
-def main(argv: Sequence[str] | None = None) -> int:
+def _record(
+    model: ModelDirectory, measured: Sequence[Row], weights: dict[str, str], options: argparse.Namespace
+) -> None:
+    packed = model.manifest.sparsity.get("kernels", {}) if model.manifest else {}
+    kernels = any("with kernels" in record["version"] for record in measured)
+    cpu = records.describe_cpu(options.threads, extension.best_isa() if kernels else None)
+    versions = {record["engine"]: record["version"] for record in measured if record["engine"] == "llama.cpp"}
+    found = figures(measured, weights, packed.get("active"), options)
+    print(
+        f"{records.save(records.new_record(model, cpu, found, versions=versions), Path(options.record))} written",
+        file=sys.stderr,
+    )
+
+
+@program
+def main() -> int:
     """Run the comparison."""
-    options = _parser().parse_args(argv)
+    options = _parser().parse_args()
     with tempfile.TemporaryDirectory(prefix="ov_afm-peers-") as folder:
         if options.gguf is None:
             options.gguf = str(Path(folder) / "peer.gguf")
-        _prepare(options)
-        records, absent = compare(options)
-    text = table(records, absent, options)
+        model, weights = _prepare(options)
+        measured, absent = compare(options)
+    text = table(measured, absent, weights, options)
     print(text)
     if options.report is not None:
         out = Path(options.report)
         out.mkdir(parents=True)
-        lines = [json.dumps({**record, "versions": manifest.installed_versions()}) for record in records]
+        lines = [
+            json.dumps({**record, "weights": weights[record["engine"]], "versions": manifest.installed_versions()})
+            for record in measured
+        ]
         (out / "peers.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         (out / "peers.md").write_text(text + "\n", encoding="utf-8")
-    return 0 if records else 1
+    if options.record is not None and measured:
+        _record(model, measured, weights, options)
+    return 0 if measured else 1
 
 
 if __name__ == "__main__":

@@ -17,8 +17,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from program import check_counts, program
+
 from ov_afm import export, presets
+from ov_afm.errors import OVAFMError
 from ov_afm.evaluation import fidelity, table
+from ov_afm.model_dir.model_directory import read_config
 from ov_afm.system import console
 
 INT4 = presets.Recipe("custom", weight_format="int4", sym=True, group_size=64, num_samples=64)
@@ -51,7 +55,9 @@ def make(source: Path, folder: Path, recipe: presets.Recipe) -> dict[str, float]
     # With what it has waited for: NNCF runs in a child.
     _, status, used = os.wait4(process.pid, 0)
     if status:
-        sys.exit(f"{folder.name} could not be made")
+        raise OVAFMError(
+            f"{folder.name} could not be made: ov-afm compress ended with status {os.waitstatus_to_exitcode(status)}"
+        )
     return {"seconds": used.ru_utime + used.ru_stime, "peak_bytes": 1024.0 * used.ru_maxrss}
 
 
@@ -68,6 +74,7 @@ def row(result: fidelity.Fidelity, cost: dict[str, float]) -> str:
     )
 
 
+@program
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -77,6 +84,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=list(RECIPES), default=DEFAULT)
     parser.add_argument("--plot", type=Path, help="size against KL: .svg, .png, .pdf")
     args = parser.parse_args()
+    read_config(args.model)
+    check_counts(args, {"tokens": 1})
+    args.work_dir.mkdir(parents=True, exist_ok=True)
     source = args.model
     if not (source / "openvino_model.xml").exists():
         source = args.work_dir / "fp32"
@@ -97,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

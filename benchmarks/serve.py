@@ -27,9 +27,13 @@ from typing import Any
 
 import httpx
 import numpy as np
+from gguf_format import read_peer
+from matrices import read_matrices, stored_as
+from program import check_counts, last_words, program
 from random_gguf import write_gguf
 
 from ov_afm.bench.statistics import spread
+from ov_afm.errors import OVAFMError
 from ov_afm.model_dir.model_directory import ModelDirectory
 from ov_afm.system.console import markdown_table
 
@@ -74,9 +78,15 @@ class Loop:
 
     def __init__(self, options: argparse.Namespace) -> None:
         command = [sys.executable, __file__, "--loop", options.model, str(options.cache_size_gb)]
-        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+        )
         assert self._child.stdout
-        assert self._child.stdout.readline() == "ready\n"
+        if self._child.stdout.readline() != "ready\n":
+            self._child.wait()
+            self._log.seek(0)
+            raise OVAFMError(f"the engine without a server did not start: {last_words(self._log.read())}")
 
     def run(self, prompts: Prompts, new_tokens: int) -> Arrivals:
         """Arrivals of every stream's tokens."""
@@ -112,13 +122,17 @@ class Http:
         deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             self._log.seek(0)
-            if address := re.search(url, self._log.read()):
+            log = self._log.read()
+            if self._child.poll() is not None:
+                raise OVAFMError(f"{name} ended with status {self._child.returncode}: {last_words(log)}")
+            if address := re.search(url, log):
                 self._url = address[1]
                 with suppress(httpx.HTTPError):
                     if httpx.get(f"{self._url}/health").status_code == 200:
                         return
             time.sleep(0.1)
-        raise TimeoutError(f"{name} did not start")
+        self._child.kill()
+        raise OVAFMError(f"{name} did not start within {START_S:.0f} s")
 
     def run(self, prompts: Prompts, new_tokens: int) -> Arrivals:
         """Arrivals of every stream's tokens."""
@@ -220,12 +234,12 @@ def measure(options: argparse.Namespace, engines: Sequence[Any]) -> list[dict[st
     return records
 
 
-def table(options: argparse.Namespace, records: Sequence[dict[str, Any]]) -> str:
+def table(options: argparse.Namespace, weights: str, records: Sequence[dict[str, Any]]) -> str:
     """Medians, and ratios of runs side by side."""
     engines = list(dict.fromkeys(record["engine"] for record in records))
     title = (
         f"{Path(options.model).name}: prompt {options.prompt_tokens} tokens, {options.new_tokens} new, "
-        f"{options.runs} runs in turns, {options.threads} threads."
+        f"{options.runs} runs in turns, {options.threads} threads. Weights: {weights}."
     )
     headers = ("streams", "way", "tokens/s, all streams", "`ov-afm serve` compared with it", "ms a token p50 / p99")
     rows = []
@@ -249,6 +263,7 @@ def table(options: argparse.Namespace, records: Sequence[dict[str, Any]]) -> str
     return f"{title}\n\n{markdown_table(headers, rows, 'rlr')}"
 
 
+@program
 def main() -> int:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -262,7 +277,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--llama-python", help="a Python that has xllamacpp")
     options = parser.parse_args()
+    check_counts(
+        options, {"streams": 1, "prompt_tokens": 1, "new_tokens": 2, "runs": 1, "threads": 1, "cache_size_gb": 0.01}
+    )
     model = ModelDirectory.open(options.model)
+    matrices = read_matrices(model.xml)
+    weights = stored_as(matrices, model.bin)
     with ExitStack() as stack:
         engines: list[Any] = [Loop(options)]
         stack.callback(engines[0].close)
@@ -270,11 +290,12 @@ def main() -> int:
         stack.callback(engines[1].close)
         if options.llama_python is not None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            weights = model.recipe.weight_format if model.recipe else "fp16"
-            write_gguf(model, folder / "peer.gguf", weights, vocabulary=True)
-            engines.append(llama(options, folder / "peer.gguf"))
+            gguf = folder / "peer.gguf"
+            write_gguf(model, matrices, gguf, vocabulary=True)
+            weights += f"; llama.cpp's {stored_as(read_peer(gguf, model.geometry, matrices), gguf)}"
+            engines.append(llama(options, gguf))
             stack.callback(engines[2].close)
-        print(table(options, measure(options, engines)))
+        print(table(options, weights, measure(options, engines)))
     return 0
 
 
