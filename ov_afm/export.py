@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +18,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from .conversion import convert
+from .conversion.export_key import differences
 from .conversion.pack_kernels import pack, pack_if_it_pays
 from .conversion.sources import Source, resolve
 from .conversion.verify import measure
 from .errors import ConfigError, ExportError, OVAFMError, SourceError
 from .model_dir import manifest, outputs
-from .model_dir.manifest import Manifest
+from .model_dir.manifest import PACKED_FOLDER, Manifest
 from .model_dir.model_directory import ModelDirectory, ModelResult, finish
 from .presets import DEFAULT_MODEL, SAMPLING, Recipe
 from .quantization import calibration
@@ -84,10 +85,12 @@ def export(
         progress: Where to draw progress.
 
     Returns:
-        The model directory; an existing one, untouched, if it is this very export.
+        The model directory; an existing one if it is this very export, untouched but for reference answers and packed
+        weights that it lacks.
 
     Raises:
-        OVAFMError: The source, the machine or the options do not allow it; nothing is left behind.
+        OVAFMError: The source, the machine or the options do not allow it, or `output` holds another export; nothing is
+            left behind.
     """
     resources.require("export", "torch", "transformers", "optimum.intel", "nncf")
     selected = resolve_recipe(recipe if recipe is not None else "int8", device)
@@ -103,8 +106,9 @@ def export(
         source = replace(source, adapters=to_merge)
         _check_options(source, recipe)
         target = Path(output) if output is not None else _default_output(source, selected)
+        with_golden = verify and (_golden_by_default(source, device) if golden is None else golden)
         if not force and (existing := _existing(target, source, selected, verify, bars)):
-            return existing
+            return _complete(existing, golden=with_golden, kernels=kernels is True, bars=bars)
         log = resources.log_file(f"export-{target.name}")
         with outputs.new_folder(target, force=force, inputs=[*inputs, source.path]) as partial, disk_full_as_error(target.parent):
             if source.prebuilt:
@@ -123,7 +127,7 @@ def export(
                         adapters=to_merge,
                     )
                     contents = _convert(source, job, bars, log)
-            if verify and (_golden_by_default(source, device) if golden is None else golden):
+            if with_golden:
                 with bars.step("recording reference answers"):
                     contents.checks["golden"] = ChildProcess(log=log).run(self_test.make_golden, partial)
             finish(partial, contents, bars)
@@ -173,7 +177,7 @@ def _existing(target: Path, source: Source, recipe: Recipe, verify: bool, bars: 
     """The existing export, if it is the requested one; None if there is none.
 
     Raises:
-        ConfigError: The directory holds another model or recipe, or is damaged.
+        ConfigError: The directory holds another export (the message says how it differs), or is damaged.
     """
     if not (target / manifest.FILE_NAME).exists():
         return None
@@ -187,11 +191,13 @@ def _existing(target: Path, source: Source, recipe: Recipe, verify: bool, bars: 
     assert existing is not None
     size = sum(path.stat().st_size for path in source.weights)
     with bars.step("comparing with the existing export", total=size, unit="B") as advance:
-        same_source = existing.source == source.describe(advance)
-    if not (same_source and (source.prebuilt or _same_recipe(recipe, existing.recipe))):
+        described = source.describe(advance)
+    changed = differences(existing, described, None if source.prebuilt else recipe)
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise ConfigError(
-            f"{target} holds another model ({existing.source.get('id')}, recipe {existing.recipe.get('name')}); "
-            "choose another output directory, or replace it with --force",
+            f"{target} holds another model ({existing.source.get('id')}, recipe {existing.recipe.get('name')}): "
+            f"{changed[0]}{more}; choose another output directory, or replace it with --force",
             code="output-is-another-export",
         )
     if verify and "skipped" in existing.checks:
@@ -202,16 +208,19 @@ def _existing(target: Path, source: Source, recipe: Recipe, verify: bool, bars: 
     return ModelResult(target, existing)
 
 
-def _same_recipe(recipe: Recipe, recorded: Mapping[str, Any]) -> bool:
-    """Whether a recorded recipe is this one, contents of the calibration data included."""
-    # A field that an older ov_afm did not record had its default.
-    complete = {**Recipe().recorded(), **recorded}
-    if any(complete[key] != value for key, value in recipe.recorded().items()):
-        return False
-    used = recorded.get("calibration")
-    if used is None or recipe.dataset is None:
-        return True
-    return all(used.get(key) == value for key, value in calibration.describe(recipe.dataset).items())
+def _complete(existing: ModelResult, *, golden: bool, kernels: bool, bars: console.Progress) -> ModelResult:
+    """Add what an existing export may lack without being another one: reference answers, packed weights."""
+    contents, notes = existing.manifest, []
+    log = resources.log_file(f"export-{existing.path.name}")
+    if golden and "golden" not in contents.checks:
+        with bars.step("recording reference answers"):
+            contents.checks["golden"] = ChildProcess(log=log).run(self_test.make_golden, existing.path)
+        manifest.write(existing.path, contents)
+        notes.append("reference answers were added to the existing export")
+    if kernels and not (existing.path / PACKED_FOLDER / manifest.MODEL_XML).exists():
+        contents = pack(existing.path, bars)
+        notes.append(f"the model for the ReLU² kernels was added to the existing export, in {PACKED_FOLDER}/")
+    return ModelResult(existing.path, contents, log, notes) if notes else existing
 
 
 # -- What has to fit on this machine

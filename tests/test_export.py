@@ -82,6 +82,9 @@ def test_manifest_tells_source_recipe_versions_files_and_checks(tiny_model: Path
         "revision": None,
         "license": None,
         "weights": {"model.safetensors": manifest.sha256(tiny_checkpoint / "model.safetensors")},
+        "files": {
+            path.name: manifest.sha256(path) for path in tiny_checkpoint.iterdir() if path.name != "model.safetensors"
+        },
     }
     assert contents.geometry == Geometry.from_config(read_config(tiny_checkpoint))
     assert contents.recipe["name"] == contents.recipe["weight_format"] == "int8"
@@ -235,8 +238,12 @@ def test_another_export_is_refused_and_kept(
         content = bytearray((source / "model.safetensors").read_bytes())
         content[-1] ^= 1
         (source / "model.safetensors").write_bytes(content)
+    what = {
+        "recipe": "its recipe is int8, not int4 and 3 more",
+        "weights": "model.safetensors of its source has changed",
+    }
     assert error_of(source, tiny_model, recipe="int4" if change == "recipe" else "int8") == (
-        f"{tiny_model} holds another model (tiny-arcee, recipe int8); "
+        f"{tiny_model} holds another model (tiny-arcee, recipe int8): {what[change]}; "
         "choose another output directory, or replace it with --force"
     )
     assert stamps(tiny_model) == before

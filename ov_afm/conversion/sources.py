@@ -27,6 +27,9 @@ from . import checkpoint, embedded, hub
 __all__ = ["Source", "resolve"]
 
 Kind = Literal["hub", "folder", "gguf", "embedded", "openvino"]
+# Files of a checkpoint that shape an export, besides weights and license files. All of a kind count, because
+# transformers chooses among several names (`tokenizer.4.0.json`).
+SHAPING = ("*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.model", "merges.txt", "vocab.txt", "*.py")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -80,8 +83,21 @@ class Source:
         """Weights of the model, norms left out."""
         return self.geometry.parameters(tied=self.tied)
 
+    @property
+    def files(self) -> dict[str, Path]:
+        """Files that shape an export beside the weights, by their path in the source."""
+        if self.kind in ("gguf", "embedded"):
+            return {path.name: path for path in self.license_files}
+        if self.prebuilt:
+            made_anew = (manifest.FILE_NAME, manifest.CARD_FILE)
+            found = [path for path in manifest.files_of(self.path) if path.name not in made_anew]
+        else:
+            found = [*(path for pattern in SHAPING for path in self.path.glob(pattern)), *self.license_files]
+        chosen = {path.relative_to(self.path).as_posix(): path for path in sorted(found) if path.is_file()}
+        return {name: path for name, path in chosen.items() if path not in self.weights}
+
     def describe(self, on_bytes: Callable[[int], None] | None = None) -> dict[str, Any]:
-        """The manifest's `source`; hashes the weight files, `on_bytes` gets the size of each block read."""
+        """The manifest's `source`; hashes all files, `on_bytes` gets the size of each block of the weights read."""
         fields: dict[str, Any] = {
             "kind": self.kind,
             "id": self.id,
@@ -90,6 +106,7 @@ class Source:
             "weights": {
                 path.name: self.digests.get(path.name) or manifest.sha256(path, on_bytes) for path in self.weights
             },
+            "files": {name: manifest.sha256(path) for name, path in self.files.items()},
         }
         if self.synthetic:
             fields["synthetic"] = True
