@@ -15,6 +15,7 @@ from typing import Any
 from .errors import CompressionError, ConfigError
 from .model_dir import manifest, outputs
 from .model_dir.model_directory import ModelDirectory, ModelResult, finish
+from .model_dir.tokenizer_files import ADDITIONAL_TEMPLATES
 from .presets import Recipe
 from .quantization import calibration
 from .quantization.compress_weights import compress_ir
@@ -87,6 +88,8 @@ def compress(
         for path in source.path.iterdir():
             if path.is_file() and not any(fnmatch(path.name, pattern) for pattern in LEFT_OUT):
                 shutil.copyfile(path, partial / path.name)
+        if (templates := source.path / ADDITIONAL_TEMPLATES).is_dir():
+            shutil.copytree(templates, partial / ADDITIONAL_TEMPLATES)
         with console.step_bars(bars) as on_event:
             on_event(Step("compressing weights"))
             child = ChildProcess(log=log, on_event=on_event, died=CompressionError)
@@ -102,6 +105,7 @@ def compress(
             recipe={**recipe.recorded(), **summary},
             versions=manifest.installed_versions(),
             checks=checks,
+            generation=source.manifest.generation if source.manifest else {},
         )
         finish(partial, contents, bars)
     return ModelResult(target, contents, log, summary.get("notes", []))

@@ -7,7 +7,6 @@ and only then give the directory its name.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .conversion import convert
+from .conversion import convert, generation_config
 from .conversion.export_key import differences
 from .conversion.pack_kernels import pack, pack_if_it_pays
 from .conversion.sources import Source, resolve
@@ -26,13 +25,13 @@ from .errors import ConfigError, ExportError, OVAFMError, SourceError
 from .model_dir import manifest, outputs
 from .model_dir.manifest import PACKED_FOLDER, Manifest
 from .model_dir.model_directory import ModelDirectory, ModelResult, finish
-from .presets import DEFAULT_MODEL, SAMPLING, Recipe
+from .presets import DEFAULT_MODEL, Recipe
 from .quantization import calibration
 from .quantization.compress_weights import describe_weights
 from .quantization.recipes import resolve_recipe
 from .runtime import self_test
 from .runtime.lora import Adapter, read_all
-from .system import atomic, console, resources
+from .system import console, resources
 from .system.atomic import disk_full_as_error
 from .system.child_process import ChildProcess
 from .system.interrupt import in_background
@@ -164,7 +163,12 @@ def _golden_by_default(source: Source, device: str | None) -> bool:
 
 
 def _notes(contents: Manifest) -> list[str]:
-    notes = list(contents.recipe.get("notes", []))
+    notes = [*contents.recipe.get("notes", []), *contents.generation.get("notes", [])]
+    if elsewhere := contents.checks.get("chat_template", {}).get("genai_differs"):
+        notes.append(
+            f"OpenVINO GenAI's own template engine does not render {', '.join(elsewhere)} as the source does "
+            f"({next(iter(elsewhere.values()))}); ov-afm does, programs that leave it to GenAI do not"
+        )
     if contents.source.get("synthetic"):
         notes.append("the weights are random (synthetic checkpoint): speed is real, words are not")
     return notes
@@ -272,7 +276,6 @@ def _convert(source: Source, job: convert.Job, bars: console.Progress, log: Path
     with in_background(source.describe) as description:
         with console.step_bars(bars, convert.STEPS, in_bytes=("converting",)) as on_event:
             built = ChildProcess(log=log, on_event=on_event, died=ExportError).run(convert.build, job)
-        write_generation_config(job.output, source)
         for path in source.license_files:
             shutil.copyfile(path, job.output / path.name)
         with bars.step("hashing the source"):
@@ -284,17 +287,7 @@ def _convert(source: Source, job: convert.Job, bars: console.Progress, log: Path
         versions=manifest.installed_versions(),
         checks=built.checks if job.prove else dict(NOT_VERIFIED),
     )
-
-
-def write_generation_config(folder: Path, source: Source) -> None:
-    """Add the recommended sampling of the architecture to `generation_config.json`; values of the source stay."""
-    path = folder / "generation_config.json"
-    fields = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    sampling = SAMPLING.get(source.config.get("model_type", ""))
-    if sampling is not None:
-        recommended = {"do_sample": True, **{name: getattr(sampling, name) for name in sampling.__slots__}}
-        fields = {**recommended, **{key: value for key, value in fields.items() if value is not None}}
-    atomic.write_json(path, fields)
+        generation=built.generation,
 
 
 def _adopt(source: Source, partial: Path, verify: bool, bars: console.Progress, log: Path) -> Manifest:
@@ -330,6 +323,7 @@ def _adopt(source: Source, partial: Path, verify: bool, bars: console.Progress, 
         versions=manifest.installed_versions(),
         checks=checks,
     )
+        generation=ChildProcess(log=log, died=ExportError).run(generation_config.describe, partial),
 
 
 if __name__ == "__main__":

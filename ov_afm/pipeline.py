@@ -107,7 +107,7 @@ class Pipeline:
         self.context_length, self.max_prompt_tokens = session.context_length, session.max_prompt_tokens
         self.load_s = session.load_s
         self._tokenizer = session.tokenizer
-        self.has_chat_template = bool(self._tokenizer.chat_template)
+        self.has_chat_template = session.template is not None
 
     def render(self, prompt: Prompt, *, raw: bool = False) -> str:
         """The text that the model is given for a prompt: the model's chat template applied, once.
@@ -121,15 +121,9 @@ class Pipeline:
             prompt = [{"role": "user", "content": prompt}]
         if raw:
             raise ConfigError("raw takes text, found a list of messages")
-        if not self.has_chat_template:
+        if self._session.template is None:
             raise GenerationError(f"{self.model_dir} has no chat template; give text instead of messages")
-        import openvino_genai
-
-        try:
-            history = openvino_genai.ChatHistory([dict(message) for message in prompt])
-            return str(self._tokenizer.apply_chat_template(history, add_generation_prompt=True))
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise GenerationError(f"the chat template cannot render these messages: {last_line(error)}") from error
+        return self._session.template.render([dict(message) for message in prompt])
 
     def _encode(self, prompt: Prompt, raw: bool) -> tuple[Any, int]:
         if len(prompt) == 0:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import SourceError
 from ..model_dir import card
+from ..model_dir.manifest import files_of
 from ..model_dir.model_directory import ModelDirectory, ModelResult
+from ..runtime import stop_tokens, text_proof
 from ..system import console
 from .command import command, command_parser
 
 __all__ = ["describe", "main", "report"]
+
+logger = logging.getLogger(__name__)
 
 
 def describe(model_dir: str | Path, *, verify: bool = False) -> dict[str, Any]:
@@ -27,7 +33,7 @@ def describe(model_dir: str | Path, *, verify: bool = False) -> dict[str, Any]:
         SourceError: It is no whole model directory.
     """
     folder = Path(model_dir)
-    total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    total = sum(path.stat().st_size for path in files_of(folder))
     with contextlib.ExitStack() as stack:
         advance = None
         if verify:
@@ -35,7 +41,23 @@ def describe(model_dir: str | Path, *, verify: bool = False) -> dict[str, Any]:
             advance = stack.enter_context(progress.step("hashing", total=total, unit="B"))
         model = ModelDirectory.open(folder, hashes=verify, on_bytes=advance)
     contents = model.manifest.to_dict() if model.manifest else {"geometry": model.geometry.to_dict()}
-    return {"path": str(folder), "total_bytes": total, "manifest": model.manifest is not None, **contents}
+    facts: dict[str, Any] = {
+        "total_bytes": total,
+        "manifest": model.manifest is not None,
+        "lost_packed": model.lost_packed,
+    }
+    if verify:
+        facts["proved"] = text_proof.check(model)
+    return {"path": str(folder), **facts, "stop_tokens": _ends(folder), "edited": model.edited, **contents}
+
+
+def _ends(folder: Path) -> list[dict[str, Any]] | None:
+    """The tokens that end an answer now; None where the tokenizer or the generation configuration cannot be read."""
+    try:
+        return [token.to_dict() for token in stop_tokens.of_folder(folder)]
+    except SourceError as error:
+        logger.warning("%s", error)
+        return None
 
 
 def report(result: ModelResult, *, as_json: bool = False) -> None:
@@ -63,7 +85,11 @@ def _lines(fields: dict[str, Any]) -> list[str]:
         f"vocabulary {shape['vocab']}, context {shape['max_positions']}"
     )
     size = console.human_bytes(fields["total_bytes"])
-    rows = [("directory", f"{fields['path']}, {size}"), ("model", model)]
+    rows = [
+        ("directory", f"{fields['path']}, {size}"),
+        ("model", model),
+        ("ends at", _ends_text(fields["stop_tokens"])),
+    ]
     if not fields["manifest"]:
         return _table([*rows, ("manifest", "none: made by another program; source and recipe are unknown")])
     source, recipe = fields["source"], fields["recipe"]
@@ -78,15 +104,26 @@ def _lines(fields: dict[str, Any]) -> list[str]:
     if recipe.get("calibration"):
         data = recipe["calibration"]
         rows.append(("calibration", f"{data['name']}, {data['samples']} samples, {data['tokens']} tokens"))
-    rows += [("note", text) for text in recipe.get("notes", [])]
+    rows += [("note", text) for text in (*recipe.get("notes", []), *fields["generation"].get("notes", []))]
+    if added := fields["generation"].get("added"):
+        rows.append(("added", f"to generation_config.json: {json.dumps(added)[1:-1]}"))
+    rows += [("edited", f"{name}, since the export; what it says now is used") for name in fields["edited"]]
     rows += [("check", line) for line in card.check_lines(fields["checks"])]
     if "profile" in fields["sparsity"]:
         rows.append(("sparsity", f"{fields['sparsity']['profile']['mean']:.1%} exact zeros at down_proj's input"))
     if "kernels" in fields["sparsity"]:
         packed = fields["sparsity"]["kernels"]
-        rows.append(("kernels", f"{len(packed['replaced'])} MLPs packed in {packed['folder']}/"))
+        state = "were packed, but are gone from" if fields["lost_packed"] else "packed in"
+        rows.append(("kernels", f"{len(packed['replaced'])} MLPs {state} {packed['folder']}/"))
     made_with = ", ".join(f"{name} {version}" for name, version in fields["versions"].items() if version)
     return _table([*rows, ("made with", made_with)])
+
+
+def _ends_text(stops: list[dict[str, Any]] | None) -> str:
+    if stops is None:
+        return "unknown"
+    ends = [f"{each['text']} ({each['id']}, of {' and '.join(each['named_by'])})" for each in stops]
+    return ", ".join(ends) or "no token: answers run to their limit"
 
 
 def _table(rows: list[tuple[str, str]]) -> list[str]:
@@ -104,5 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     fields = describe(args.model_dir, verify=args.verify)
     print(json.dumps(fields) if args.json else "\n".join(_lines(fields)))
     if args.verify and not args.json:
-        print("files        all as recorded (sha256)" if fields["manifest"] else "files        no digests to compare")
+        recorded = f"all as recorded (sha256){', without relu2/, which is gone' if fields['lost_packed'] else ''}"
+        for name, result in fields["proved"].items():
+            print(f"{name.replace('_', ' '):<12} {result}")
+        print("files       ", recorded if fields["manifest"] else "no digests to compare")
     return 0

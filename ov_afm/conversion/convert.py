@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExportError
+from ..model_dir import tokenizer_files
 from ..model_dir.manifest import MODEL_BIN, MODEL_XML
 from ..presets import Recipe
 from ..quantization.compress_weights import compress_ir
 from ..quantization.cost import text_ids
-from ..runtime import lora
-from ..system.atomic import disk_full_as_error
+from ..runtime import chat_template, lora
+from ..system.atomic import disk_full_as_error, write_json, write_text
 from ..system.child_process import Progress, Step, emit
 from . import verify
 from .gguf.tokenizer import pre_tokenizer
@@ -50,7 +51,6 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "chat_template.jinja",
 )
 # Shape of the slice that is compared when the whole model does not fit in memory. One layer is enough, because the
 # layers of a decoder are alike and all weights are compared anyway; more costs minutes at 4,160 tokens.
@@ -100,10 +100,12 @@ class Converted:
         compression: What compression did, for the manifest's recipe.
         checks: What was proved; empty where no proof was asked for.
     """
+        generation: What `generation_config.carry` did.
 
     compression: dict[str, Any]
     checks: dict[str, Any]
 
+    generation: dict[str, Any]
 
 def build(job: Job) -> Converted:
     """Fill a model directory from a checkpoint: tokenizer, configuration, weights.
@@ -123,10 +125,10 @@ def build(job: Job) -> Converted:
         lora.merge(model, job.adapters)
         emit(Step("converting"))
         _convert(model, job)
-        checks: dict[str, Any] = {}
+        generation = generation_config.carry(job.checkpoint, job.output)
         if job.prove:
             emit(Step("proving"))
-            checks = {"weights": verify.weights_equal(model, job.ir), "export_parity": prove(model, job)}
+            checks |= {"weights": verify.weights_equal(model, job.ir), "export_parity": prove(model, job)}
             if loaded.cast:
                 checks["weights"]["cast"] = loaded.cast
         notes = loaded.notes
@@ -142,16 +144,14 @@ def build(job: Job) -> Converted:
         checks |= verify.measure(
             job.checkpoint, job.output, reference=reference, trust_remote_code=job.trust_remote_code
         )
-    return Converted(compression, checks)
+    return Converted(compression, checks, generation)
 
 
 def _convert(model: Any, job: Job) -> None:
     expected = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     with _report_growth(job.work / MODEL_BIN, expected):
         _write_ir(model, job.work)
-    for name in ("config.json", "generation_config.json"):
-        if (job.work / name).exists():
-            shutil.move(job.work / name, job.output / name)
+    shutil.move(job.work / "config.json", job.output / "config.json")
 
 
 def _compress(job: Job) -> dict[str, Any]:
@@ -185,9 +185,33 @@ def write_tokenizer(checkpoint: Path, output: Path, *, trust_remote_code: bool =
             shutil.copyfile(checkpoint / name, output / name)
     if not (output / "tokenizer.json").exists():
         tokenizer.save_pretrained(output)
-    template = tokenizer.chat_template
-    if isinstance(template, str) and not (output / "chat_template.jinja").exists():
-        (output / "chat_template.jinja").write_text(template, encoding="utf-8", newline="")
+    _write_templates(checkpoint, output, templates)
+    if tokenizer_files.special_tokens(output) != tokenizer.special_tokens_map:
+        # Some tokenizer classes have special tokens that no file names.
+        write_json(output / "special_tokens_map.json", tokenizer.special_tokens_map)
+
+
+def _templates(checkpoint: Path, tokenizer: Any) -> dict[str, str]:
+    """The chat templates of a source by name, with a `default` if there are any."""
+    templates = tokenizer_files.chat_templates(checkpoint)
+    if not templates and isinstance(tokenizer.chat_template, str):
+        templates = {"default": tokenizer.chat_template}
+    if not templates:
+        return {}
+    name, _ = chat_template.choose(templates, checkpoint.name)
+    return {**templates, "default": templates[name]}
+
+
+def _write_templates(checkpoint: Path, output: Path, templates: dict[str, str]) -> None:
+    """Write templates where transformers and GenAI look for them; a file of the source is copied byte for byte."""
+    for name, text in templates.items():
+        folder, stem = tokenizer_files.ADDITIONAL_TEMPLATES, f"{name}.jinja"
+        place = Path(tokenizer_files.TEMPLATE_FILE if name == "default" else f"{folder}/{stem}")
+        (output / place).parent.mkdir(exist_ok=True)
+        if (checkpoint / place).is_file():
+            shutil.copyfile(checkpoint / place, output / place)
+        else:
+            write_text(output / place, text)
 
 
 def convertible(tokenizer: Any) -> Any:
@@ -198,6 +222,9 @@ def convertible(tokenizer: Any) -> Any:
     that splits in the same way replaces the sequence.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] or {}
+        templates = _templates(checkpoint, tokenizer)
+        # The tokenizer's IR keeps one template, which GenAI takes before any file.
+        tokenizer.chat_template = templates.get("default")
     steps = [
         (step["type"], step.get("individual_digits"), step.get("use_regex")) for step in state.get("pretokenizers", ())
     ]

@@ -20,6 +20,7 @@ from ..model_dir.geometry import Geometry
 from ..model_dir.manifest import MODEL_BIN, MODEL_XML
 from ..model_dir.outputs import SYNTHETIC_KEY
 from ..presets import DEFAULT_MODEL, EMBEDDED_MODEL
+from ..runtime import chat_template, generation_config
 from ..runtime.lora import Adapter
 from ..system.console import Progress
 from . import checkpoint, embedded, hub
@@ -199,6 +200,9 @@ def _checkpoint(path: Path, kind: Kind, id: str, *, allow_pickle: bool, trust_re
     weights = checkpoint.find_weights(path, allow_pickle=allow_pickle)
     checkpoint.check_tokenizer(path, trust_remote_code=trust_remote_code)
     return _source(kind, id, path, weights, config)
+    # What cannot be read, or leaves open what is meant, is refused before any work.
+    generation_config.read(path)
+    chat_template.notes(path)
 
 
 def _prebuilt(path: Path, *, id: str) -> Source:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 __all__ = ["Detokenizer", "TextAssembler", "decoder"]
@@ -53,15 +53,18 @@ class Detokenizer:
 
     Args:
         tokenizer: The engine's `Tokenizer`.
+        silent: Tokens without text, as special ones: a token that ends an answer need not be special.
 
     Attributes:
         pieces: Token to its bytes, for the tokens that have any.
-        decode: Tokens to text, special tokens left out.
+        decode: Tokens to text, special and silent tokens left out.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, silent: Set[int] = frozenset()):
         self.pieces: dict[int, bytes] = {token: piece for piece, token in tokenizer.get_vocab().items()}
-        self.decode = decoder(tokenizer.decode, self.pieces)
+        decode = decoder(tokenizer.decode, self.pieces)
+        shown = [token for token in silent if decode([token])]
+        self.decode = decode if not shown else lambda tokens: decode([each for each in tokens if each not in shown])
 
     def assembler(self, stop: Sequence[str] = ()) -> TextAssembler:
         """A collector of one answer's text."""

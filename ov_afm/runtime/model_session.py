@@ -20,8 +20,11 @@ from ..model_dir.manifest import installed_versions
 from ..system.interrupt import wait_for
 from . import device_cache, self_test
 from .detokenize import Detokenizer, TextAssembler
+from .chat_template import ChatTemplate
 from .loading import LoadRequest, OnPhase, PhaseTimer, load, remember_verdict, verdict_key
-from .sampling import Params, default_config
+from .generation_config import default_config
+from .sampling import Params
+from .stop_tokens import stop_tokens
 
 __all__ = ["ModelSession"]
 
@@ -39,7 +42,7 @@ class ModelSession:
         on_phase: Called when a phase of loading begins, with its name and the seconds it took last time here.
 
     Raises:
-        SourceError: `generation_config.json` or an adapter cannot be used.
+        SourceError: `generation_config.json`, the chat template or an adapter cannot be used.
         DeviceError: No device can run the model, or its first answer is wrong.
 
     Attributes:
@@ -51,6 +54,8 @@ class ModelSession:
         emulated: The NPU's path runs on CPU.
         tokenizer: GenAI's tokenizer.
         cache_tokens: Tokens that the KV cache holds; None where nothing bounds it but memory.
+        template: The chat template; None where the model has none.
+        stop_tokens: The tokens that end an answer.
         context_length: Tokens that prompt and answer may have together.
         max_prompt_tokens: Tokens that a prompt may have.
         load_s: Seconds that each phase of loading took.
@@ -68,6 +73,8 @@ class ModelSession:
         self.tokenizer = self.engine.get_tokenizer()
         self._folder, self._kind = loaded.folder, loaded.choice.kind
         self.cache_tokens = loaded.cache_tokens
+        self.template = ChatTemplate.read(self.model.path, self.tokenizer)
+        self.stop_tokens = stop_tokens(self.model.path, self.tokenizer, self.template)
         self.context_length = self.max_prompt_tokens = min(
             self.model.context_length, loaded.cache_tokens or self.model.context_length
         )
@@ -84,7 +91,7 @@ class ModelSession:
     @functools.cached_property
     def detokenizer(self) -> Detokenizer:
         """From tokens to text; reads the whole vocabulary, which measurements do not need."""
-        return Detokenizer(self.tokenizer)
+        return Detokenizer(self.tokenizer, silent={token.id for token in self.stop_tokens})
 
     def generation_config(self, params: Params, *, prompt_tokens: int) -> Any:
         """GenAI's configuration of one request.
@@ -97,8 +104,8 @@ class ModelSession:
             prompt_tokens: Tokens of its prompt.
         """
         config = params.apply(default_config(self.model.path), room=self.context_length - prompt_tokens)
-        if not config.stop_token_ids:
-            config.set_eos_token_id(self.tokenizer.get_eos_token_id())
+        if ends := [token.id for token in self.stop_tokens]:
+            config.eos_token_id, config.stop_token_ids = ends[0], set(ends)
         if params.seed is None:
             config.rng_seed = secrets.randbits(32)
         config.stop_strings = set()

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, SourceError, last_line
+from ..errors import ConfigError
 
-__all__ = ["DEFAULT_MAX_NEW_TOKENS", "Params", "default_config"]
+__all__ = ["DEFAULT_MAX_NEW_TOKENS", "UNLIMITED", "Params"]
 
 # Where neither the request nor the model directory sets a limit: an answer, not a whole context of 65,536 tokens.
 DEFAULT_MAX_NEW_TOKENS = 1024
-_UNLIMITED = 2**63 - 1
+UNLIMITED = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ class Params:
         value = getattr(self, name)
         if value is None:
             return
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _UNLIMITED:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= UNLIMITED:
             raise ConfigError(f"{name} must be a whole number of at least {least}, found {value!r}")
 
     def _within(self, name: str, allowed: str, holds: Any) -> None:
@@ -85,7 +84,7 @@ class Params:
         """Fill GenAI's generation config with these values.
 
         Args:
-            config: The model's defaults (see `default_config`); changed and returned.
+            config: The model's defaults (see `generation_config.default_config`); changed and returned.
             room: Tokens left in the context after the prompt.
         """
         fields = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -94,7 +93,7 @@ class Params:
             if value is not None and not (name == "temperature" and value == 0):
                 setattr(config, name, float(value))
         if self.top_k is not None:
-            config.top_k = self.top_k if self.top_k else _UNLIMITED
+            config.top_k = self.top_k if self.top_k else UNLIMITED
         if self.greedy or self.temperature == 0:
             config.do_sample = False
         elif any(value is not None for value in (self.temperature, self.top_k, self.top_p, self.min_p)):
@@ -103,26 +102,9 @@ class Params:
             config.rng_seed = self.seed
         limit = self.max_new_tokens
         if limit is None:
-            limit = config.max_new_tokens if config.max_new_tokens <= _UNLIMITED else DEFAULT_MAX_NEW_TOKENS
+            limit = config.max_new_tokens if config.max_new_tokens <= UNLIMITED else DEFAULT_MAX_NEW_TOKENS
         config.max_new_tokens = limit if room is None else min(limit, room)
         # The model's default must not exceed the limit of the request.
         config.min_new_tokens = min(config.min_new_tokens, config.max_new_tokens)
         config.ignore_eos = self.ignore_eos
         return config
-
-
-def default_config(folder: Path) -> Any:
-    """GenAI's generation configuration of a model directory; GenAI's own defaults where it records none.
-
-    Read from its file, because an engine that drafts tokens forgets it and reports GenAI's defaults (2026.4).
-
-    Raises:
-        SourceError: `generation_config.json` cannot be read.
-    """
-    import openvino_genai
-
-    path = folder / "generation_config.json"
-    try:
-        return openvino_genai.GenerationConfig(path) if path.exists() else openvino_genai.GenerationConfig()
-    except RuntimeError as error:
-        raise SourceError(f"{path} cannot be read: {last_line(error)}", code="generation-config-unreadable") from error

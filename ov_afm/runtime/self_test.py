@@ -23,7 +23,8 @@ from ..model_dir.inference import EXACT, decoder_inputs, input_names, log_softma
 from ..model_dir.manifest import MODEL_XML
 from ..model_dir.model_directory import read_config
 from ..system.child_process import ChildDied, ChildProcess
-from .sampling import default_config
+from .chat_template import ChatTemplate
+from .stop_tokens import stop_tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,12 +94,12 @@ def make_golden(model_dir: Path) -> dict[str, Any]:
     import openvino_genai
 
     tokenizer = openvino_genai.Tokenizer(model_dir)
-    end_tokens = {tokenizer.get_eos_token_id(), *default_config(model_dir).stop_token_ids}
-    reference = _Reference(model_dir, end_tokens)
+    template = ChatTemplate.read(model_dir, tokenizer)
+    reference = _Reference(model_dir, {token.id for token in stop_tokens(model_dir, tokenizer, template)})
     room = int(read_config(model_dir)["max_position_embeddings"]) - ANSWER_TOKENS
     prompts = []
-    for name, text in (("short", QUESTION), ("long", _long_prompt(tokenizer, min(LONG_TOKENS, room)))):
-        templated = _templated(tokenizer, text)
+    for name, text in (("short", QUESTION), ("long", _long_prompt(tokenizer, template, min(LONG_TOKENS, room)))):
+        templated = _templated(template, text)
         ids = _ids(tokenizer, templated)
         tokens, steps = reference.answer(ids)
         answer = tokenizer.decode(tokens)
@@ -109,7 +110,7 @@ def make_golden(model_dir: Path) -> dict[str, Any]:
     return {"runtime": "f32", "prompts": prompts}
 
 
-def _long_prompt(tokenizer: Any, tokens: int) -> str:
+def _long_prompt(tokenizer: Any, template: ChatTemplate | None, tokens: int) -> str:
     """A question about one line among many, in about this many tokens, template included."""
 
     def text(lines: int) -> str:
@@ -118,19 +119,14 @@ def _long_prompt(tokenizer: Any, tokens: int) -> str:
         return "\n".join([*rows, "What is the secret number of the lighthouse? Answer with the number only."])
 
     def length(lines: int) -> int:
-        return len(_ids(tokenizer, _templated(tokenizer, text(lines))))
+        return len(_ids(tokenizer, _templated(template, text(lines))))
 
     # A line has several tokens.
     return text(bisect.bisect_right(range(1, tokens), tokens, key=length))
 
 
-def _templated(tokenizer: Any, text: str) -> str:
-    import openvino_genai
-
-    if not tokenizer.chat_template:
-        return text
-    history = openvino_genai.ChatHistory([{"role": "user", "content": text}])
-    return str(tokenizer.apply_chat_template(history, add_generation_prompt=True))
+def _templated(template: ChatTemplate | None, text: str) -> str:
+    return text if template is None else template.render([{"role": "user", "content": text}])
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

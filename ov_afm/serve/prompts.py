@@ -8,33 +8,17 @@ as everywhere else.
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import GenerationError, last_line
+from ..errors import GenerationError
+from ..model_dir.tokenizer_files import control_tokens
+from ..runtime.chat_template import ChatTemplate
 
-__all__ = ["Prompter", "control_tokens"]
-
-
-def control_tokens(model_dir: Path) -> dict[str, int]:
-    """Text and id of the tokens that a tokenizer recognizes as a whole in any text.
-
-    Args:
-        model_dir: A model directory; without `tokenizer.json` or `tokenizer_config.json` it has none.
-    """
-    decoder = _json(model_dir / "tokenizer_config.json").get("added_tokens_decoder", {})
-    tokens = {entry["content"]: int(index) for index, entry in decoder.items()}
-    for entry in _json(model_dir / "tokenizer.json").get("added_tokens", []):
-        tokens[entry["content"]] = int(entry["id"])
-    return {text: index for text, index in tokens.items() if len(text) > 1}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+__all__ = ["Prompter"]
 
 
 class Prompter:
@@ -42,16 +26,17 @@ class Prompter:
 
     Args:
         tokenizer: GenAI's tokenizer.
+        template: The chat template; None where the model has none.
         model_dir: Its model directory.
     """
 
-    def __init__(self, tokenizer: Any, model_dir: Path) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, template: ChatTemplate | None, model_dir: Path) -> None:
+        self._tokenizer, self._template = tokenizer, template
         self._controls = control_tokens(model_dir)
-        longest_first = sorted(self._controls, key=len, reverse=True)
-        # Without control tokens, a pattern that matches nothing.
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self.template_knows_tools = "tools" in (tokenizer.chat_template or "")
+        self._any = _any_of(self._controls)
+        # The assistant wrote tokens such as `</think>` itself, and templates cut its messages at them.
+        self._special = _any_of(control_tokens(model_dir, special=True))
+        self.template_knows_tools = template is not None and template.knows_tools
 
     def chat(
         self,
@@ -64,22 +49,21 @@ class Prompter:
         Raises:
             GenerationError: There is no template, or it cannot render these messages.
         """
-        if not self._tokenizer.chat_template:
+        if self._template is None:
             raise GenerationError("this model has no chat template; use /v1/completions", code="no-chat-template")
-        import openvino_genai
-
         hidden: list[str] = []
         nonce = secrets.token_hex(8)
-        marked = self._hide([dict(message) for message in messages], nonce, hidden)
-        options = self._hide(dict(template_options or {}), nonce, hidden)
-        functions = self._hide([dict(tool) for tool in tools], nonce, hidden) if tools else None
+        marked = [
+            _hide(dict(each), self._special if each.get("role") == "assistant" else self._any, nonce, hidden)
+            for each in messages
+        ]
+        options = _hide(dict(template_options or {}), self._any, nonce, hidden)
+        functions = _hide([dict(tool) for tool in tools], self._any, nonce, hidden) if tools else None
         try:
-            history = openvino_genai.ChatHistory(marked)
-            render = self._tokenizer.apply_chat_template
-            text = str(render(history, add_generation_prompt=True, tools=functions, extra_context=options))
-        except (RuntimeError, TypeError, ValueError) as error:
-            reason = re.sub(f"{nonce}x([0-9]+)x", lambda match: hidden[int(match[1])], last_line(error))
-            raise GenerationError(f"the chat template cannot render these messages: {reason}") from error
+            text = self._template.render(marked, tools=functions, options=options)
+        except GenerationError as error:
+            shown = re.sub(f"{nonce}x([0-9]+)x", lambda match: hidden[int(match[1])], str(error))
+            raise GenerationError(shown, code=error.code) from error
         tokens: list[int] = []
         for piece in re.split(f"({nonce}x[0-9]+x)", text):
             if piece.startswith(nonce):
@@ -100,21 +84,6 @@ class Prompter:
         ids = self._tokenizer.encode(text, add_special_tokens=special).input_ids
         return [int(each) for each in ids.data.reshape(-1)]
 
-    def _hide(self, value: Any, nonce: str, hidden: list[str]) -> Any:
-        """The same structure with control tokens replaced by numbered marks."""
-        if isinstance(value, str):
-
-            def mark(match: re.Match[str]) -> str:
-                hidden.append(match[0])
-                return f"{nonce}x{len(hidden) - 1}x"
-
-            return self._pattern.sub(mark, value)
-        if isinstance(value, Mapping):
-            return {self._hide(key, nonce, hidden): self._hide(each, nonce, hidden) for key, each in value.items()}
-        if isinstance(value, list):
-            return [self._hide(each, nonce, hidden) for each in value]
-        return value
-
     def _spell(self, text: str) -> list[int]:
         """A control token's text in ordinary tokens."""
         for cut in range(1, len(text)):
@@ -122,3 +91,24 @@ class Prompter:
             if not set(tokens) & set(self._controls.values()):
                 return tokens
         return []
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """A pattern for any of these texts, longest first; without any, one that matches nothing."""
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+
+
+def _hide(value: Any, pattern: re.Pattern[str], nonce: str, hidden: list[str]) -> Any:
+    """The same structure with control tokens replaced by numbered marks."""
+    if isinstance(value, str):
+
+        def mark(match: re.Match[str]) -> str:
+            hidden.append(match[0])
+            return f"{nonce}x{len(hidden) - 1}x"
+
+        return pattern.sub(mark, value)
+    if isinstance(value, Mapping):
+        return {_hide(key, pattern, nonce, hidden): _hide(each, pattern, nonce, hidden) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_hide(each, pattern, nonce, hidden) for each in value]
+    return value

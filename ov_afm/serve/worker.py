@@ -53,7 +53,7 @@ class Worker:
         self._send = send
         self._engine = open_engine(spec)
         self._session = session = self._engine.session
-        self._prompter = Prompter(session.tokenizer, session.model.path)
+        self._prompter = Prompter(session.tokenizer, session.template, session.model.path)
         self._grammar = GrammarCheck(session.tokenizer, session.model.geometry.vocab)
         # The first use creates the compiler that the engine's own thread shares.
         self._grammar.check(structured_output(messages.JSONSchema('{"type": "object"}')))

@@ -9,6 +9,7 @@ from support import tiny
 
 from ov_afm.conversion import convert, tensors, verify
 from ov_afm.errors import ExportError
+from ov_afm.runtime.text_proof import TEXTS
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def converted(checkpoint: Path, folder: Path) -> Path:
 def test_digits_after_spaces_have_the_source_s_tokens(digits_checkpoint: Path, tmp_path: Path) -> None:
     checks = verify.tokenizer_equal(digits_checkpoint, converted(digits_checkpoint, tmp_path / "model"))
     assert checks["tokenizer"]["equal"]
-    assert checks["tokenizer"]["texts"] == len(verify.TEXTS)
+    assert checks["tokenizer"]["texts"] == len(TEXTS)
 
 
 def test_the_proof_notices_the_stock_conversion_of_digits(

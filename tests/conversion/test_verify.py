@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import tiny
+from support import templates, tiny
 
 from ov_afm.conversion import convert, verify
 from ov_afm.errors import ExportError
 from ov_afm.presets import RECIPES
+from ov_afm.runtime.text_proof import CONVERSATIONS, TEXTS
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +40,11 @@ def error_of(code: str, function: Any, *arguments: Any) -> str:
 
 def test_a_right_export_passes(tiny_checkpoint: Path, tiny_fp32: Path) -> None:
     checks = verify.tokenizer_equal(tiny_checkpoint, tiny_fp32)
-    assert checks["chat_template"] == {"conversations": 8, "refused_by_source": 0, "equal": True}
-    assert checks["tokenizer"]["texts"] == len(verify.TEXTS)
+    template = checks["chat_template"]
+    assert template["conversations"] == 2 * len(CONVERSATIONS)
+    assert (template["refused_by_source"], template["equal"]) == (0, True)
+    assert "genai_differs" not in template
+    assert checks["tokenizer"]["texts"] == len(TEXTS)
     assert checks["tokenizer"]["tokens"] > 500
 
 
@@ -211,5 +215,42 @@ def test_source_without_a_template_has_nothing_to_compare(
 ) -> None:
     copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
     (copy / "chat_template.jinja").unlink()
-    checks = verify.tokenizer_equal(copy, model_dir)
+    message = error_of("chat-template-differs", verify.tokenizer_equal, copy, model_dir)
+    assert message == "the exported model has a chat template, and the source has none"
+    checks = verify.tokenizer_equal(copy, converted(copy, tmp_path / "without"))
     assert checks["chat_template"] == {"skipped": "the source has no chat template"}
+
+
+def converted(checkpoint: Path, folder: Path) -> Path:
+    """The tokenizer of a checkpoint as a model directory has it."""
+    folder.mkdir()
+    convert.write_tokenizer(checkpoint, folder)
+    return folder
+
+
+def with_template(tiny_checkpoint: Path, folder: Path, text: str) -> Path:
+    """A copy of the checkpoint's tokenizer with another chat template."""
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        shutil.copyfile(tiny_checkpoint / name, folder / name)
+    (folder / "chat_template.jinja").write_text(text)
+    return folder
+
+
+def test_a_template_that_renders_nothing_fails_with_its_reason(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = with_template(tiny_checkpoint, tmp_path / "source", "{{ raise_exception('never') }}")
+    message = error_of("chat-template-unusable", verify.tokenizer_equal, source, converted(source, tmp_path / "model"))
+    assert "(a question: never)" in message
+
+
+def test_what_genai_cannot_render_is_recorded(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = with_template(tiny_checkpoint, tmp_path / "source", templates.ASCII)
+    check = verify.tokenizer_equal(source, converted(source, tmp_path / "model"))["chat_template"]
+    assert check["equal"]
+    assert list(check["genai_differs"]) == [each.name for each in CONVERSATIONS if each.tools]
+    assert "Unknown argument ensure_ascii" in check["genai_differs"]["a tool call"]
+
+
+def test_a_template_that_writes_the_time_is_compared(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = with_template(tiny_checkpoint, tmp_path / "source", templates.DATED)
+    assert verify.tokenizer_equal(source, converted(source, tmp_path / "model"))["chat_template"]["equal"]
