@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ExportError
+from ..errors import ExportError, GenerationError, last_line
 from ..model_dir.geometry import Geometry
 from ..model_dir.inference import ir_logits
 from ..model_dir.manifest import MODEL_XML
 from ..quantization.cost import cost
+from ..runtime.chat_template import ChatTemplate
+from ..runtime.text_proof import CONVERSATIONS, TEXTS, Conversation, of_template, of_tokenizer
 from .tensors import row_step
 
 if TYPE_CHECKING:
@@ -23,12 +25,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "CONVERSATIONS",
-    "TEXTS",
     "compression_cost",
+    "judge",
     "logits_equal",
     "measure",
     "save_reference",
+    "source_logits",
     "tokenizer_equal",
     "weights_equal",
 ]
@@ -37,32 +39,6 @@ __all__ = [
 # below any error of conversion, and above rounding on every CPU.
 LOGIT_BOUND = 1e-4
 TOP1_BOUND = 0.99
-
-CONVERSATIONS: tuple[tuple[dict[str, str], ...], ...] = (
-    ({"role": "user", "content": "What is the capital of France?"},),
-    (
-        {"role": "system", "content": "You are terse.\nAnswer in one line."},
-        {"role": "user", "content": "  Zwei führende Leerzeichen, 你好, 🙂 and a tab\there  "},
-    ),
-    (
-        {"role": "user", "content": 'Write <b>bold</b> & "quotes" \'n {{ braces }} {% raw %}'},
-        {"role": "assistant", "content": "```python\nprint('hi')\n```\n"},
-        {"role": "user", "content": "Again."},
-    ),
-    ({"role": "user", "content": ""},),
-)
-TEXTS: tuple[str, ...] = (
-    "Hello, world! It's a test, isn't it? They'll say we've won; I'd say he's right.",
-    "def fib(n: int) -> int:\n\treturn n if n < 2 else fib(n - 1) + fib(n - 2)  # O(2^n)\n\n\nprint(fib(10))\n",
-    'SELECT "name", COUNT(*) FROM users WHERE id >= 100 AND x != \'y\' GROUP BY 1;\r\n{"a": [1, 2.5e-3, null]}',
-    "1234567890 3.14159 1,000,000 0x1F 2024-02-29 12:34:56 +49-30-123456",
-    "x  1 2  3, v2.0  10%\n\n7 (  8 ) ½  ¾",
-    "spaces:    four,  two, \ttab,\n\nblank line,\n   indented,   \n trailing ",
-    "你好，世界。これは試験です。한국어 문장도 있습니다. Привет, мир! שלום مرحبا",
-    "🙂👩‍👩‍👧‍👦🇫🇷 e\u0301 é ﬁ ½ ² ∑∫√ — “quoted” …",
-    "ALLCAPS camelCase snake_case kebab-case https://example.org/a?b=c&d=e#f user@example.org",
-    "a" * 40 + " " + "ab" * 20 + " !!!!!!!! ???? ....",
-)
 
 
 def measure(
@@ -106,21 +82,42 @@ def tokenizer_equal(checkpoint: Path, model_dir: Path, *, trust_remote_code: boo
 
     source = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
     exported = openvino_genai.Tokenizer(str(model_dir))
-    return {"chat_template": _check_template(source, exported), "tokenizer": _check_tokens(source, exported)}
+    return {
+        "chat_template": _check_template(source, ChatTemplate.read(checkpoint), model_dir, exported),
+        "tokenizer": {**_check_tokens(source, exported), **of_tokenizer(exported).to_dict()},
+    }
 
 
-def _check_template(source: Any, exported: Any) -> dict[str, Any]:
-    if not source.chat_template:
+def _check_template(source: Any, declared: ChatTemplate | None, model_dir: Path, exported: Any) -> dict[str, Any]:
+    """Compare what transformers renders with what every program of ours does, and with GenAI's own engine.
+
+    Args:
+        source: The source's tokenizer in transformers.
+        declared: The template of its files, some of which transformers does not read for a tokenizer.
+        model_dir: The model directory.
+        exported: GenAI's tokenizer of it.
+    """
+    template = ChatTemplate.read(model_dir, exported)
+    missing = declared is None and not source.chat_template
+    if missing and template is None:
         return {"skipped": "the source has no chat template"}
-    compared = refused = 0
+    if missing or template is None:
+        which = ("exported model", "source") if missing else ("source", "exported model")
+        raise ExportError(
+            f"the {which[0]} has a chat template, and the {which[1]} has none", code="chat-template-differs"
+        )
+    # Where transformers would not know which template to take, or reads none, it is given the one that was chosen.
+    ambiguous = not isinstance(source.chat_template, str) and "default" not in (source.chat_template or {})
+    chosen = declared if ambiguous else None
+    compared = 0
+    refusals: list[str] = []
+    others: dict[str, str] = {}
     for conversation, open_turn in itertools.product(CONVERSATIONS, (True, False)):
-        messages = list(conversation)
         try:
-            expected = source.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_turn)
-        except Exception:  # a template may refuse a role; then there is nothing to compare
-            refused += 1
+            expected, rendered = _renderings(source, chosen, template, conversation, open_turn)
+        except _Refused as refusal:
+            refusals.append(str(refusal))
             continue
-        rendered = exported.apply_chat_template(messages, add_generation_prompt=open_turn)
         if rendered != expected:
             at = _first_difference(rendered, expected)
             raise ExportError(
@@ -129,7 +126,78 @@ def _check_template(source: Any, exported: Any) -> dict[str, Any]:
                 code="chat-template-differs",
             )
         compared += 1
-    return {"conversations": compared, "refused_by_source": refused, "equal": True}
+        # GenAI gives tools to templates that know none in a form of its own.
+        if conversation.tools and not template.knows_tools:
+            continue
+        if (problem := _genai_problem(exported, conversation, open_turn, expected)) is not None:
+            others.setdefault(conversation.name, problem)
+    if not compared:
+        raise ExportError(
+            f"the source's chat template renders no conversation ({refusals[0]}); correct it, or take it out of the "
+            "checkpoint's files",
+            code="chat-template-unusable",
+        )
+    check: dict[str, Any] = {"conversations": compared, "refused_by_source": len(refusals), "equal": True}
+    if others:
+        check["genai_differs"] = others
+    return {**check, **of_template(template).to_dict()}
+
+
+class _Refused(Exception):
+    """A template takes some conversation in no program."""
+
+
+def _renderings(
+    source: Any, chosen: ChatTemplate | None, template: ChatTemplate, conversation: Conversation, open_turn: bool
+) -> tuple[str, str]:
+    """A conversation as transformers renders it, and as we do.
+
+    Raises:
+        _Refused: Both refuse it.
+        ExportError: We refuse it.
+    """
+    tools = list(conversation.tools) or None
+    text = None if chosen is None else chosen.text_for(tools)
+    messages = [dict(message) for message in conversation.messages]
+    # A template may write the time, and a minute may begin between the two.
+    for attempt in (1, 2, 3):
+        try:
+            expected = source.apply_chat_template(
+                messages, tools=tools, chat_template=text, tokenize=False, add_generation_prompt=open_turn
+            )
+        except Exception as error:  # noqa: BLE001 - whatever the template's author met
+            raise _Refused(f"{conversation.name}: {' '.join(str(error).split())[:200]}") from error
+        try:
+            rendered = template.render(messages, tools=tools, open_turn=open_turn)
+        except GenerationError as error:
+            raise ExportError(
+                f"the exported model refuses {conversation.name}, which the source renders: {error}",
+                code="chat-template-differs",
+            ) from error
+        if rendered == expected or attempt == 3:
+            break
+    return str(expected), rendered
+
+
+def _genai_problem(exported: Any, conversation: Conversation, open_turn: bool, expected: str) -> str | None:
+    """Why GenAI's own engine does not render a conversation as transformers does; None where it does."""
+    messages = [dict(message) for message in conversation.messages]
+    try:
+        rendered = exported.apply_chat_template(
+            messages, add_generation_prompt=open_turn, tools=list(conversation.tools) or None
+        )
+    except (RuntimeError, TypeError, ValueError) as error:
+        return f"it fails: {_reason(error)}"
+    if rendered == expected:
+        return None
+    at = _first_difference(rendered, expected)
+    return f"{rendered[at : at + 20]!r} where the source renders {expected[at : at + 20]!r}"
+
+
+def _reason(error: Exception) -> str:
+    """The line of an error of GenAI's template engine that says what it lacks."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if " at row " in line), last_line(error))
 
 
 def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
@@ -252,15 +320,30 @@ def logits_equal(model: Any, ir: Path, ids: Sequence[int]) -> dict[str, Any]:
     Raises:
         ExportError: A difference is above the bound, or a logit is not finite.
     """
+    return judge(ir_logits(ir, ids), source_logits(model, ids), "the exported model is not its source")
+
+
+def judge(measured: NDArray[np.float32], expected: NDArray[np.float32], problem: str) -> dict[str, Any]:
+    """Compare logits of one prompt, each of shape (tokens, vocabulary).
+
+    Args:
+        measured: What is to be proved.
+        expected: The reference.
+        problem: What a difference means, for the error.
+
+    Returns:
+        As `logits_equal`.
+
+    Raises:
+        ExportError: A difference is above the bound, or a logit is not finite.
+    """
     import numpy as np
 
-    expected = _source_logits(model, ids)
-    measured = ir_logits(ir, ids)
     scale = float(np.abs(expected).max())
     difference = float(np.abs(measured - expected).max())
     agreement = float((measured.argmax(-1) == expected.argmax(-1)).mean())
     result = {
-        "tokens": len(ids),
+        "tokens": len(expected),
         "max_logit_diff": difference,
         "max_logit": scale,
         "top1_agreement": agreement,
@@ -269,16 +352,18 @@ def logits_equal(model: Any, ir: Path, ids: Sequence[int]) -> dict[str, Any]:
     }
     if not np.isfinite(measured).all():
         raise ExportError("the exported model gives logits that are not finite", code="logits-not-finite")
-    if difference > LOGIT_BOUND * max(1.0, scale) or agreement < TOP1_BOUND:
+    # Written so that a difference that is not a number fails too.
+    if not (difference <= LOGIT_BOUND * max(1.0, scale) and agreement >= TOP1_BOUND):
         raise ExportError(
-            f"the exported model is not its source: logits differ by up to {difference:.3g} (largest {scale:.3g}), "
-            f"top-1 agrees on {agreement:.1%} of {len(ids)} tokens",
+            f"{problem}: logits differ by up to {difference:.3g} (largest {scale:.3g}), "
+            f"top-1 agrees on {agreement:.1%} of {len(expected)} tokens",
             code="logits-differ",
         )
     return result
 
 
-def _source_logits(model: Any, ids: Sequence[int]) -> NDArray[np.float32]:
+def source_logits(model: Any, ids: Sequence[int]) -> NDArray[np.float32]:
+    """Logits of a transformers model, of shape (tokens, vocabulary)."""
     import torch
 
     with torch.inference_mode():
@@ -293,7 +378,7 @@ def save_reference(model: Any, ids: Sequence[int], path: Path) -> None:
     """Keep the source's logits for some tokens, for `compression_cost`."""
     import numpy as np
 
-    np.savez(path, ids=np.array(ids), logits=_source_logits(model, ids))
+    np.savez(path, ids=np.array(ids), logits=source_logits(model, ids))
 
 
 def compression_cost(ir: Path, reference: Path) -> dict[str, Any]:
