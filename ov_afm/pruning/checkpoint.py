@@ -12,7 +12,9 @@ from typing import Any
 from ..conversion.checkpoint import license_files
 from ..errors import CompressionError
 from ..model_dir.geometry import Geometry
+from ..model_dir.tokenizer_files import ADDITIONAL_TEMPLATES, TEMPLATE_FILE
 from ..quantization import calibration
+from ..runtime.generation_config import FILE_NAME as GENERATION_CONFIG
 from ..system.child_process import Step, emit
 from .width import narrow
 
@@ -134,8 +136,13 @@ def _drop_layers(model: Any, ids: list[list[int]], layers: int) -> list[int]:
 
 
 def copy_texts(source: Path, output: Path) -> None:
-    """Carry licence files and template of a checkpoint along."""
-    extra = [source / "chat_template.jinja", source / "generation_config.json"]
-    for path in (*license_files(source), *extra):
-        if path.is_file() and not (output / path.name).exists():
-            shutil.copyfile(path, output / path.name)
+    """Carry licence files, chat templates and generation configuration of a checkpoint along, byte for byte.
+
+    transformers writes some of them too, but not what it does not understand.
+    """
+    names = (TEMPLATE_FILE, "chat_template.json", GENERATION_CONFIG)
+    templates = sorted((source / ADDITIONAL_TEMPLATES).glob("*.jinja"))
+    for path in (*license_files(source), *(source / name for name in names), *templates):
+        if path.is_file():
+            (output / path.relative_to(source)).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, output / path.relative_to(source))

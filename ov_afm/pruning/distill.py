@@ -15,6 +15,7 @@ from typing import Any
 from ..quantization import calibration
 from ..system.atomic import replacing
 from ..system.child_process import Progress, emit
+from .checkpoint import copy_texts
 
 __all__ = ["heal"]
 
@@ -72,6 +73,7 @@ def heal(
     run.save()
     final = trained.merge_and_unload() if method == "lora" else model
     final.to("cpu").to(guide.dtype).save_pretrained(student)
+    copy_texts(teacher, student)
     return {"method": method, "steps": run.step, "minutes": round(run.seconds / 60, 2), "losses": _curve(run.losses)}
 
 

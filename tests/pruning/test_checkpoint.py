@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from support.random_arcee import random_ids, random_model
 
-from ov_afm.pruning.checkpoint import block_influence
+from ov_afm.pruning.checkpoint import block_influence, copy_texts
 
 
 def test_layer_that_does_nothing_has_no_influence() -> None:
@@ -17,3 +19,22 @@ def test_layer_that_does_nothing_has_no_influence() -> None:
     influence = block_influence(model, random_ids(2))
     assert influence[1] == pytest.approx(0, abs=1e-5)
     assert min(influence[0], influence[2]) > 1e-3
+
+
+def test_texts_of_the_source_are_carried_byte_for_byte(tmp_path: Path) -> None:
+    """Also those that transformers does not read, and in the place of those that it wrote itself."""
+    source, output = tmp_path / "source", tmp_path / "output"
+    (source / "additional_chat_templates").mkdir(parents=True)
+    output.mkdir()
+    texts = {
+        "LICENSE": "terms",
+        "generation_config.json": '{"do_sample": false, "temperature": 0.6}',
+        "chat_template.json": '{"chat_template": "A"}',
+        "additional_chat_templates/tool_use.jinja": "T\r\n",
+    }
+    for name, text in texts.items():
+        (source / name).write_bytes(text.encode())
+    (output / "generation_config.json").write_text("{}")
+    copy_texts(source, output)
+    found = {path.relative_to(output).as_posix(): path.read_bytes().decode() for path in output.rglob("*.*")}
+    assert {**found, "LICENSE": (output / "LICENSE").read_text()} == texts

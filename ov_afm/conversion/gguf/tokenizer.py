@@ -19,6 +19,8 @@ __all__ = ["PRE_TOKENIZERS", "pre_tokenizer", "write_tokenizer"]
 
 # Token types of GGUF (enum llama_token_type, include/llama.h in ggml-org/llama.cpp).
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
+# A template for one purpose: `tokenizer.chat_template.tool_use`.
+NAMED_TEMPLATE = "tokenizer.chat_template."
 
 # Rules as llama.cpp has them (llm_tokenizer_bpe, src/llama-vocab.cpp). Where llama.cpp applies several regular
 # expressions in turn, this is one that cuts in the same places, because OpenVINO joins a sequence of splits into
@@ -55,6 +57,8 @@ _WHOLE_PIECES = ("llama-bpe", "llama3", "llama-v3")
 
 def write_tokenizer(folder: Path, fields: Mapping[str, Any], name: str, max_length: int) -> None:
     """Write tokenizer.json, tokenizer_config.json and, where there is one, chat_template.jinja.
+
+    Several templates go to tokenizer_config.json, by their names.
 
     Args:
         folder: Where to write.
@@ -96,10 +100,14 @@ def write_tokenizer(folder: Path, fields: Mapping[str, Any], name: str, max_leng
         token_id = fields.get(f"tokenizer.ggml.{key}_token_id")
         if token_id is not None:
             config[f"{ours}_token"] = tokens[token_id]
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
     template = fields.get("tokenizer.chat_template")
-    if template:
+    named = {each: fields.get(f"{NAMED_TEMPLATE}{each}") for each in fields.get("tokenizer.chat_templates", ())}
+    if named:
+        named |= {"default": template} if template else {}
+        config["chat_template"] = [{"name": each, "template": text} for each, text in named.items()]
+    elif template:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8", newline="")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def pre_tokenizer(rule: str) -> Any:

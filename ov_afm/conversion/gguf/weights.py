@@ -31,7 +31,7 @@ from .tokenizer import write_tokenizer
 
 __all__ = ["convert", "convert_cached"]
 
-CONVERSION = 2  # Counts up when the result changes, so that older cache entries are not used.
+CONVERSION = 3  # Counts up when the result changes, so that older cache entries are not used.
 EXACT_UP_TO = 1_000_000_000
 CHUNK = 1 << 22  # weights dequantized at once
 
