@@ -18,7 +18,7 @@ from ..model_dir import manifest
 from ..runtime import device_cache, devices
 from ..runtime.properties import KV_BYTES
 from ..runtime.rules import kind_of
-from ..system import console, resources
+from ..system import console, control_groups, resources
 from ..system.child_process import ChildProcess, Step
 from . import report
 from .bandwidth import Ceiling, measure_ceiling
@@ -178,7 +178,7 @@ class _Runner:
 
     def _ceiling(self) -> Ceiling | None:
         """Bandwidth and bytes a token; None where they cannot be measured, which is no reason to stop."""
-        threads = self._settings.threads or self._common["machine"]["cores"] or 1
+        threads = self._settings.threads or control_groups.quota_threads() or self._common["machine"]["cores"] or 1
         folders = {name: model.directory.path for name, model in self._models.items()}
         try:
             return ChildProcess(timeout_s=TIMEOUT_S).run(measure_ceiling, threads, folders)

@@ -15,7 +15,7 @@ from ..errors import DeviceError, EngineLost, OVAFMError
 from ..pipeline import Message
 from ..runtime.metrics import RequestMetrics
 from ..runtime.sampling import Params
-from ..system.child_process import WorkerProcess, describe_exit
+from ..system.child_process import Exit, WorkerProcess
 from ..system.resources import log_file
 from . import worker
 from .backend import Info, Step
@@ -152,9 +152,9 @@ class Engine:
         elif isinstance(message, OVAFMError):
             self.problem = str(message)
 
-    def _on_exit(self, status: int) -> None:
+    def _on_exit(self, end: Exit) -> None:
         if self.state != "stopped":
-            self.problem = self.problem or f"the engine {describe_exit(status)}; its messages are in {self._log}"
+            self.problem = self.problem or f"the engine {end}; its messages are in {self._log}"
             self.state = "dead"
         for events in list(self._answers.values()):
             events.put(EngineLost(self.problem))

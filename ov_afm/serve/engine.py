@@ -3,7 +3,8 @@
 A request takes a place in the queue, then a slot, then its pieces arrive in order. Whatever happens
 to the request's owner, leaving the `with` block gives slot and cache back. When the process dies,
 every request that it had ends with `EngineLost` and a new process is started, at once the first
-time and then with growing pauses.
+time and then with growing pauses. A process that keeps dying is given up after a few starts: the
+reason is told, and the server ends, rather than load a model for ever that nobody gets an answer from.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Literal
 
 from ..errors import DeviceError, EngineLost
-from ..system.child_process import WorkerProcess, describe_exit
+from ..system.child_process import Exit, WorkerProcess
 from . import messages, worker
 from .errors import EngineBusy, EngineTimeout
 
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 State = Literal["stopped", "loading", "ready", "dead"]
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
+# An engine that dies so often in that time, or so often without having loaded its model, is given up.
+MAX_DEATHS = 5
+DEATHS_WITHIN_S = 600.0
 
 
 class Stream:
@@ -231,10 +235,19 @@ class Engine:
 
     async def _keep(self) -> None:
         """Keep a process running until this task is cancelled or the model turns out to be unusable."""
-        pause = FIRST_PAUSE_S
+        pause, unready = FIRST_PAUSE_S, 0
+        deaths: collections.deque[float] = collections.deque(maxlen=MAX_DEATHS)
         while True:
             self.state = "loading"
-            was_ready = await self._run_process()
+            was_ready, end = await self._run_process()
+            deaths.append(time.monotonic())
+            unready = 0 if was_ready else unready + 1
+            often = len(deaths) == MAX_DEATHS and deaths[-1] - deaths[0] < DEATHS_WITHIN_S
+            if self.problem is None and (often or unready == MAX_DEATHS):
+                self.problem = f"the engine ended {MAX_DEATHS} times and is given up; the last time it {end}"
+                if end.out_of_memory:
+                    self.problem += "; use a smaller recipe or a smaller --cache-size-gb, or allow more memory"
+                logger.error("%s", self.problem)
             if self.problem is not None:
                 self.state = "dead"
                 self.on_unusable()
@@ -245,20 +258,20 @@ class Engine:
             await asyncio.sleep(pause)
             self.restarts += 1
 
-    async def _run_process(self) -> bool:
-        """Start a process and hand its messages out until it ends; whether it had become ready."""
+    async def _run_process(self) -> tuple[bool, Exit]:
+        """Start a process and hand its messages out until it ends; whether it had become ready, and how it ended."""
         loop = asyncio.get_running_loop()
-        ended: asyncio.Future[int] = loop.create_future()
+        ended: asyncio.Future[Exit] = loop.create_future()
         process = self._process = WorkerProcess(
             worker.run,
             self.spec,
             on_message=lambda batch: loop.call_soon_threadsafe(self._take, batch),
-            on_exit=lambda status: loop.call_soon_threadsafe(ended.set_result, status),
+            on_exit=lambda end: loop.call_soon_threadsafe(ended.set_result, end),
         )
         try:
-            status = await asyncio.shield(ended)
+            end = await asyncio.shield(ended)
             if self.problem is None:
-                logger.error("the engine %s", describe_exit(status))
+                logger.error("the engine %s", end)
         finally:
             was_ready = self._ready.is_set()
             self._ready.clear()
@@ -268,7 +281,7 @@ class Engine:
                 await asyncio.to_thread(process.kill)
                 # Until then its threads use the event loop.
                 await ended
-        return was_ready
+        return was_ready, end
 
     def _take(self, batch: Sequence[messages.FromEngine]) -> None:
         if self._process is None:

@@ -32,9 +32,10 @@ from pathlib import Path
 from typing import IO, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from .. import errors
+from . import control_groups
 from .telemetry import silence
 
-__all__ = ["Channel", "ChildDied", "ChildProcess", "Progress", "Step", "WorkerProcess", "emit", "run_in_child"]
+__all__ = ["Channel", "ChildDied", "ChildProcess", "Exit", "Progress", "Step", "WorkerProcess", "emit", "run_in_child"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,6 +52,7 @@ LOG_TAIL_BYTES = 4000
 # A body without bytes ends the messages to a worker.
 CLOSE = b""
 BLOCK_BYTES = 1 << 16
+KILL = 9  # SIGKILL, which Windows lacks
 CLOSE_S = 2.0
 
 
@@ -64,9 +66,11 @@ class ChildDied(errors.OVAFMError):
 
     default_code = "child-died"
 
-    def __init__(self, message: str, returncode: int | None = None, log_tail: str = "") -> None:
+    def __init__(
+        self, message: str, returncode: int | None = None, log_tail: str = "", *, code: str | None = None
+    ) -> None:
         """Keep how the child ended."""
-        super().__init__(message)
+        super().__init__(message, code=code)
         self.returncode = returncode
         self.log_tail = log_tail
 
@@ -202,6 +206,40 @@ def emit(event: object) -> None:
         _channel.send(_Event(event))
 
 
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a child process ended.
+
+    Attributes:
+        status: Exit status; negative for the signal that ended it.
+        out_of_memory: The kernel killed it for memory.
+    """
+
+    status: int
+    out_of_memory: bool = False
+
+    def __str__(self) -> str:
+        """For people."""
+        if self.out_of_memory:
+            group = control_groups.memory()
+            limit = f" (this control group, or container, may have {group.limit / 1e9:.2f} GB)" if group else ""
+            return f"was killed by the system, because memory ran out{limit}"
+        if self.status >= 0:
+            # Windows has the kind of a crash there: 0xC0000005 is an access violation.
+            return f"ended with status {self.status if self.status < 1 << 16 else hex(self.status)}"
+        try:
+            name = signal.Signals(-self.status).name
+        except ValueError:
+            name = f"signal {-self.status}"
+        return f"was ended by {name}"
+
+
+def _thread_env() -> dict[str, str]:
+    """What tells torch and numpy in a child how many threads a CPU quota allows."""
+    threads = control_groups.quota_threads()
+    return {} if threads is None else {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+
+
 class _Child:
     """A child process and the parent's end of its pipe.
 
@@ -212,6 +250,7 @@ class _Child:
     """
 
     def __init__(self, entry: Callable[[int, int], None], output: IO[bytes] | None, env: Mapping[str, str]) -> None:
+        self._oom_kills = control_groups.oom_kills()
         process = self._process = subprocess.Popen(
             [sys.executable, "-c", f"{MAIN}child_process.{entry.__name__}(*pipe)", *map(str, sys.path)],
             bufsize=0,
@@ -247,6 +286,13 @@ class _Child:
             if self._process.returncode is None:
                 self._process.kill()
 
+    def exit(self) -> Exit:
+        """How it ended, once it has."""
+        status = self._process.returncode
+        if status != -KILL or self._oom_kills is None:
+            return Exit(status)
+        return Exit(status, (control_groups.oom_kills() or 0) > self._oom_kills)
+
     def _reap(self) -> None:
         """Wait for the child, then end what it started and left behind, which may hold its pipe open."""
         if sys.platform == "linux":
@@ -256,18 +302,6 @@ class _Child:
             with self._lock, contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
-
-
-def describe_exit(returncode: int) -> str:
-    """How a process ended, for people."""
-    if returncode >= 0:
-        # Windows has the kind of a crash there: 0xC0000005 is an access violation.
-        return f"ended with status {returncode if returncode < 1 << 16 else hex(returncode)}"
-    try:
-        name = signal.Signals(-returncode).name
-    except ValueError:
-        name = f"signal {-returncode}"
-    return f"was ended by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,11 +354,11 @@ class ChildProcess:
                 timer.cancel()
                 if answer is None or child.wait(CLOSE_S) is None:
                     child.kill()
-                status = child.wait()
+                child.wait()
                 for stream in (child.pipe.incoming, child.pipe.outgoing):
                     stream.close()
             if answer is None:
-                raise self._death(function, None if late.is_set() else status, self._tail(output, begin))
+                raise self._death(function, None if late.is_set() else child.exit(), self._tail(output, begin))
         if isinstance(answer, _Failure):
             raise answer.error or RuntimeError(f"{answer.message}\n\n{answer.traceback}")
         return cast("T", answer.value)
@@ -346,16 +380,22 @@ class ChildProcess:
             stream.seek(max(begin, stream.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
             return stream.read().decode("utf-8", "replace").strip()
 
-    def _death(self, function: Callable[..., Any], returncode: int | None, tail: str) -> errors.OVAFMError:
+    def _death(self, function: Callable[..., Any], exit: Exit | None, tail: str) -> errors.OVAFMError:
         step = function.__name__.strip("_").replace("_", " ")
-        if returncode is None:
+        if exit is None:
             reason = f"no answer within {self.timeout_s:g} s"
         else:
-            reason = f"the process {describe_exit(returncode)}{' and no answer' if returncode >= 0 else ''}"
-        death = ChildDied(f"{step}: {reason}", returncode, tail)
+            reason = f"the process {exit}{' and no answer' if exit.status >= 0 else ''}"
+        death = ChildDied(
+            f"{step}: {reason}",
+            None if exit is None else exit.status,
+            tail,
+            code="out-of-memory" if exit is not None and exit.out_of_memory else None,
+        )
         if self.died is None:
             return death
-        error = self.died(f"{death}; its messages are in {self.log}" if self.log else str(death))
+        code = death.code if death.code != ChildDied.default_code else None
+        error = self.died(f"{death}; its messages are in {self.log}" if self.log else str(death), code=code)
         error.__cause__ = death
         return error
 
@@ -375,7 +415,7 @@ class WorkerProcess:
         function: What runs in the child.
         *args: Its further arguments.
         on_message: Takes each message of the child. An exception in it ends the child.
-        on_exit: Takes the exit status, once, when the process has ended and its last message was taken.
+        on_exit: Takes how the process ended, once, when the process has ended and its last message was taken.
         log: File to which all that the child prints is appended; the parent's standard error if None.
         **kwargs: Keyword arguments of the function.
     """
@@ -385,7 +425,7 @@ class WorkerProcess:
         function: Callable[Concatenate[Channel, ...], None],
         *args: Any,
         on_message: Callable[[Any], object],
-        on_exit: Callable[[int], object],
+        on_exit: Callable[[Exit], object],
         log: Path | None = None,
         **kwargs: Any,
     ) -> None:
@@ -434,11 +474,10 @@ class WorkerProcess:
             self._child.kill()
             raise
         finally:
-            status = self._child.wait()
+            self._child.wait()
             self._child.pipe.incoming.close()
             self._outgoing.put(CLOSE)
-            assert status is not None
-            self._on_exit(status)
+            self._on_exit(self._child.exit())
 
 
 # -- In the child process

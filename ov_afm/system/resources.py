@@ -4,75 +4,62 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import ConfigError, OVAFMError
+from . import control_groups
 from .console import human_bytes
 from .paths import cache_dir
 
 __all__ = ["check_disk", "check_memory", "free_memory", "log_file", "require"]
 
-# Control groups: mount point below /sys/fs/cgroup, then the files for limit, use and file pages (version 2, version 1).
-CGROUPS = Path("/sys/fs/cgroup")
-GROUP_FILES = {
-    "": (CGROUPS, "memory.max", "memory.current", "file"),
-    "memory": (CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
-}
 LOGS_KEPT = 20
+LOG_NAME = re.compile(r".+-\d{8}-\d{6}\.log")
+# Of the output's name: a file name may have 255 bytes, and a character up to 4.
+LOG_NAME_CHARACTERS = 50
 
 
 def free_memory() -> int:
-    """Bytes that this process may still take: what the machine has, or what its control group allows."""
+    """Bytes that this process may still take: what the machine has, or what its control groups leave, if less."""
     import psutil
 
-    free = int(psutil.virtual_memory().available)
-    return max(0, min([free, *_group_memory()]))
+    free, group = int(psutil.virtual_memory().available), control_groups.memory()
+    return free if group is None else min(free, group.left)
 
 
-def _group_memory() -> Iterator[int]:
-    """Bytes left in each control group that holds this process, from its own up to the root."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, own = line.split(":", 2)
-        if controllers not in GROUP_FILES:
-            continue
-        root, limit_file, use_file, pages = GROUP_FILES[controllers]
-        group = root / own.lstrip("/")
-        for path in (group, *group.parents):
-            if not path.is_relative_to(root):
-                break
-            limit, used = _number(path / limit_file), _number(path / use_file)
-            if limit is None or used is None:  # "max", or the root group
-                continue
-            # File pages are given back when memory is short.
-            statistics = (path / "memory.stat").read_text(encoding="utf-8")
-            yield limit - used + int(dict(line.split() for line in statistics.splitlines()).get(pages, 0))
+def check_memory(
+    need: float,
+    purpose: str,
+    *,
+    remedy: str = "close other programs or use a machine with more memory",
+    error: type[OVAFMError] = OVAFMError,
+) -> None:
+    """Refuse work that cannot fit, instead of being killed in the middle of it.
 
-
-def _number(path: Path) -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        return int(path.read_text(encoding="utf-8"))
-    return None
-
-
-def check_memory(need: float, purpose: str) -> None:
-    """Refuse work that cannot fit.
+    Args:
+        need: Bytes.
+        purpose: What needs them, for the message.
+        remedy: What to do where the machine's memory is what is short.
+        error: What to raise.
 
     Raises:
-        OVAFMError: Less memory is free than `need` bytes.
+        OVAFMError: Less is free; with code `memory-short`.
     """
     free = free_memory()
-    if need > free:
-        raise OVAFMError(
-            f"{purpose} needs about {human_bytes(need)} of memory, {human_bytes(free)} are free; "
-            "close other programs or use a machine with more memory"
-        )
+    if need <= free:
+        return
+    where, group = "", control_groups.memory()
+    if group is not None and group.left <= free:
+        where = f" of the {human_bytes(group.limit)} that this control group (container) may have"
+        remedy = f"raise its limit, or {remedy}"
+    raise error(
+        f"{purpose} needs about {human_bytes(need)} of memory, {human_bytes(free)} are free{where}; {remedy}",
+        code="memory-short",
+    )
 
 
 def check_disk(folder: Path, needs: Mapping[str, float]) -> None:
@@ -98,20 +85,24 @@ def log_file(name: str) -> Path:
     """A new log file in the cache folder; the oldest are deleted.
 
     Raises:
-        ConfigError: The cache folder cannot be made.
+        ConfigError: The cache folder cannot be made or written.
     """
     folder = cache_dir() / "logs"
+    path = folder / f"{name[:LOG_NAME_CHARACTERS]}-{time.strftime('%Y%m%d-%H%M%S')}.log"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        path.touch()
     except OSError as error:
         raise ConfigError(
-            f"cannot write logs to {folder} ({error.strerror}); set OV_AFM_CACHE to a folder that can be written"
+            f"cannot write logs to {folder} ({error.strerror}); set OV_AFM_CACHE to a folder that can be written",
+            code="cache-unwritable",
         ) from error
-    with contextlib.suppress(FileNotFoundError):
-        # Another process may be deleting them, too.
-        for old in sorted(folder.glob("*.log"), key=lambda path: path.stat().st_mtime)[:-LOGS_KEPT]:
+    with contextlib.suppress(OSError):
+        # Another process may be deleting them, too; and the user may keep logs of other programs there.
+        logs = [each for each in folder.glob("*.log") if LOG_NAME.fullmatch(each.name)]
+        for old in sorted(logs, key=lambda each: each.stat().st_mtime)[:-LOGS_KEPT]:
             old.unlink(missing_ok=True)
-    return folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    return path
 
 
 def require(extra: str, *modules: str) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ov_afm.serve.engine import Engine, Stream
+from ov_afm.serve.engine import MAX_DEATHS, Engine, Stream
 from ov_afm.serve.errors import EngineTimeout
-from ov_afm.serve.messages import EngineSpec, Generate, Piece, Text
+from ov_afm.serve.messages import EngineSpec, Generate, ModelInfo, Piece, Text
+from ov_afm.system.child_process import Exit
 
 PIECE = Piece(7, "a", 1)
 TURNS = range(5)
@@ -88,3 +90,58 @@ def _slot(engine: Engine) -> contextlib.AbstractAsyncContextManager[Stream]:
 async def _hold(engine: Engine) -> None:
     async with _slot(engine):
         await asyncio.sleep(60)
+
+
+class DyingProcess:
+    """Stands in for the engine's process: it loads the model, or not, and ends."""
+
+    started = 0
+    loads = True
+
+    def __init__(self, *_: object, on_message: Callable[..., None], on_exit: Callable[[Exit], None]) -> None:
+        DyingProcess.started += 1
+        if self.loads:
+            on_message([ModelInfo("CPU", 100, template_knows_tools=False)])
+        on_exit(Exit(-9, out_of_memory=True))
+
+
+@pytest.mark.parametrize("loads", [True, False], ids=["after loading", "while loading"])
+def test_engine_that_keeps_dying_is_given_up_with_the_reason(monkeypatch: pytest.MonkeyPatch, loads: bool) -> None:
+    monkeypatch.setattr("ov_afm.serve.engine.WorkerProcess", DyingProcess)
+    monkeypatch.setattr("ov_afm.serve.engine.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(DyingProcess, "started", 0)
+    monkeypatch.setattr(DyingProcess, "loads", loads)
+
+    async def run() -> Engine:
+        engine = Engine(EngineSpec(Path("none")))
+        given_up = asyncio.Event()
+        engine.on_unusable = given_up.set
+        engine.start()
+        await asyncio.wait_for(given_up.wait(), 5)
+        await engine.stop()
+        return engine
+
+    engine = asyncio.run(run())
+    assert DyingProcess.started == MAX_DEATHS
+    assert engine.restarts == MAX_DEATHS - 1
+    assert engine.problem is not None
+    assert engine.problem.startswith(
+        "the engine ended 5 times and is given up; the last time it was killed by the system, because memory ran out"
+    )
+
+
+def test_deaths_far_apart_are_not_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ov_afm.serve.engine.WorkerProcess", DyingProcess)
+    monkeypatch.setattr("ov_afm.serve.engine.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("ov_afm.serve.engine.DEATHS_WITHIN_S", 0.0)
+    monkeypatch.setattr(DyingProcess, "started", 0)
+
+    async def run() -> None:
+        engine = Engine(EngineSpec(Path("none")))
+        engine.start()
+        while DyingProcess.started < 3 * MAX_DEATHS:
+            await asyncio.sleep(0.01)
+        assert engine.problem is None
+        await engine.stop()
+
+    asyncio.run(asyncio.wait_for(run(), 10))

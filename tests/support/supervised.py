@@ -36,6 +36,11 @@ def echo(*args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, kwargs
 
 
+def eat(size: int) -> None:
+    """Take memory, and touch all of it."""
+    bytearray(b"x") * size
+
+
 def crash(signum: int) -> None:
     print("last words", flush=True)
     os.kill(os.getpid(), signum)
