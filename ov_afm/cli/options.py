@@ -83,6 +83,8 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     add("--num-assistant-tokens", type=int, default=5, metavar="N", help="tokens drafted at a time")
     add("--kv-cache", choices=("u8", "f16", "f32"), help="precision of the KV cache, CPU and GPU")
     add("--threads", type=int, metavar="N", help="CPU threads")
+    lock = "keep the weights in memory, whatever else wants it (CPU, Linux)"
+    add("--lock-memory", action="store_true", help=lock)
     prefixes = "compute every prompt from its beginning"
     add("--no-prefix-caching", dest="prefix_caching", action="store_false", help=prefixes)
     blob = "NPU: file of the compiled model, written the first time, then read instead of compiling"

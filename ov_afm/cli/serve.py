@@ -55,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--prefill-tokens", type=int, metavar="N", help="tokens of a prompt computed in one step (default: 256)")
     add("--kv-cache", choices=("u8", "f16", "f32"), help="precision of the KV cache (default: u8)")
     add("--threads", type=int, metavar="N", help="CPU threads")
+    lock = "keep the weights in memory, whatever else wants it (CPU, Linux)"
+    add("--lock-memory", action="store_true", help=lock)
     add("--ov-config", action="append", default=[], metavar="KEY=VALUE", help="OpenVINO property; repeatable")
     add = partial(parser.add_argument_group("limits").add_argument, default=argparse.SUPPRESS)
     add("--max-queue", type=int, metavar="N", help="requests that may wait; more get status 429 (default: 64)")

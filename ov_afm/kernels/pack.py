@@ -9,6 +9,7 @@ library.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -115,6 +116,8 @@ def transform(
         _save(model, model_dir, work)
         del model
         verify(model_dir, work, library)
+        # Killed between here and the end, the manifest lists no files that are not there.
+        _forget(directory)
     active = round(sum(each.active for each in limited) / len(limited), 4) if limited else None
     result = Result(directory.packed, replaced, refused, packed, active)
     if directory.manifest is not None:
@@ -271,16 +274,21 @@ def remove(model_dir: Path) -> bool:
     """
     directory = ModelDirectory.open(model_dir, packed=False)
     check_packed(model_dir)
+    listed = _forget(directory)
     existed = directory.packed.exists()
     if existed:
-        # Out of its name in one step, so that nobody loads half of it.
-        removed = directory.packed.with_name(f".{PACKED_FOLDER}.ov-afm.old")
-        shutil.rmtree(removed, ignore_errors=True)
+        # Out of its name in one step, so that nobody loads half of it; what a kill leaves, packing again clears.
+        removed = directory.packed.with_name(f".{PACKED_FOLDER}.{os.getpid()}.ov-afm.partial")
         directory.packed.rename(removed)
         shutil.rmtree(removed)
+    return existed or listed
+
+
+def _forget(directory: ModelDirectory) -> bool:
+    """Take the packed model out of the manifest; returns whether it was in it."""
     record = directory.manifest
     if record is None:
-        return existed
+        return False
     plain = _plain_files(record)
     listed = record.sparsity.pop("kernels", None) is not None or plain != record.files
     if listed:

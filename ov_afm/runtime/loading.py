@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import mmap
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DeviceError, OVAFMError, last_line
-from ..kernels.select import engine_model, plain_model
-from ..model_dir.manifest import installed_versions
+from ..kernels.select import engine_model, is_forced, plain_model
+from ..model_dir.manifest import MODEL_BIN, installed_versions
 from ..model_dir.model_directory import ModelDirectory
+from ..system import resident
 from ..system.child_process import run_in_child
 from ..system.interrupt import wait_for
-from . import device_cache, devices, lora, npu_blob, self_test
+from . import device_cache, devices, kernel_choice, lora, npu_blob, self_test
 from . import properties as device_properties
+from .kernel_choice import CHAT, Workload
 from .properties import DEFAULT_USE, Use
 
 __all__ = [
@@ -104,6 +107,7 @@ class Loaded:
         properties: What it was loaded with.
         folder: Folder of the IR: the model directory, or the one that is packed for the kernels.
         cache_tokens: Tokens that the KV cache holds; None if the scheduler does not bound it.
+        locked: Mapping that keeps the packed weights in memory; None where nothing does.
     """
 
     engine: Any
@@ -111,6 +115,7 @@ class Loaded:
     properties: dict[str, Any]
     folder: Path
     cache_tokens: int | None = None
+    locked: mmap.mmap | None = None
 
 
 class PhaseTimer:
@@ -177,14 +182,10 @@ def properties_for(request: LoadRequest, choice: devices.Choice) -> dict[str, An
         ConfigError: The file of the compiled model belongs to another model or device.
         DeviceError: The model does not fit the device's memory, or the device lacks a feature.
     """
-    import psutil
-
     model, geometry = request.model, request.model.geometry
-    on_cpu = choice.kind == "CPU" or choice.emulated
-    info = None if on_cpu else devices.find(choice.device)
-    memory = psutil.virtual_memory().total if on_cpu else info.memory_bytes if info else None
+    info = None if _on_cpu(choice) else devices.find(choice.device)
     need = device_properties.estimate_memory(model.weights_bytes, geometry, choice.device, request.use)
-    device_properties.check_memory(need, choice.label, memory)
+    device_properties.check_memory(need, choice.label, info.memory_bytes if info else None)
     npuw = {}
     if choice.emulated and request.adapters:
         # NPUW loses the adapters' inputs when it cuts the model into layers (2026.4.1; seen in the emulation only).
@@ -211,6 +212,11 @@ def properties_for(request: LoadRequest, choice: devices.Choice) -> dict[str, An
         key = device_cache.state_key(model.key, info.full_name, info.driver, properties | _adapters_of(request))
         properties["CACHE_DIR"] = str(device_cache.compiled_dir(key))
     return properties
+
+
+def _on_cpu(choice: devices.Choice) -> bool:
+    """Whether a device's memory is the machine's own, and the weights are in it."""
+    return choice.kind == "CPU" or choice.emulated
 
 
 def _adapters_of(request: LoadRequest) -> dict[str, Any]:
@@ -294,13 +300,32 @@ def _make_engine(request: LoadRequest, choice: devices.Choice, properties: dict[
         arguments["draft_model"] = openvino_genai.draft_model(request.draft_model.path, device)
     if request.adapters:
         arguments["adapters"] = lora.engine_config(request.adapters, request.model)
-    # The kernels take the MLPs' layers out of the graph, where adapters would find them.
-    folder, kernels = (plain_model if request.adapters else engine_model)(model, device)
-    arguments |= kernels
+    cache_tokens = None
+    if request.scheduler is not None:
+        config = arguments.pop("scheduler_config", None) or openvino_genai.SchedulerConfig()
+        cache_tokens = request.scheduler(choice.kind, config)
+    locked = _prepare_memory(request, choice, folder, cache_tokens) if _on_cpu(choice) else None
     if request.scheduler is None:
         engine = openvino_genai.LLMPipeline(folder, device, **arguments)
-        return Loaded(engine, choice, properties, folder)
-    config = arguments.pop("scheduler_config", None) or openvino_genai.SchedulerConfig()
-    cache_tokens = request.scheduler(choice.kind, config)
-    engine = openvino_genai.ContinuousBatchingPipeline(folder, config, device, arguments)
-    return Loaded(engine, choice, properties, folder, cache_tokens)
+    else:
+        engine = openvino_genai.ContinuousBatchingPipeline(folder, config, device, arguments)
+    return Loaded(engine, choice, properties, folder, cache_tokens, locked)
+
+
+def _prepare_memory(
+    request: LoadRequest, choice: devices.Choice, folder: Path, cache_tokens: int | None
+) -> mmap.mmap | None:
+    """See that the model fits the memory that is free, and begin to read its weights; lock them if asked to."""
+    model, weights = request.model, folder / MODEL_BIN
+    packed = folder != model.path
+    size = model.weights_bytes + (request.draft_model.weights_bytes if request.draft_model else 0)
+    need = device_properties.estimate_memory(size, model.geometry, choice.device, request.use)
+    if cache_tokens is not None:  # for many requests at once
+        kv_bytes = need.kv_bytes * cache_tokens // need.context_tokens
+        need = replace(need, kv_bytes=kv_bytes, context_tokens=cache_tokens)
+    device_properties.check_free_memory(need, f"{model.name} on {choice.label}", packed=packed)
+    if not request.use.lock_memory:
+        resident.read_ahead(weights)
+        return None
+    resident.check_lock(weights.stat().st_size)
+    return resident.lock_file(weights) if packed else None

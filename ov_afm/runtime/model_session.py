@@ -16,13 +16,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import DeviceError, GenerationError
-from ..model_dir.manifest import installed_versions
+from ..model_dir.manifest import PACKED_FOLDER, installed_versions
+from ..system import resident
 from ..system.interrupt import wait_for
 from . import device_cache, self_test
-from .detokenize import Detokenizer, TextAssembler
 from .chat_template import ChatTemplate
-from .loading import LoadRequest, OnPhase, PhaseTimer, load, remember_verdict, verdict_key
+from .detokenize import Detokenizer, TextAssembler
 from .generation_config import default_config
+from .loading import LoadRequest, OnPhase, PhaseTimer, load, remember_verdict, verdict_key
 from .sampling import Params
 from .stop_tokens import stop_tokens
 
@@ -71,10 +72,12 @@ class ModelSession:
         self.device, self.device_label = loaded.choice.device, loaded.choice.label
         self.device_note, self.emulated = loaded.choice.why, loaded.choice.emulated
         self.tokenizer = self.engine.get_tokenizer()
-        self._folder, self._kind = loaded.folder, loaded.choice.kind
-        self.cache_tokens = loaded.cache_tokens
         self.template = ChatTemplate.read(self.model.path, self.tokenizer)
         self.stop_tokens = stop_tokens(self.model.path, self.tokenizer, self.template)
+        self._folder, self._kind = loaded.folder, loaded.choice.kind
+        self.kernels = self._folder.name == PACKED_FOLDER
+        self.cache_tokens = loaded.cache_tokens
+        self._locked = loaded.locked
         self.context_length = self.max_prompt_tokens = min(
             self.model.context_length, loaded.cache_tokens or self.model.context_length
         )
@@ -85,6 +88,9 @@ class ModelSession:
             self.context_length = min(self.context_length, both)
         if warm_up:
             self._warm_up(phases)
+        if request.use.lock_memory and loaded.locked is None:
+            # Now, because the plugin repacks weights in the first inference.
+            resident.lock_own_memory()
         phases.remember()
         self.load_s = phases.elapsed_s
 
@@ -201,3 +207,5 @@ class ModelSession:
     def close(self) -> None:
         """Free the model; nothing may be generated any more."""
         self.engine = None
+        if self._locked is not None:
+            self._locked.close()

@@ -10,9 +10,10 @@ from ..errors import ConfigError
 from ..model_dir.model_directory import ModelDirectory
 from ..runtime import lora
 from ..runtime.detokenize import TextAssembler
+from ..runtime.kernel_choice import SERVE
 from ..runtime.loading import LoadRequest
 from ..runtime.model_session import ModelSession
-from ..runtime.properties import KV_BYTES, Use
+from ..runtime.properties import KV_BYTES, PLAIN_SHARE, WORKING_BYTES, Use
 from ..system.resources import free_memory
 from .messages import EngineSpec, Piece, TokenLogprob
 
@@ -65,9 +66,10 @@ def load_request(spec: EngineSpec) -> LoadRequest:
     return LoadRequest(
         ModelDirectory.open(spec.model_dir),
         spec.device,
-        Use(kv_cache=spec.kv_cache, threads=spec.threads),  # type: ignore[arg-type]
+        Use(kv_cache=spec.kv_cache, threads=spec.threads, lock_memory=spec.lock_memory),  # type: ignore[arg-type]
         spec.ov_config,
         adapters=() if spec.adapter is None else (lora.read(*spec.adapter),),
+        workload=SERVE,
     )
 
 
@@ -181,7 +183,7 @@ def _bound_cache(scheduler: Any, spec: EngineSpec, model: ModelDirectory, kind: 
     size_gb = spec.cache_size_gb
     token_bytes = model.geometry.kv_values_per_token * KV_BYTES[spec.kv_cache or "u8"]
     if size_gb is None:
-        free_gb = (free_memory() - model.weights_bytes) / 1e9
+        free_gb = (free_memory() - PLAIN_SHARE * model.weights_bytes - WORKING_BYTES) / 1e9
         all_full_gb = token_bytes * model.context_length * spec.max_running / 1e9
         size_gb = max(min(free_gb * CACHE_SHARE, all_full_gb, MAX_CACHE_GB), 0.05)
     block_tokens = BLOCK_TOKENS[kind]

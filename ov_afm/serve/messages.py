@@ -28,6 +28,7 @@ class EngineSpec:
             a cancelled one ends with its piece.
         kv_cache: Precision of the KV cache.
         threads: CPU threads.
+        lock_memory: Keep the weights in memory.
         ov_config: OpenVINO properties.
         adapter: File and weight of a LoRA adapter; None serves the model as it is.
     """
@@ -39,6 +40,7 @@ class EngineSpec:
     prefill_tokens: int = 256
     kv_cache: str | None = None
     threads: int | None = None
+    lock_memory: bool = False
     ov_config: Mapping[str, Any] = field(default_factory=dict)
     adapter: tuple[Path, float] | None = None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from ov_afm.model_dir import manifest
 from ov_afm.model_dir.model_directory import ModelDirectory
 from ov_afm.pipeline import Params, Pipeline, Use
 from ov_afm.runtime import device_cache, devices, loading, self_test
-from ov_afm.serve.batching import BatchingEngine
+from ov_afm.serve.batching import BatchingEngine, load_request
 from ov_afm.serve.messages import EngineSpec
+from ov_afm.system import control_groups
 
 
 @pytest.fixture(autouse=True)
@@ -220,3 +223,35 @@ def test_a_cpu_that_answers_something_else_is_refused(model: Path, tmp_path: Pat
 def test_a_cache_smaller_than_the_recorded_prompt_is_warmed_up_without_it(model: Path) -> None:
     engine = BatchingEngine(EngineSpec(model, cache_size_gb=1.1e-5))
     assert engine.session.cache_tokens == engine.session.context_length == 32
+
+
+def test_model_that_the_control_group_has_no_memory_for_is_refused_with_figures(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_groups, "memory", lambda: control_groups.Memory(200_000_000, 50_000_000))
+    with pytest.raises(DeviceError) as caught:
+        Pipeline(tiny_model)
+    assert "needs about 300" in str(caught.value)
+    assert "50.0 MB are free of the 200.0 MB that this control group (container) may have" in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="locks Linux's memory")
+def test_memory_is_locked_while_a_model_is_loaded(tiny_model: Path) -> None:
+    script = f"""
+import re, sys; sys.path[:] = {sys.path!r}
+from pathlib import Path
+from ov_afm import Pipeline
+from ov_afm.pipeline import Use
+pipeline = Pipeline({str(tiny_model)!r}, use=Use(lock_memory=True))
+assert pipeline.generate("Hello").text is not None
+print(re.findall(r"VmLck:.*", Path("/proc/self/status").read_text())[0].split()[1])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    if "lock-refused" in done.stderr or "cannot be locked" in done.stderr:
+        pytest.skip("this process may not lock memory")
+    # What OpenVINO repacked and all else that the process allocated.
+    assert int(done.stdout) * 1024 > (tiny_model / "openvino_model.bin").stat().st_size
+
+
+def test_a_server_locks_the_memory_of_its_engines(tiny_model: Path) -> None:
+    assert load_request(EngineSpec(tiny_model, lock_memory=True)).use.lock_memory

@@ -9,7 +9,15 @@ import pytest
 
 from ov_afm.errors import ConfigError, DeviceError
 from ov_afm.model_dir.geometry import Geometry
-from ov_afm.runtime.properties import Use, build, check_memory, estimate_memory
+from ov_afm.runtime.properties import (
+    MemoryEstimate,
+    Use,
+    build,
+    check_free_memory,
+    check_memory,
+    estimate_memory,
+)
+from ov_afm.system import control_groups, resources
 
 AFM = Geometry("ArceeForCausalLM", 2560, 36, 20, 4, 128, 18_432, 128_004, 65_536, "relu2")
 
@@ -129,6 +137,7 @@ def test_values_that_no_plugin_takes_are_refused(fields: dict[str, Any], found: 
     [
         ("CPU", Use(generate_hint="BEST_PERF", chunk_tokens=64), "CPU does not take generate_hint, chunk_tokens"),
         ("GPU.1", Use(threads=2), "GPU.1 does not take threads"),
+        ("GPU", Use(lock_memory=True), "GPU does not take lock_memory"),
         ("NPU", Use(kv_cache="u8"), "NPU does not take kv_cache"),
     ],
 )
@@ -153,3 +162,28 @@ def test_model_that_does_not_fit_is_refused_with_both_figures() -> None:
         check_memory(need, "GPU", 8_000_000_000)
     check_memory(need, "GPU", 10_000_000_000)
     check_memory(need, "GPU", None)
+
+
+@pytest.mark.parametrize(("packed", "fits"), [(True, True), (False, False)], ids=["packed", "plain"])
+def test_what_the_plugin_repacks_counts_and_what_the_kernels_map_does_not(
+    monkeypatch: pytest.MonkeyPatch, packed: bool, fits: bool
+) -> None:
+    monkeypatch.setattr(resources, "free_memory", lambda: 3_500_000_000)
+    need = MemoryEstimate(2_700_000_000, 300_000_000, 4096)
+    if fits:
+        check_free_memory(need, "afm on CPU", packed=packed)
+        return
+    with pytest.raises(DeviceError) as caught:
+        check_free_memory(need, "afm on CPU", packed=packed)
+    assert caught.value.code == "memory-short"
+    assert str(caught.value).startswith(
+        "afm on CPU (2.70 GB of weights, 4096 tokens of context) needs about 4.11 GB of memory, 3.50 GB are free"
+    )
+
+
+def test_threads_follow_a_cpu_quota_and_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "INFERENCE_NUM_THREADS" not in build("CPU")
+    monkeypatch.setattr(control_groups, "quota_threads", lambda: 3)
+    assert build("CPU")["INFERENCE_NUM_THREADS"] == 3
+    assert build("CPU", Use(threads=5))["INFERENCE_NUM_THREADS"] == 5
+    assert "INFERENCE_NUM_THREADS" not in build("GPU")
