@@ -293,5 +293,5 @@ def _forget(directory: ModelDirectory) -> bool:
     listed = record.sparsity.pop("kernels", None) is not None or plain != record.files
     if listed:
         record.files = plain
-        manifest.write(model_dir, record)
-    return existed or listed
+        manifest.write(directory.path, record)
+    return listed
