@@ -20,6 +20,8 @@ __all__ = ["FILE_NAME", "Record", "Store", "group", "read"]
 
 FILE_NAME = "records.jsonl"
 SCHEMA = 1
+# Of every record, a half-written one included.
+BEGIN = b'{"schema": '
 STATUSES = ("ok", "cannot run", "failed")
 Record = dict[str, Any]
 
@@ -32,8 +34,15 @@ def read(path: Path) -> list[Record]:
     """
     if not path.is_file():
         raise ConfigError(f"no such records file: {path}", code="records-missing")
+    records = _records(path, path.read_bytes())
+    if not records:
+        raise ConfigError(f"{path} has no records")
+    return records
+
+
+def _records(path: Path, data: bytes) -> list[Record]:
     records = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(data.splitlines(), 1):
         try:
             records.append(_check(json.loads(line.decode())))
         except (ValueError, KeyError, TypeError) as error:
@@ -42,8 +51,6 @@ def read(path: Path) -> list[Record]:
                 f"{path} line {number} is no benchmark record ({reason}); delete that line or use another file",
                 code="record-unreadable",
             ) from error
-    if not records:
-        raise ConfigError(f"{path} has no records")
     return records
 
 
@@ -103,10 +110,10 @@ class Store:
         # A killed process may leave half a line; the run it belongs to is measured again.
         data = path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
+        if not whole and data[: len(BEGIN)] != BEGIN[: len(data)]:
+            raise ConfigError(f"{path} holds no benchmark records; name another folder", code="report-folder")
         if whole:
-            if whole != data:
-                write_bytes(path, whole)
-            records = read(path)
+            records = _records(path, whole)
             if any(record.get("sweep") != sweep for record in records):
                 raise ConfigError(
                     f"{path.parent} holds another sweep (other settings, models, versions or machine); "
@@ -114,6 +121,9 @@ class Store:
                     code="other-sweep",
                 )
             self.records = records
+        # Only now that the file is known to be this sweep's.
+        if whole != data:
+            write_bytes(path, whole)
 
     def done(self, combination: Combination, runs: int) -> bool:
         """Whether all runs of a combination are recorded."""

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, GenerationError, OVAFMError
+from ..model_dir.outputs import check_file
 from ..runtime import devices
 from ..runtime.sampling import Params
 from ..system import console
+from ..system.atomic import write_text
 from ..system.interrupt import leave_at_once
+from ..system.paths import expanded
 from .backend import EMULATED, Backend, Step, figures_of
 from .conversation import Conversation, Turn, context_line, figures_line, from_json, to_json, to_markdown
 from .store import data_dir
@@ -56,6 +59,8 @@ class Terminal:
         self._conversation = Conversation(system=system)
         self._screen = Console(highlight=False, markup=False)
         self._device: str | None = None
+        # Files of this chat's own, which /save may write again.
+        self._saved: set[Path] = set()
         self._left = False
         with leave_at_once():
             self._backend = open_backend(None)
@@ -141,9 +146,12 @@ class Terminal:
         path = _path(rest, "/save")
         text = (to_markdown if path.suffix.lower() == ".md" else to_json)(self._conversation)
         try:
-            path.write_text(text, encoding="utf-8")
+            if path.resolve() not in self._saved:
+                check_file(path, ours=_is_conversation, what="a conversation of ov-afm chat")
+            write_text(path, text)
         except OSError as error:
             raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+        self._saved.add(path.resolve())
         self._say(f"saved {len(self._conversation.turns)} messages to {path}")
 
     def _load(self, rest: str) -> None:
@@ -192,10 +200,19 @@ COMMANDS: dict[str, Callable[[Terminal, str], None]] = {
 }
 
 
+def _is_conversation(data: bytes) -> bool:
+    """Whether this is a conversation in the form of `/save FILE.json`; Markdown could be anybody's."""
+    try:
+        from_json(data.decode())
+    except (ConfigError, UnicodeDecodeError):
+        return False
+    return True
+
+
 def _path(rest: str, command: str) -> Path:
     if not rest:
         raise ConfigError(f"{command} needs a file name, e.g. {command} chat.json")
-    return Path(rest).expanduser()
+    return expanded(rest)
 
 
 @contextmanager

@@ -8,10 +8,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from inspect import signature
 from typing import Any, ParamSpec
 
 from ..errors import OVAFMError
+from ..system.os_errors import explained
 from ..system.telemetry import silence
 
 __all__ = ["command", "command_parser", "given"]
@@ -22,7 +24,8 @@ P = ParamSpec("P")
 def command(main: Callable[P, int]) -> Callable[P, int]:
     """Make a verb's `main` behave as a command: errors as one line, and the exit status that fits.
 
-    0 done, 1 an `OVAFMError`, 2 wrong usage (argparse), 130 interrupted. A bug keeps its traceback.
+    0 done, 1 an `OVAFMError` or something that the operating system refused, 2 wrong usage (argparse), 130 interrupted.
+    A bug keeps its traceback.
     """
 
     @functools.wraps(main)
@@ -30,19 +33,39 @@ def command(main: Callable[P, int]) -> Callable[P, int]:
         silence()
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
         try:
-            return main(*args, **kwargs)
+            status = main(*args, **kwargs)
+            sys.stdout.flush()
+            return status
         except OVAFMError as error:
-            print(f"ov-afm: error: {' '.join(str(error).split())}", file=sys.stderr)
-            return 1
+            return _failed(error)
         except KeyboardInterrupt:
             print("ov-afm: interrupted", file=sys.stderr)
             return 130
         except BrokenPipeError:
             # The reader of a pipe has gone; Python would complain once more while it exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            _drop_output()
             return 0
+        except OSError as error:
+            shown = explained(error)
+            if shown is None:
+                raise
+            with suppress(OSError):
+                sys.stdout.flush()
+                return _failed(shown)
+            # What cannot be written is standard output; Python would complain once more while it exits.
+            _drop_output()
+            return _failed(shown)
 
     return run
+
+
+def _failed(error: OVAFMError) -> int:
+    print(f"ov-afm: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 1
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -23,6 +23,7 @@ from ..presets import DEFAULT_MODEL, EMBEDDED_MODEL
 from ..runtime import chat_template, generation_config
 from ..runtime.lora import Adapter
 from ..system.console import Progress
+from ..system.paths import expanded
 from . import checkpoint, embedded, hub
 
 __all__ = ["Source", "resolve"]
@@ -141,7 +142,7 @@ def resolve(
         SourceError: It cannot be found, fetched, read or trusted; the message says which and what to do.
     """
     name = os.fspath(model)
-    path = Path(name).expanduser()
+    path = expanded(name)
     trust = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     if not name.strip():
         raise SourceError(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import zipfile
@@ -39,6 +40,7 @@ METHOD = 2
 # Below it a probability is no more than 2e-35, and rounding would eat the resolution of the rest.
 FLOOR = -80.0
 STEPS = 65_535
+KEY = re.compile("[0-9a-f]{32}")
 # A reference that was not used for so long is deleted.
 KEPT_S = 30 * 24 * 3600
 
@@ -97,7 +99,7 @@ class Store:
             ) from error
         os.utime(self.folder)
         for other in root.iterdir():
-            if time.time() - other.stat().st_mtime > KEPT_S:
+            if KEY.fullmatch(other.name) and time.time() - other.stat().st_mtime > KEPT_S:
                 shutil.rmtree(other, ignore_errors=True)
 
     def path(self, block: int) -> Path:

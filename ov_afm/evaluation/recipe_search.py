@@ -19,6 +19,7 @@ from typing import Any
 from ..compress import compress
 from ..errors import CompressionError, ConfigError
 from ..export import export
+from ..model_dir import outputs
 from ..model_dir.manifest import MODEL_BIN, MODEL_XML, sha256
 from ..presets import RECIPES, Equalise, Recipe
 from ..runtime.rules import violations
@@ -31,6 +32,8 @@ __all__ = ["Trial", "candidates", "chosen", "front", "refinements", "tune"]
 GROUP_SIZES = (128, 64, 32)
 RATIOS = (0.9, 0.8)
 NUM_SAMPLES = 64
+# In the work folder, for the model of one trial.
+TRIAL_FOLDER = "trial"
 FITTED = " + fitted"
 EQUALISED = " + equalise"
 # Kinds of matrices that gain or lose most by a different format.
@@ -178,6 +181,7 @@ def tune(
         raise ConfigError("tune needs a bound: add --max-size-gb GB, or --max-kl NATS", code="bound-missing")
     if target.suffix != ".json":
         raise ConfigError(f"the recipe is written to a .json file, found {target}", code="recipe-suffix")
+    outputs.check_file(target, ours=_is_result, what="a recipe of ov-afm tune")
     resources.require("export", "torch", "transformers", "nncf")
     work = Path(work_dir) if work_dir is not None else target.with_suffix(".tuning")
     max_bytes = None if max_size_gb is None else 1e9 * max_size_gb
@@ -186,6 +190,8 @@ def tune(
         if not (source / MODEL_XML).exists():
             source = export(model, work / "fp32", recipe="fp32", golden=False, progress=bars).path
         work.mkdir(parents=True, exist_ok=True)
+        # What is there is replaced by every trial, and deleted.
+        outputs.check(work / TRIAL_FOLDER, force=True, inputs=[source])
         search = _Search(source, work, device, text, tokens, time.monotonic() + 60 * minutes, bars)
         search.run(list(candidates(dataset)))
         for trial in _near_bound(search.trials, max_bytes, max_kl):
@@ -201,6 +207,15 @@ def tune(
     result = {"recipe": best.recipe.to_dict(), "found_by": {**best.to_dict(), "evaluated_tokens": tokens}}
     write_json(target, result)
     return best, search.trials
+
+
+def _is_result(data: bytes) -> bool:
+    """Whether this is the content of a recipe file that `tune` wrote."""
+    try:
+        fields = json.loads(data)
+    except ValueError:
+        return False
+    return isinstance(fields, dict) and {"recipe", "found_by"} <= set(fields)
 
 
 def _near_bound(trials: Sequence[Trial], max_bytes: float | None, max_kl: float | None) -> list[Trial]:
@@ -273,7 +288,7 @@ class _Search:
 
     def _measure(self, label: str, recipe: Recipe) -> Trial:
         started = time.perf_counter()
-        folder = self.work / "trial"
+        folder = self.work / TRIAL_FOLDER
         try:
             compress(self.source, folder, recipe=recipe, force=True, progress=self.bars)
             fidelity = evaluate(folder, self.source, text=self.text, tokens=self.tokens, progress=self.bars)

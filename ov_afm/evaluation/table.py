@@ -12,6 +12,7 @@ from typing import Any
 
 from ..bench.statistics import number
 from ..errors import ConfigError
+from ..model_dir.outputs import check_file
 from ..system.atomic import replacing
 from ..system.console import human_bytes, markdown_table
 from .divergence import Interval
@@ -24,7 +25,9 @@ __all__ = ["card", "card_notes", "check_format", "explanation", "fidelity_table"
 ABSENT = "–"
 # Nats below which two models are the same: the rounding of the cache shows 4e-8.
 SAME_KL = 1e-6
-FORMATS = (".svg", ".png", ".pdf")
+# Formats of a plot, and the field of each that names the program; by it `check_format` knows a plot of ours.
+FORMATS = {".svg": "Creator", ".png": "Software", ".pdf": "Creator"}
+PROGRAM = "ov_afm"
 
 
 # Heading and cell of every column.
@@ -159,20 +162,24 @@ def plot(results: Sequence[Fidelity], path: Path) -> None:
 
 def save(figure: Any, path: Path) -> None:
     """Write a figure, in one step; the same figure gives the same SVG."""
+    metadata: dict[str, str | None] = {FORMATS[path.suffix]: PROGRAM}
+    if path.suffix == ".svg":
+        metadata["Date"] = None
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
+        figure.savefig(temporary, dpi=130, metadata=metadata)
 
 
 def check_format(path: Path) -> None:
     """Refuse a plot file that cannot be written, before the work.
 
     Raises:
-        ConfigError: Unknown suffix, or no such folder.
+        ConfigError: Unknown suffix, no such folder, or a file of that name that is no plot of ov_afm.
     """
     if path.suffix not in FORMATS:
         raise ConfigError(f"a plot is written as {', '.join(FORMATS)}, found {path.name!r}", code="plot-format")
     if not path.parent.is_dir():
         raise ConfigError(f"no such folder for the plot: {path.parent}", code="plot-folder")
+    check_file(path, ours=lambda data: PROGRAM.encode() in data, what="a plot of ov_afm")
 
 
 def _point(axes: Any, result: Fidelity, kl: Interval) -> None:

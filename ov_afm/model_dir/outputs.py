@@ -78,9 +78,10 @@ def check(output: str | Path, *, force: bool = False, inputs: Iterable[str | Pat
     """
     target = _resolved(output)
     for each in inputs:
-        path = Path(each).expanduser()
-        if _exists(path):
-            _check_input(target, path)
+        with suppress(RuntimeError):  # `~name` of nobody
+            path = Path(each).expanduser()
+            if _exists(path):
+                _check_input(target, path)
     for kind, cache, managed in _caches():
         inside = target.relative_to(cache).parts if target.is_relative_to(cache) else ()
         if (cache.exists() and _contains(target, cache)) or (inside and re.fullmatch(managed, inside[0])):
@@ -115,11 +116,13 @@ def check_packed(model_dir: Path) -> None:
     """Refuse to replace or delete a `relu2/` folder in which something else lies than a packed model.
 
     Raises:
-        ConfigError: Names what else lies there.
+        ConfigError: Names what else lies there, or what it is.
     """
     folder = model_dir / manifest.PACKED_FOLDER
     if not folder.exists():
         return
+    if folder.is_symlink() or not folder.is_dir():
+        raise ConfigError(f"{folder} is a link or a file and stays as it is; move it away", code="packed-holds-other")
     known = _listed(model_dir)
     for path in sorted(folder.iterdir()):
         name = f"{manifest.PACKED_FOLDER}/{path.name}"

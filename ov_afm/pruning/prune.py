@@ -121,7 +121,7 @@ def prune(
             if shape.narrowed:
                 # All rows stay until the rest is measured and healed, so that it compares with the original.
                 whole = partial / "whole" if cut else partial
-                report |= work.narrow(shape, whole, state=target.resolve().with_name(f".{target.name}.healing"))
+                report |= work.narrow(shape, whole, state=target.resolve().with_name(f".{target.name}.ov-afm.healing"))
             if cut:
                 report["vocabulary"] = work.cut(cut, whole, partial)
                 shutil.rmtree(partial / "whole", ignore_errors=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..evaluation import table
 from ..system import console
 from .plan import Plan
 
@@ -13,7 +14,7 @@ __all__ = ["plot", "show"]
 
 
 def plot(healing: Mapping[str, Any], path: Path) -> None:
-    """Draw the loss curve of healing to a file of a kind that matplotlib knows."""
+    """Draw the loss curve of healing."""
     from matplotlib.figure import Figure
 
     losses = healing["losses"]
@@ -23,7 +24,7 @@ def plot(healing: Mapping[str, Any], path: Path) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("KL to the original, training text, nats")
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=130)
+    table.save(figure, path)
 
 
 def show(shape: Plan, report: Mapping[str, Any]) -> None:

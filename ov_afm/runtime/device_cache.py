@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConfigError
 from ..model_dir import manifest
 from ..system import paths
 from ..system.atomic import write_json
@@ -23,6 +25,8 @@ __all__ = ["clear", "compiled_dir", "read", "remember", "speeds", "state_key"]
 
 # Properties that do not change what is compiled.
 _NOT_COMPILED = ("CACHE_DIR", "scheduler_config", "draft_model", "prompt_lookup")
+# Names of the folders of compiled models, as `state_key` makes them.
+KEY = re.compile("[0-9a-f]{16}")
 
 
 def state_key(model: str, device: str, driver: str | None, properties: Mapping[str, Any]) -> str:
@@ -46,9 +50,11 @@ def compiled_dir(key: str) -> Path:
 
 def clear() -> int:
     """Delete compiled models and all entries; returns the bytes freed."""
-    folder = paths.cache_dir() / "compiled"
-    freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    shutil.rmtree(folder, ignore_errors=True)
+    # A user may have set the cache folder to one that holds more than ours.
+    folders = [path for path in (paths.cache_dir() / "compiled").glob("*") if KEY.fullmatch(path.name)]
+    freed = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
     _path().unlink(missing_ok=True)
     return freed
 
@@ -63,9 +69,9 @@ def remember(section: str, key: str, value: Any) -> None:
     """Set an entry. Two processes at once may lose one of their entries, never the file."""
     contents = _all()
     contents.setdefault(section, {})[key] = value
-    path = _path()
-    # A read-only home must not prevent a model from running: it will be tested and timed again.
-    with contextlib.suppress(OSError):
+    # A home that is read-only, or none, must not prevent a model from running: it will be tested and timed again.
+    with contextlib.suppress(OSError, ConfigError):
+        path = _path()
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, contents, indent=1)
 
@@ -86,6 +92,6 @@ def _path() -> Path:
 def _all() -> dict[str, Any]:
     try:
         contents = json.loads(_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # a missing home folder is a `ValueError`, too
         return {}
     return contents if isinstance(contents, dict) else {}

@@ -176,8 +176,8 @@ def disk_full_as_error(folder: Path) -> Iterator[None]:
         if getattr(error, "errno", None) not in NO_SPACE and (isinstance(error, OSError) or free > FULL_BYTES):
             raise
         # A staging or work folder is not a name that the user knows.
-        hidden = (p.parent for p in (folder, *folder.parents) if p.name.endswith(".partial") or p.name[:7] == "ov_afm-")
-        place = next(hidden, folder)
+        hidden = (path.parent for path in (folder, *folder.parents) if path.name.endswith(".ov-afm.partial"))
+        place = next(hidden, folder.parent if folder.name.startswith("ov_afm-") else folder)
         raise OVAFMError(
             f"the disk that holds {place} is full ({free / 1e6:.0f} MB free); free some space or use another folder",
             code="disk-full",

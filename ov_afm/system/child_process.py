@@ -16,6 +16,7 @@ that the parent holds open, and it takes with it what it started itself.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import queue
@@ -117,9 +118,9 @@ class _Result:
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """What the function raised: an error of ov_afm's as it is, anything else as text."""
+    """What the function raised: an error of ov_afm's or of the operating system as it is, anything else as text."""
 
-    error: errors.OVAFMError | None
+    error: errors.OVAFMError | OSError | None
     message: str = ""
     traceback: str = ""
 
@@ -257,7 +258,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,
-            env={**os.environ, **CHILD_ENV, **env},
+            env={**_thread_env(), **os.environ, **CHILD_ENV, **env},
             # A Ctrl-C of the terminal is the parent's to handle.
             start_new_session=True,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
@@ -331,6 +332,7 @@ class ChildProcess:
         Raises:
             ChildDied: The child crashed, was killed or ran out of time.
             OVAFMError: Whatever the function raised from ov_afm's tree.
+            OSError: What the operating system refused in it, such as a full disk.
             RuntimeError: Any other exception of the function, with its traceback as text.
         """
         call = pickle.dumps((function, args, kwargs))
@@ -483,8 +485,21 @@ class WorkerProcess:
 # -- In the child process
 
 
+class _Log(io.FileIO):
+    """What the child prints; where the log's disk is full, that is lost, and the work goes on."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
 def _connect(incoming: int, outgoing: int) -> Channel:
     silence()
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        log = cast("io.BufferedWriter", _Log(descriptor, "w", closefd=False))
+        setattr(sys, name, io.TextIOWrapper(log, encoding="utf-8", errors="backslashreplace", write_through=True))
     return Channel(_Pipe(os.fdopen(incoming, "rb", buffering=0), os.fdopen(outgoing, "wb", buffering=0)))
 
 
@@ -499,16 +514,18 @@ def _answer(incoming: int, outgoing: int) -> None:
             channel.send(_Result(function(*args, **kwargs)))
             status = 0
         except BaseException as error:
-            traceback.print_exc()
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
             channel.send(_Failure(_portable(error), f"{type(error).__name__}: {error}", traceback.format_exc()))
     finally:
         _leave(status)
 
 
-def _portable(error: BaseException) -> errors.OVAFMError | None:
-    """An error of ov_afm's, if the parent can read it."""
+def _portable(error: BaseException) -> errors.OVAFMError | OSError | None:
+    """An error of ov_afm's or of the operating system, if the parent can read it."""
     with contextlib.suppress(Exception):
-        if isinstance(error, errors.OVAFMError):
+        by_system = isinstance(error, OSError) and error.errno is not None and type(error).__module__ == "builtins"
+        if isinstance(error, errors.OVAFMError) or (isinstance(error, OSError) and by_system):
             pickle.loads(pickle.dumps(error))
             return error
     return None

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import platformdirs
 from ..errors import ConfigError
 from .atomic import disk_full_as_error
 
-__all__ = ["cache_dir", "cached", "data_dir"]
+__all__ = ["cache_dir", "cached", "data_dir", "expanded", "temporary_dir"]
 
 STALE_S = 24 * 3600
 
@@ -26,10 +26,11 @@ def cache_dir() -> Path:
     Returns:
         `%LOCALAPPDATA%\ov_afm` on Windows, `~/Library/Caches/ov_afm` on macOS, and `$XDG_CACHE_HOME/ov_afm`
         or `~/.cache/ov_afm` elsewhere.
+
+    Raises:
+        ConfigError: It would lie in a home folder, and there is none.
     """
-    chosen = os.environ.get("OV_AFM_CACHE")
-    default = platformdirs.user_cache_path("ov_afm", appauthor=False, opinion=False)
-    return Path(chosen).expanduser() if chosen else default
+    return _chosen("OV_AFM_CACHE", lambda: platformdirs.user_cache_path("ov_afm", appauthor=False, opinion=False))
 
 
 def data_dir() -> Path:
@@ -38,9 +39,51 @@ def data_dir() -> Path:
     Returns:
         `%LOCALAPPDATA%\ov_afm` on Windows, `~/Library/Application Support/ov_afm` on macOS, and
         `$XDG_DATA_HOME/ov_afm` or `~/.local/share/ov_afm` elsewhere.
+
+    Raises:
+        ConfigError: It would lie in a home folder, and there is none.
     """
-    chosen = os.environ.get("OV_AFM_DATA")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_data_path("ov_afm", appauthor=False)
+    return _chosen("OV_AFM_DATA", lambda: platformdirs.user_data_path("ov_afm", appauthor=False))
+
+
+def temporary_dir() -> Path:
+    """The folder for temporary files.
+
+    Raises:
+        FileNotFoundError: None of those that the platform has can be written.
+    """
+    return Path(tempfile.gettempdir())
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with `~` or `~user` at its beginning replaced by that home folder.
+
+    Raises:
+        ConfigError: There is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{path} lies in a home folder that is not known; write the path in full", code="home-missing"
+        ) from error
+
+
+def _chosen(variable: str, default: Callable[[], Path]) -> Path:
+    """The folder that an environment variable names, else a default.
+
+    Raises:
+        ConfigError: It lies in a home folder, and there is none, as for a user id without a name in a container.
+    """
+    try:
+        chosen = os.environ.get(variable)
+        folder = Path(chosen).expanduser() if chosen else default().expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"there is no home folder (HOME is not set); set {variable} to a folder that can be written",
+            code="home-missing",
+        ) from error
+    return folder
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -119,8 +121,13 @@ def failing(argv: object = None) -> int:
         (ExportError("two\nlines  of text"), 1, "ov-afm: error: two lines of text\n"),
         (ConfigError("no"), 1, "ov-afm: error: no\n"),
         (KeyboardInterrupt(), 130, "ov-afm: interrupted\n"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/data/config.json"),
+            1,
+            "ov-afm: error: /data/config.json: Permission denied; ask its owner for access, or name another one\n",
+        ),
     ],
-    ids=["own-error", "configuration", "interrupt"],
+    ids=["own-error", "configuration", "interrupt", "operating-system"],
 )
 def test_exit_status(error: BaseException, status: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert failing(error) == status  # type: ignore[arg-type]
@@ -128,8 +135,51 @@ def test_exit_status(error: BaseException, status: int, message: str, capsys: py
 
 
 def test_bug_keeps_its_traceback() -> None:
-    with pytest.raises(ZeroDivisionError):
-        failing(ZeroDivisionError())  # type: ignore[arg-type]
+    for error in (ZeroDivisionError(), OSError("said by a library")):
+        with pytest.raises(type(error)):
+            failing(error)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_standard_output_that_is_full_is_one_line(tiny_model: Path) -> None:
+    command = [sys.executable, "-m", "ov_afm", "info", "--json", str(tiny_model)]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("ov-afm: error: ")
+    assert result.stderr.count("\n") == 1
+
+
+FOREIGN = """
+import os, sys
+import huggingface_hub.hf_api, rich.progress
+from ov_afm import cli
+from ov_afm.cli import {verb}
+# What is imported later may belong to root alone.
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+sys.exit(cli.main({arguments}))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("verb", ["info", "export", "upload"])
+def test_files_of_another_user_are_one_line_that_names_them(verb: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "openvino_model.xml").touch()
+    for each in (*tmp_path.parents, tmp_path):
+        if each.is_relative_to(Path(tempfile.gettempdir()).resolve()):
+            each.chmod(each.stat().st_mode | 0o055)
+    folder.chmod(0o700)
+    arguments = [verb, str(folder), *(["a/b"] if verb == "upload" else [])]
+    result = run("-c", FOREIGN.format(verb=verb, arguments=arguments), env={**os.environ, "HF_HUB_OFFLINE": "0"})
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.startswith(f"ov-afm: error: {folder}")
+    assert "Permission denied; ask its owner for access" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_json_goes_to_standard_output_alone(tiny_model: Path) -> None:

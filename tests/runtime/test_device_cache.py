@@ -41,12 +41,15 @@ def test_cache_that_cannot_be_written_stops_nothing(tmp_path: Path, monkeypatch:
 
 
 def test_clear_deletes_compiled_models_and_verdicts() -> None:
-    folder = device_cache.compiled_dir("0123")
-    folder.mkdir(parents=True)
+    folder = device_cache.compiled_dir(device_cache.state_key("m", "Arc 140V", "1", {}))
+    foreign = folder.with_name("thesis")
+    for each in (folder, foreign):
+        each.mkdir(parents=True)
     (folder / "x.blob").write_bytes(b"12345")
     device_cache.remember("verdicts", "a", {})
     assert device_cache.clear() == 5
     assert not folder.exists()
+    assert foreign.exists()
     assert device_cache.read("verdicts") == {}
 
 
