@@ -109,7 +109,8 @@ def export(
         if not force and (existing := _existing(target, source, selected, verify, bars)):
             return _complete(existing, golden=with_golden, kernels=kernels is True, bars=bars)
         log = resources.log_file(f"export-{target.name}")
-        with outputs.new_folder(target, force=force, inputs=[*inputs, source.path]) as partial, disk_full_as_error(target.parent):
+        inputs.append(source.path)
+        with outputs.new_folder(target, force=force, inputs=inputs) as partial, disk_full_as_error(target.parent):
             if source.prebuilt:
                 contents = _adopt(source, partial, verify, bars, log)
             else:
@@ -286,8 +287,8 @@ def _convert(source: Source, job: convert.Job, bars: console.Progress, log: Path
         recipe={**job.recipe.recorded(), **built.compression},
         versions=manifest.installed_versions(),
         checks=built.checks if job.prove else dict(NOT_VERIFIED),
-    )
         generation=built.generation,
+    )
 
 
 def _adopt(source: Source, partial: Path, verify: bool, bars: console.Progress, log: Path) -> Manifest:
@@ -322,8 +323,8 @@ def _adopt(source: Source, partial: Path, verify: bool, bars: console.Progress, 
         recipe={"name": "prebuilt", **ChildProcess(log=log).run(describe_weights, partial)},
         versions=manifest.installed_versions(),
         checks=checks,
-    )
         generation=ChildProcess(log=log, died=ExportError).run(generation_config.describe, partial),
+    )
 
 
 if __name__ == "__main__":
