@@ -48,11 +48,12 @@ lint: $(VENV)/installed
 check: lint
 	$(PYTEST) -q -m "$(FAST)"
 
-# What the suite needs from the system: a browser for the pages, a compiler for the kernels.
+# What the suite needs from the system: a browser for the pages, a compiler for the kernels, objdump to look at them.
 tools:
 	@missing=""; \
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || missing="$$missing chromium"; \
 	command -v g++ >/dev/null || command -v clang++ >/dev/null || missing="$$missing g++"; \
+	command -v objdump >/dev/null || missing="$$missing binutils"; \
 	if [ -n "$$missing" ]; then \
 		if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 			echo "installing$$missing"; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \

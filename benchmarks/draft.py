@@ -68,7 +68,7 @@ def main() -> None:
                 "speedup": round(speed["drafted"] / speed["alone"], 3),
                 "accepted": accepted,
                 "drafted": proposed,
-                "acceptance": round(accepted / max(proposed, 1), 3),
+                "acceptance": round(accepted / proposed, 3) if proposed else None,
                 "same_answers": f"{same} of {len(QUESTIONS)}",
             }
         )

@@ -359,10 +359,11 @@ def _prepare(options: argparse.Namespace) -> tuple[ModelDirectory, dict[str, str
 def _record(
     model: ModelDirectory, measured: Sequence[Row], weights: dict[str, str], options: argparse.Namespace
 ) -> None:
-    packed = model.manifest.sparsity.get("kernels", {}) if model.manifest else {}
     kernels = any("with kernels" in record["version"] for record in measured)
     cpu = records.describe_cpu(options.threads, extension.best_isa() if kernels else None)
     versions = {record["engine"]: record["version"] for record in measured if record["engine"] == "llama.cpp"}
+    # Without the kernels all neurons are computed, whatever relu2.py set.
+    packed = model.manifest.sparsity.get("kernels", {}) if model.manifest and kernels else {}
     found = figures(measured, weights, packed.get("active"), options)
     print(
         f"{records.save(records.new_record(model, cpu, found, versions=versions), Path(options.record))} written",
