@@ -19,9 +19,8 @@ from support.in_process import run_in_process
 from ov_afm.cli.compress import main as compress
 from ov_afm.cli.export import main
 from ov_afm.conversion import synthetic, tensors
-from ov_afm.conversion.sources import Source
 from ov_afm.errors import ConfigError, DeviceError, OVAFMError
-from ov_afm.export import export, write_generation_config
+from ov_afm.export import export
 from ov_afm.model_dir import manifest
 from ov_afm.model_dir.geometry import Geometry
 from ov_afm.model_dir.manifest import Manifest
@@ -112,6 +111,12 @@ def test_generation_config_recommends_sampling(tiny_model: Path) -> None:
     wanted = {"do_sample": True, "temperature": 0.5, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.1}
     assert {key: fields[key] for key in wanted} == wanted
     assert fields["eos_token_id"] == 2
+    generation = recorded(tiny_model).generation
+    assert generation["added"] == wanted
+    assert generation["stop_tokens"] == [
+        {"id": 2, "text": "<|im_end|>", "named_by": ["generation_config", "tokenizer", "chat_template"]}
+    ]
+    assert generation["notes"] == []
 
 
 def test_licence_and_tokenizer_travel_byte_for_byte(tiny_model: Path, tiny_checkpoint: Path) -> None:
@@ -384,20 +389,6 @@ def test_compress_exports_what_is_not_exported_yet(
 
 
 # -- What the source says holds
-
-
-def test_sampling_of_the_source_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "generation_config.json").write_text('{"temperature": 0.0, "top_k": null, "eos_token_id": 7}')
-    source = Source("folder", "x", tmp_path, None, None, (), (), {"model_type": "arcee"}, False)
-    write_generation_config(tmp_path, source)
-    fields = json.loads((tmp_path / "generation_config.json").read_text())
-    assert (fields["temperature"], fields["top_k"], fields["eos_token_id"]) == (0.0, 50, 7)
-
-
-def test_other_architectures_get_no_sampling_of_afm(tmp_path: Path) -> None:
-    source = Source("folder", "x", tmp_path, None, None, (), (), {"model_type": "llama"}, False)
-    write_generation_config(tmp_path, source)
-    assert json.loads((tmp_path / "generation_config.json").read_text()) == {}
 
 
 def test_weights_that_the_checkpoint_lacks_are_named(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def describe(model_dir: Path) -> dict[str, Any]:
 
 def _lacking(fields: Mapping[str, Any], config: Mapping[str, Any], *, own_file: bool) -> dict[str, Any]:
     """What the source says in `config.json` alone, and what the makers of its architecture recommend beyond that."""
-    names = TOKENS if own_file else IN_CONFIG
+    names = ("eos_token_id",) if own_file else IN_CONFIG
     elsewhere = {name: config[name] for name in names if config.get(name) is not None and name not in fields}
     sampling = SAMPLING.get(config.get("model_type", ""))
     if sampling is None or is_greedy({**elsewhere, **fields}):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GenerationError, SourceError, last_line
-from ..model_dir.tokenizer_files import control_tokens
+from ..model_dir.tokenizer_files import control_tokens, special_tokens
 from .chat_template import ChatTemplate
 from .generation_config import eos_ids, read
 
@@ -81,10 +81,9 @@ def stop_tokens(folder: Path, tokenizer: Any, template: ChatTemplate | None) -> 
     Raises:
         SourceError: The generation configuration cannot be read.
     """
-    end_of_text = tokenizer.get_eos_token_id()
     named = {
         GENERATION_CONFIG: eos_ids(read(folder)),
-        TOKENIZER: [end_of_text] if end_of_text >= 0 else [],
+        TOKENIZER: _end_of_text(folder, tokenizer),
         TEMPLATE: _ends_of_turn(template, tokenizer, control_tokens(folder)) if template else [],
     }
     ids = dict.fromkeys(token for tokens in named.values() for token in tokens)
@@ -96,6 +95,19 @@ def stop_tokens(folder: Path, tokenizer: Any, template: ChatTemplate | None) -> 
         )
         for token in ids
     )
+
+
+def _end_of_text(folder: Path, tokenizer: Any) -> list[int]:
+    """The tokenizer's end-of-text token, as its own files name it."""
+    texts = special_tokens(folder)
+    if not texts:
+        # Without such files GenAI knows it from the tokenizer's IR.
+        token = tokenizer.get_eos_token_id()
+        return [token] if token >= 0 else []
+    # GenAI would also take the one of config.json, where transformers writes a default for every architecture.
+    text = texts.get("eos_token")
+    ids = tokenizer.encode(text, add_special_tokens=False).input_ids.data.reshape(-1) if text else ()
+    return [int(ids[0])] if len(ids) == 1 else []
 
 
 def _ends_of_turn(template: ChatTemplate, tokenizer: Any, controls: Mapping[str, int]) -> list[int]:

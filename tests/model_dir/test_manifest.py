@@ -13,6 +13,7 @@ from support import tiny
 from ov_afm.errors import OVAFMError, SourceError
 from ov_afm.model_dir import manifest
 from ov_afm.model_dir.geometry import Geometry
+from ov_afm.model_dir.model_directory import ModelDirectory
 
 CONFIG = {**tiny.ARCEE, "architectures": ["ArceeForCausalLM"], "model_type": "arcee", "hidden_act": "relu2"}
 
@@ -59,6 +60,22 @@ def test_written_manifest_reads_back(model_dir: Path) -> None:
 def test_card_may_be_edited(model_dir: Path) -> None:
     (model_dir / "README.md").write_text("# my own words\n")
     assert manifest.verify(model_dir, hashes=True) is not None
+
+
+@pytest.mark.parametrize("text", ['{"temperature": 0.1}', '{"temperature": 0.50}'], ids=["size", "content"])
+def test_generation_config_may_be_edited_and_it_is_said(
+    model_dir: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = model_dir / "generation_config.json"
+    path.write_text('{"temperature": 0.75}')
+    write(model_dir)
+    assert ModelDirectory.open(model_dir, hashes=True).edited == []
+    assert caplog.messages == []
+    path.write_text(text)
+    assert ModelDirectory.open(model_dir, hashes=True).edited == ["generation_config.json"]
+    assert caplog.messages == [f"{path} was edited since the export; what it says now is used"]
+    path.unlink()
+    assert error_of(model_dir) == f"{path} is missing; export the model again"
 
 
 @pytest.mark.parametrize("name", ["openvino_model.bin", "openvino_model.xml", "openvino_tokenizer.bin"])
