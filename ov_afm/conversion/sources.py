@@ -23,7 +23,6 @@ from ..presets import DEFAULT_MODEL, EMBEDDED_MODEL
 from ..runtime import chat_template, generation_config
 from ..runtime.lora import Adapter
 from ..system.console import Progress
-from ..system.paths import expanded
 from . import checkpoint, embedded, hub
 
 __all__ = ["Source", "resolve"]
@@ -142,7 +141,7 @@ def resolve(
         SourceError: It cannot be found, fetched, read or trusted; the message says which and what to do.
     """
     name = os.fspath(model)
-    path = expanded(name)
+    path = Path(name).expanduser()
     trust = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     if not name.strip():
         raise SourceError(
@@ -252,8 +251,11 @@ def _from_gguf(path: Path, *, kind: Kind, id: str, progress: Progress | None) ->
     # It needs numpy, which commands that only ask for a source's name do not.
     from .gguf.weights import convert_cached
 
+    with hub.byte_progress(progress, "hashing the source", path.stat().st_size) as advance:
+        digest = manifest.sha256(path, advance)
     with hub.byte_progress(progress, "converting GGUF") as advance:
-        folder = convert_cached(path, lambda done, total: advance(done, total=total))
+        folder = convert_cached(path, digest, lambda done, total: advance(done, total=total))
     checkpoint.find_weights(folder)
     # The licence texts of a GGUF file are those that lie beside it.
-    return _source(kind, id, folder, (path,), checkpoint.read_json(folder / "config.json"), terms=path.parent)
+    source = _source(kind, id, folder, (path,), checkpoint.read_json(folder / "config.json"), terms=path.parent)
+    return replace(source, digests={path.name: digest})

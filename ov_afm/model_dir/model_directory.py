@@ -175,11 +175,12 @@ class ModelDirectory:
 
     @property
     def key(self) -> str:
-        """Short digest of the model: of its hashes where it has them, else of size and time of its weights."""
+        """Short digest of the model: of its hashes where it has them, else of what changes when its files do."""
         recorded = self.manifest.files if self.manifest else {}
         parts: list[Any] = [recorded[path.name]["sha256"] for path in (self.xml, self.bin) if path.name in recorded]
         if len(parts) < 2:
-            parts = [[stat.st_size, stat.st_mtime_ns] for stat in (self.xml.stat(), self.bin.stat())]
+            stats = (self.xml.stat(), self.bin.stat())
+            parts = [[stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino] for stat in stats]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 

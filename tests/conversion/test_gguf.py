@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from ov_afm.conversion import sources
 from ov_afm.conversion.gguf import weights as ours
 from ov_afm.conversion.gguf.tokenizer import PRE_TOKENIZERS, write_tokenizer
 from ov_afm.errors import SourceError
+from ov_afm.model_dir import manifest
 
 NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -178,8 +180,14 @@ def test_conversion_is_kept_until_the_file_changes(tiny_checkpoint: Path, tmp_pa
     first = sources.resolve(path).path
     stamp = (first / "model.safetensors").stat().st_mtime_ns
     assert (sources.resolve(path).path / "model.safetensors").stat().st_mtime_ns == stamp
-    write_gguf(tiny_checkpoint, path, "Q8_0")
-    assert sources.resolve(path).path != first
+    times = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    changed = sources.resolve(path)
+    assert changed.path != first
+    assert changed.describe()["weights"] == {"tiny.gguf": manifest.sha256(path)}
 
 
 @pytest.mark.parametrize(
@@ -422,6 +430,8 @@ def test_full_disk_is_foreseen(tiny_checkpoint: Path, tmp_path: Path, monkeypatc
     import shutil
 
     path = write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf")
+    # What the other tests converted is found by its content.
+    monkeypatch.setenv("OV_AFM_CACHE", str(tmp_path / "cache"))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda where: usage._replace(free=1000))
     with pytest.raises(SourceError, match=r"^converting tiny.gguf needs \d+\.\d kB in .*, 1.0 kB are free; free some"):

@@ -57,11 +57,12 @@ UNGATED = {"arcee": ("ffn_gate",)}
 OnBytes = Callable[[int, int], None]
 
 
-def convert_cached(path: Path, on_bytes: OnBytes = lambda *_: None) -> Path:
+def convert_cached(path: Path, digest: str, on_bytes: OnBytes = lambda *_: None) -> Path:
     """`convert` into the cache, or what an earlier call left there.
 
     Args:
         path: The GGUF file.
+        digest: Its sha256. Nothing less will do: a file of the same size and time may hold other weights.
         on_bytes: Gets the size of each piece written, and of the whole.
 
     Returns:
@@ -70,9 +71,7 @@ def convert_cached(path: Path, on_bytes: OnBytes = lambda *_: None) -> Path:
     Raises:
         SourceError: See `convert`.
     """
-    stat = path.stat()
-    key = f"{CONVERSION}|{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    folder = cache_dir() / "gguf" / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    folder = cache_dir() / "gguf" / f"{path.stem}-{hashlib.sha256(f'{CONVERSION}|{digest}'.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
         with cached(folder) as work:
             convert(path, work, on_bytes)
