@@ -9,13 +9,12 @@ from typing import Any
 
 from ..errors import GenerationError
 from ..model_dir.model_directory import ModelDirectory
-from ..runtime.loading import LoadRequest
+from ..runtime.kernel_choice import Workload
+from ..runtime.loading import COMPARING, LoadRequest
 from ..runtime.model_session import ModelSession
 from .plan import Combination, Settings, use_of
 
 __all__ = ["Engine", "Timeline", "clock"]
-
-LIBRARY_PREFIX = "ov_afm_kernels"
 
 
 @dataclass(slots=True)
@@ -82,12 +81,11 @@ class Engine:
     Attributes:
         device: OpenVINO's name of the device.
         emulated: The NPU's path runs on CPU.
-        kernels: The native kernels are loaded.
+        kernels: The model that is packed for the native kernels is in use.
+        compared_s: Seconds of loading that went into the comparison with the plain model, which happens once a machine.
     """
 
     def __init__(self, model: ModelDirectory, combination: Combination, settings: Settings) -> None:
-        import psutil
-
         self._batching, self._next_id = combination.concurrency > 1, 0
         draft_model = settings.draft_model if combination.option == "draft" else None
         request = LoadRequest(
@@ -99,11 +97,12 @@ class Engine:
             prompt_lookup=combination.option == "prompt-lookup",
             num_assistant_tokens=settings.num_assistant_tokens,
             scheduler=_default_scheduler if self._batching else None,
+            workload=Workload(combination.prompt_tokens, combination.new_tokens, (combination.concurrency,)),
         )
         self._session = ModelSession(request, warm_up=False)
         self.device, self.emulated = self._session.device, self._session.emulated
-        # Whether this process has mapped the native library, as the operating system reports it.
-        self.kernels = any(LIBRARY_PREFIX in each.path for each in psutil.Process().memory_maps())
+        self.kernels = self._session.kernels
+        self.compared_s = self._session.load_s.get(COMPARING, 0.0)
 
     def run(
         self, prompts: list[list[int]], new_tokens: int, on_first: Callable[[], None] | None = None

@@ -85,6 +85,8 @@ def _model_lines(model: dict[str, Any]) -> list[str]:
     if model["compiled"] is not None:
         compiled = "compiled before: loads fast" if model["compiled"] else "not compiled yet: the first load is slow"
         lines.append(f"  {compiled}")
+    if model["kernels"]:
+        lines.append(f"  ReLU² kernels: {model['kernels']['text']}")
     if model["self_test"]:
         outcome = "passed" if model["self_test"]["passed"] else "FAILED"
         lines.append(f"  self-test {outcome} on {model['self_test']['on']}: {model['self_test']['evidence']}")

@@ -13,7 +13,8 @@ from ..errors import SourceError
 from ..model_dir import card
 from ..model_dir.manifest import files_of
 from ..model_dir.model_directory import ModelDirectory, ModelResult
-from ..runtime import stop_tokens, text_proof
+from ..runtime import kernel_choice, stop_tokens, text_proof
+from ..runtime.properties import build
 from ..system import console
 from .command import command, command_parser
 
@@ -27,7 +28,7 @@ def describe(model_dir: str | Path, *, verify: bool = False) -> dict[str, Any]:
 
     Args:
         model_dir: The directory.
-        verify: Compare the sha256 of every file too.
+        verify: Compare the sha256 of every file, and prove tokenizer, chat template and stop tokens again.
 
     Raises:
         SourceError: It is no whole model directory.
@@ -45,9 +46,10 @@ def describe(model_dir: str | Path, *, verify: bool = False) -> dict[str, Any]:
         "total_bytes": total,
         "manifest": model.manifest is not None,
         "lost_packed": model.lost_packed,
+        "kernels_here": kernel_choice.report(model, build("CPU")),
     }
     if verify:
-        facts["proved"] = text_proof.check(model)
+        facts["proved"] = text_proof.check(model) if model.manifest else {}
     return {"path": str(folder), **facts, "stop_tokens": _ends(folder), "edited": model.edited, **contents}
 
 
@@ -115,6 +117,8 @@ def _lines(fields: dict[str, Any]) -> list[str]:
         packed = fields["sparsity"]["kernels"]
         state = "were packed, but are gone from" if fields["lost_packed"] else "packed in"
         rows.append(("kernels", f"{len(packed['replaced'])} MLPs {state} {packed['folder']}/"))
+    if fields["kernels_here"]:
+        rows.append(("", f"on this machine: {fields['kernels_here']['text']}"))
     made_with = ", ".join(f"{name} {version}" for name, version in fields["versions"].items() if version)
     return _table([*rows, ("made with", made_with)])
 
@@ -135,7 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`ov-afm info`."""
     parser = command_parser("info", "Show recipe, sizes, checks and provenance of a model directory.")
     parser.add_argument("model_dir", help="model directory")
-    parser.add_argument("--verify", action="store_true", help="compare the sha256 of every file with the manifest")
+    parser.add_argument(
+        "--verify", action="store_true", help="compare files, tokenizer, template and stop tokens with the manifest"
+    )
     parser.add_argument("--json", action="store_true", help="print the manifest with sizes as JSON")
     args = parser.parse_args(argv)
     fields = describe(args.model_dir, verify=args.verify)

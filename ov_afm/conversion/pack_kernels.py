@@ -8,13 +8,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ..errors import ExtensionError, OVAFMError
+from ..errors import ExtensionError, OVAFMError, last_line
 from ..kernels import extension
 from ..model_dir import manifest
+from ..model_dir.manifest import PACKED_FOLDER
+from ..runtime import kernel_choice
 from ..system import console, resources
-from ..system.child_process import ChildProcess
+from ..system.child_process import ChildProcess, run_in_child
 
-__all__ = ["pack", "pack_if_it_pays"]
+__all__ = ["compare", "pack", "pack_if_it_pays"]
 
 TEXT = Path(__file__).resolve().parent.parent / "quantization" / "data" / "evaluation.txt"
 # Enough for the share of zeros: each token has all neurons of all layers.
@@ -24,11 +26,26 @@ ROOM = 2.2
 
 
 def pack(folder: Path, progress: console.Progress) -> manifest.Manifest:
-    """Pack the model of a whole model directory; returns its new manifest.
+    """Pack the model of a whole model directory, and measure here whether that is faster; returns its new manifest.
 
     Raises:
         ExtensionError: There is no native library, or the model has no MLP for it.
     """
+    packed = _pack(folder, progress)
+    compare(folder, progress)
+    return packed
+
+
+def compare(folder: Path, progress: console.Progress) -> str:
+    """What the packed model is worth on this machine, for people; the device cache keeps it."""
+    try:
+        with progress.step("comparing with the plain model"):
+            return run_in_child(kernel_choice.compare, folder)
+    except (OVAFMError, RuntimeError) as error:
+        return f"not compared with the plain model ({last_line(error)}); the first load does that"
+
+
+def _pack(folder: Path, progress: console.Progress) -> manifest.Manifest:
     from ..kernels.pack import transform
 
     with progress.step("packing MLPs for the kernels") as advance:
@@ -64,6 +81,8 @@ def pack_if_it_pays(
             measured = ChildProcess(log=log).run(profile, folder, TEXT, max_tokens=TOKENS)
         if not measured.pays:
             return contents, f"not packed for the ReLU² kernels: with {measured.mean:.0%} zeros they would gain little"
-        return pack(folder, progress), "packed for the ReLU² kernels too, in relu2/ (--kernels none leaves that out)"
+        packed = _pack(folder, progress)
     except OVAFMError as error:
         return contents, f"not packed for the ReLU² kernels: {error}"
+    note = f"packed for the ReLU² kernels too, in {PACKED_FOLDER}/ (--kernels none leaves that out)"
+    return packed, f"{note}; on this machine {compare(folder, progress)}"

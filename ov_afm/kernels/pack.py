@@ -29,6 +29,7 @@ from .graph import Mlp, find_head, find_mlps, find_projections, name_of, read_ml
 from .ir_alignment import align_constants
 from .layout import Quantized, Unsupported
 from .profile import limits
+from .select import NOTES
 
 __all__ = ["BITS", "Result", "remove", "transform", "verify"]
 
@@ -112,6 +113,9 @@ def transform(
         raise ExtensionError(
             f"no MLP of {model_dir} can use the kernels: {next(iter(refused.values()))}", code="kernels-unsupported"
         )
+    model.set_rt_info(str(extension.INTERFACE), [NOTES, "layout"])
+    if weights_sha256 := _weights_sha256(directory.manifest):
+        model.set_rt_info(weights_sha256, [NOTES, "weights"])
     with staging(directory.packed, replace=True, check=lambda _: check_packed(model_dir)) as work:
         _save(model, model_dir, work)
         del model
@@ -256,6 +260,11 @@ def _note(model_dir: Path, record: manifest.Manifest, result: Result, options: d
     packed = {f"{PACKED_FOLDER}/{name}": entry for name, entry in manifest.scan(result.path).items()}
     record.files = {**_plain_files(record), **packed}
     manifest.write(model_dir, record)
+
+
+def _weights_sha256(record: manifest.Manifest | None) -> str | None:
+    """Digest of the plain model's weights, where it is recorded."""
+    return record.files.get(MODEL_BIN, {}).get("sha256") if record else None
 
 
 def _plain_files(record: manifest.Manifest) -> dict[str, dict[str, Any]]:

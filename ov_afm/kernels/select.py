@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from ..model_dir.manifest import MODEL_BIN, MODEL_XML, PACKED_FOLDER, read
 from . import extension
 from .ir_alignment import missing_bytes
 
-__all__ = ["DISABLE", "engine_model", "is_packed", "plain_model"]
+__all__ = ["DISABLE", "NOTES", "engine_model", "is_forced", "is_packed", "plain_model"]
 
+# 1: never the kernels; 0: always, also where they were measured to be slower.
 DISABLE = "OV_AFM_NO_KERNELS"
+# Where a packed IR notes what made it: `layout`, and `weights`, the sha256 of the plain model's.
+NOTES = "ov_afm"
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +27,11 @@ def is_packed(model_dir: Path) -> bool:
     """Whether a folder holds a model that needs the native kernels, and lies in the model directory it came from."""
     both = (model_dir, model_dir.parent)
     return model_dir.name == PACKED_FOLDER and all((folder / MODEL_XML).exists() for folder in both)
+
+
+def is_forced() -> bool:
+    """Whether the environment asks for the kernels, whatever was measured."""
+    return os.environ.get(DISABLE) == "0"
 
 
 def plain_model(model_dir: Path, device: str) -> tuple[Path, dict[str, Any]]:
@@ -42,6 +51,33 @@ def _was_packed(model_dir: Path) -> bool:
     """Whether the manifest lists a packed model."""
     contents = read(model_dir)
     return contents is not None and any(name.startswith(f"{PACKED_FOLDER}/") for name in contents.files)
+
+
+def _check(packed: Path) -> None:
+    """Refuse a packed model that is not whole, or that is not what this version makes of the plain model beside it."""
+    again = f"run: ov-afm kernels {packed.parent}"
+    if lacking := missing_bytes(packed / MODEL_XML, packed / MODEL_BIN):
+        raise ExtensionError(
+            f"{packed} is damaged: {lacking} bytes of packed weights are missing; {again}", code="kernels-truncated"
+        )
+    notes = ET.parse(packed / MODEL_XML).find(f"./rt_info/{NOTES}")
+    layout, weights = (_value(notes, name) for name in ("layout", "weights"))
+    # Without a note it is 2, the last that noted nothing.
+    if (layout or "2") != str(extension.INTERFACE):
+        raise ExtensionError(
+            f"{packed} has the layout of another version of ov-afm ({layout or 2}, this one has "
+            f"{extension.INTERFACE}); {again}",
+            code="kernels-layout",
+        )
+    contents = read(packed.parent)
+    expected = contents.files.get(MODEL_BIN, {}).get("sha256") if contents else None
+    if weights and expected and weights != expected:
+        raise ExtensionError(f"{packed} was packed from another model; {again}", code="kernels-other-model")
+
+
+def _value(notes: ET.Element | None, name: str) -> str | None:
+    note = None if notes is None else notes.find(name)
+    return None if note is None else note.get("value")
 
 
 def engine_model(model_dir: Path, device: str) -> tuple[Path, dict[str, Any]]:
@@ -70,12 +106,9 @@ def engine_model(model_dir: Path, device: str) -> tuple[Path, dict[str, Any]]:
             if not required:
                 return model_dir, {}
             raise ExtensionError(f"{packed} is packed for the CPU, found device {device}; use {packed.parent}")
-        if lacking := missing_bytes(packed / MODEL_XML, packed / MODEL_BIN):
-            raise ExtensionError(
-                f"{packed} is damaged: {lacking} bytes of packed weights are missing; "
-                f"run: ov-afm kernels {packed.parent}"
-            )
-        return packed, {"extensions": [str(extension.load())]}
+        library = extension.load()
+        _check(packed)
+        return packed, {"extensions": [str(library)]}
     except ExtensionError as error:
         if required:
             raise

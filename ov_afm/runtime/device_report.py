@@ -10,7 +10,7 @@ from ..errors import DeviceError
 from ..kernels.select import engine_model
 from ..model_dir.model_directory import ModelDirectory
 from ..presets import RECIPES
-from . import device_cache, devices, properties, self_test
+from . import device_cache, devices, kernel_choice, properties, self_test
 from .devices import EMULATED_NPU, Choice, DeviceInfo
 from .driver_faults import known_faults
 from .loading import (
@@ -70,6 +70,7 @@ def _model_on(info: DeviceInfo, model: ModelDirectory) -> dict[str, Any]:
         "memory_bytes": need.total_bytes,
         "compiled": None if cache is None else any(Path(cache).glob("*.blob")),
         "self_test": device_cache.read("verdicts").get(verdict_key(model.key, info.name)),
+        "kernels": kernel_choice.report(model, loaded_with) if info.name == "CPU" else None,
     }
 
 

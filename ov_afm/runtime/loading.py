@@ -30,6 +30,7 @@ from .kernel_choice import CHAT, Workload
 from .properties import DEFAULT_USE, Use
 
 __all__ = [
+    "COMPARING",
     "LoadRequest",
     "Loaded",
     "OnPhase",
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 OnPhase = Callable[[str, "float | None"], None]
 # Completes GenAI's SchedulerConfig for a kind of device; returns the tokens that the KV cache holds, None if unbounded.
 Scheduler = Callable[[str, Any], "int | None"]
+# The phase of loading that happens once a machine.
+COMPARING = "comparing the kernels with OpenVINO's own operations on this CPU"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class LoadRequest:
         fallback: Continue with the next device of `AUTO` when the named one fails.
         adapters: LoRA adapters, computed beside the model.
         scheduler: Load for many requests at once, with this scheduler; None for one request at a time.
+        workload: A typical request; decides between a packed and a plain model where neither is always faster.
     """
 
     model: ModelDirectory
@@ -75,6 +79,7 @@ class LoadRequest:
     fallback: bool = False
     adapters: tuple[lora.Adapter, ...] = ()
     scheduler: Scheduler | None = None
+    workload: Workload = CHAT
 
     def __post_init__(self) -> None:
         """Refuse options that contradict each other.
@@ -283,19 +288,47 @@ def reference_answers(model: ModelDirectory, phases: PhaseTimer) -> Mapping[str,
 
 
 def _load_on(request: LoadRequest, choice: devices.Choice, properties: dict[str, Any], phases: PhaseTimer) -> Loaded:
+    files = _files(request, choice, properties, phases)
     cache = properties.get("CACHE_DIR")
     name = f"loading on {choice.label}"
     if cache is not None:
         name += " (compiled before)" if any(Path(cache).glob("*.blob")) else " (compiling)"
     with phases(name):
-        return wait_for(lambda: _make_engine(request, choice, properties))
+        return wait_for(lambda: _make_engine(request, choice, properties, *files))
 
 
-def _make_engine(request: LoadRequest, choice: devices.Choice, properties: dict[str, Any]) -> Loaded:
+def _files(
+    request: LoadRequest, choice: devices.Choice, properties: Mapping[str, Any], phases: PhaseTimer
+) -> tuple[Path, dict[str, Any]]:
+    """The folder of the IR and the properties that it needs: packed for the kernels where they are faster."""
+    model = request.model
+    # The kernels take the MLPs' layers out of the graph, where adapters would find them.
+    folder, kernels = (plain_model if request.adapters else engine_model)(model.path, choice.device)
+    if folder == model.path or is_forced():
+        return folder, kernels
+    try:
+        measured = kernel_choice.measured(model, properties)
+        if measured is None:
+            with phases(COMPARING):
+                measured = wait_for(lambda: kernel_choice.measure(model, properties))
+    except (RuntimeError, OVAFMError) as error:
+        logger.warning("the ReLU² kernels are used without a comparison with OpenVINO's own: %s", last_line(error))
+        return folder, kernels
+    workload = request.workload
+    if request.drafts:
+        workload = replace(
+            workload, together=tuple(tokens * (1 + request.num_assistant_tokens) for tokens in workload.together)
+        )
+    return (folder, kernels) if measured.packed_is_faster(workload) else (model.path, {})
+
+
+def _make_engine(
+    request: LoadRequest, choice: devices.Choice, properties: dict[str, Any], folder: Path, kernels: Mapping[str, Any]
+) -> Loaded:
     import openvino_genai
 
-    model, device = request.model.path, choice.device
-    arguments = dict(properties)
+    device = choice.device
+    arguments = {**properties, **kernels}
     if request.draft_model is not None:
         arguments["draft_model"] = openvino_genai.draft_model(request.draft_model.path, device)
     if request.adapters:

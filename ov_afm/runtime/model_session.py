@@ -54,11 +54,12 @@ class ModelSession:
         device_note: How it was chosen.
         emulated: The NPU's path runs on CPU.
         tokenizer: GenAI's tokenizer.
-        cache_tokens: Tokens that the KV cache holds; None where nothing bounds it but memory.
         template: The chat template; None where the model has none.
         stop_tokens: The tokens that end an answer.
+        cache_tokens: Tokens that the KV cache holds; None where nothing bounds it but memory.
         context_length: Tokens that prompt and answer may have together.
         max_prompt_tokens: Tokens that a prompt may have.
+        kernels: The model that is packed for the kernels is in use.
         load_s: Seconds that each phase of loading took.
     """
 

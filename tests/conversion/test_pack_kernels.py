@@ -46,7 +46,10 @@ def test_the_command_packs_a_model_for_the_cpu_and_the_function_only_when_asked(
     tiny_checkpoint: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(tiny_checkpoint), "--output", str(tmp_path / "command"), "--no-verify"]) == 0
-    assert "packed for the ReLU² kernels too, in relu2/ (--kernels none leaves that out)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "packed for the ReLU² kernels too, in relu2/ (--kernels none leaves that out); on this machine " in said
+    assert "model is used" in said
+    assert "packed against plain: " in said
     record = manifest.verify(tmp_path / "command", hashes=True)
     assert record is not None
     assert record.sparsity["kernels"]["replaced"] == ["layer 0", "layer 1"]

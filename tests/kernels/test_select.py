@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -95,11 +96,50 @@ def test_truncated_packed_constants_are_refused(packed: Path, tmp_path: Path, ca
     assert "1000 bytes of packed weights are missing" in caplog.text
 
 
+def edit_note(folder: Path, name: str, value: str) -> None:
+    """Change what packing noted in an IR."""
+    xml = folder / PACKED_FOLDER / "openvino_model.xml"
+    changed, count = re.subn(f'<{name} value="[^"]*"', f'<{name} value="{value}"', xml.read_text())
+    assert count == 1
+    xml.write_text(changed)
+
+
+@pytest.mark.parametrize(
+    ("note", "value", "reason"),
+    [
+        ("layout", "1", f"layout of another version of ov-afm (1, this one has {extension.INTERFACE})"),
+        ("weights", "0" * 64, "was packed from another model"),
+    ],
+)
+def test_what_was_packed_otherwise_is_refused_and_the_plain_model_runs(
+    packed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, note: str, value: str, reason: str
+) -> None:
+    copy = Path(shutil.copytree(packed, tmp_path / "model"))
+    edit_note(copy, note, value)
+    with pytest.raises(ExtensionError) as error:
+        select.engine_model(copy / PACKED_FOLDER, "CPU")
+    assert error.value.code == {"layout": "kernels-layout", "weights": "kernels-other-model"}[note]
+    assert select.engine_model(copy, "CPU") == (copy, {})
+    (record,) = caplog.records
+    assert reason in record.getMessage()
+    assert record.getMessage().endswith(f"; run: ov-afm kernels {copy}")
+
+
+def test_a_model_packed_before_layouts_were_noted_has_layout_2(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(packed, tmp_path / "model"))
+    xml = copy / PACKED_FOLDER / "openvino_model.xml"
+    xml.write_text(re.sub("<ov_afm>.*?</ov_afm>", "", xml.read_text(), flags=re.DOTALL))
+    assert (select.engine_model(copy, "CPU") == (copy, {})) == (extension.INTERFACE != 2)
+
+
 @pytest.mark.parametrize("requests", [1, 2])
 def test_bench_measures_the_kernels_where_they_are_packed(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requests: int
 ) -> None:
     monkeypatch.setenv("OV_AFM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv(select.DISABLE, "0")  # whichever is faster for a tiny model
     lengths = ["--prompt-tokens", "16", "--new-tokens", "4", "--runs", "1", "--concurrency", str(requests)]
     options = ["--device", "CPU", "--option", "no-kernels", "--report", str(tmp_path / "report")]
     assert bench.main([str(packed), *lengths, *options]) == 0
