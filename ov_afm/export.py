@@ -30,7 +30,7 @@ from .quantization import calibration
 from .quantization.compress_weights import describe_weights
 from .quantization.recipes import resolve_recipe
 from .runtime import self_test
-from .runtime.lora import Adapter, read_all
+from .runtime.lora import Adapter, another_base, read_all
 from .system import console, resources
 from .system.atomic import disk_full_as_error
 from .system.child_process import ChildProcess
@@ -131,7 +131,7 @@ def export(
                 with bars.step("recording reference answers"):
                     contents.checks["golden"] = ChildProcess(log=log).run(self_test.make_golden, partial)
             finish(partial, contents, bars)
-            notes = _notes(contents)
+            notes = [*_notes(contents), *filter(None, (another_base(each, source.id) for each in to_merge))]
             if kernels:
                 contents = pack(partial, bars)
             elif kernels is None:

@@ -26,7 +26,7 @@ from ..quantization.cost import text_ids
 from ..runtime import chat_template, lora
 from ..system.atomic import disk_full_as_error, write_json, write_text
 from ..system.child_process import Progress, Step, emit
-from . import verify
+from . import generation_config, merge_adapters, verify
 from .gguf.tokenizer import pre_tokenizer
 from .tensors import as_export_error, load
 
@@ -35,6 +35,7 @@ __all__ = ["STEPS", "Converted", "Job", "build"]
 # What `build` does, and what people read of it.
 STEPS = {
     "tokenizer": "converting the tokenizer",
+    "merging": "comparing the merged adapters with PEFT",
     "reading": "reading the checkpoint",
     "converting": "converting the model",
     "proving": "comparing with the source",
@@ -99,13 +100,13 @@ class Converted:
     Attributes:
         compression: What compression did, for the manifest's recipe.
         checks: What was proved; empty where no proof was asked for.
-    """
         generation: What `generation_config.carry` did.
+    """
 
     compression: dict[str, Any]
     checks: dict[str, Any]
-
     generation: dict[str, Any]
+
 
 def build(job: Job) -> Converted:
     """Fill a model directory from a checkpoint: tokenizer, configuration, weights.
@@ -118,11 +119,15 @@ def build(job: Job) -> Converted:
     with disk_full_as_error(job.work):
         emit(Step("tokenizer"))
         write_tokenizer(job.checkpoint, job.output, trust_remote_code=job.trust_remote_code)
+        checks: dict[str, Any] = {}
+        if job.prove and job.adapters:
+            emit(Step("merging"))
+            checks["adapters"] = _compare_merge(job)
         emit(Step("reading"))
         dtype = DTYPES.get(job.recipe.weight_format)
         loaded = load(job.checkpoint, dtype, trust_remote_code=job.trust_remote_code)
         model = loaded.model
-        lora.merge(model, job.adapters)
+        merge_adapters.merge(model, job.adapters)
         emit(Step("converting"))
         _convert(model, job)
         generation = generation_config.carry(job.checkpoint, job.output)
@@ -163,6 +168,22 @@ def _compress(job: Job) -> dict[str, Any]:
     return {}
 
 
+def _compare_merge(job: Job) -> dict[str, Any]:
+    """The merged model against PEFT, if it fits in memory at f32."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(job.checkpoint, trust_remote_code=job.trust_remote_code)
+    # One model at a time, where the proof of the IR has two; a short prompt.
+    need = verify.proof_memory(config, 2 * merge_adapters.PROMPT_TOKENS) / 2
+    if need > job.proof_bytes:
+        return {"skipped": f"it needs {need / 1e9:.1f} GB of memory, {job.proof_bytes / 1e9:.1f} GB are free"}
+
+    def load_base() -> Any:
+        return load(job.checkpoint, "float32", trust_remote_code=job.trust_remote_code).model
+
+    return merge_adapters.compare(load_base, job.adapters)
+
+
 def write_tokenizer(checkpoint: Path, output: Path, *, trust_remote_code: bool = False) -> None:
     """Convert the tokenizer of a checkpoint, and copy its own files and its chat template.
 
@@ -177,6 +198,9 @@ def write_tokenizer(checkpoint: Path, output: Path, *, trust_remote_code: bool =
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
         # Decoder-only models are padded on the left, so that the last position is the prompt's last token.
         tokenizer.padding_side = tokenizer.truncation_side = "left"
+        templates = _templates(checkpoint, tokenizer)
+        # The tokenizer's IR keeps one template, which GenAI takes before any file.
+        tokenizer.chat_template = templates.get("default")
         models = convert_tokenizer(convertible(tokenizer), with_detokenizer=True)
     for model, name in zip(models, ("openvino_tokenizer.xml", "openvino_detokenizer.xml"), strict=True):
         openvino.save_model(model, output / name)
@@ -222,9 +246,6 @@ def convertible(tokenizer: Any) -> Any:
     that splits in the same way replaces the sequence.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] or {}
-        templates = _templates(checkpoint, tokenizer)
-        # The tokenizer's IR keeps one template, which GenAI takes before any file.
-        tokenizer.chat_template = templates.get("default")
     steps = [
         (step["type"], step.get("individual_digits"), step.get("use_regex")) for step in state.get("pretokenizers", ())
     ]

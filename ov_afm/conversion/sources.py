@@ -76,8 +76,8 @@ class Source:
 
     @property
     def tied(self) -> bool:
-        """Whether the head is the embedding."""
-        return bool(self.config.get("tie_word_embeddings"))
+        """Whether the head is the embedding, and stays so with the adapters."""
+        return bool(self.config.get("tie_word_embeddings")) and not any(each.unties for each in self.adapters)
 
     @property
     def parameters(self) -> int:

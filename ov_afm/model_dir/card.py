@@ -99,6 +99,8 @@ def check_lines(checks: Mapping[str, Any]) -> list[str]:
         lines.append(f"weights before compression: {weights['matrices']} matrices bit for bit as the source{how}")
     if parity := checks.get("export_parity"):
         lines.append(f"logits before compression: {_parity(parity)}")
+    if merged := checks.get("adapters"):
+        lines.append(f"merged adapters against PEFT: {_parity(merged)}")
     if cost := checks.get("compression"):
         lines.append(f"compression: {cost.get('skipped') and 'not measured, ' + cost['skipped'] or _cost(cost)}")
     if golden := checks.get("golden"):

@@ -3,14 +3,15 @@
 LoRA adds B·A to a weight matrix, both of them thin, times a scale that PEFT keeps in
 `adapter_config.json` and not in the weights. Here an adapter is read and checked before anything
 is loaded: GenAI ignores that scale, and skips tensors whose names fit no layer with only a line on
-standard error. Then it is either given to the engine, which computes it beside the
-model (`engine_config`), or added to the weights before they are exported (`merge`).
+standard error; PEFT ignores tensors that its configuration does not ask for. Then it is either given to the
+engine, which computes it beside the model (`engine_config`), or added to the weights before they are exported
+(`conversion.merge_adapters`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,21 +23,60 @@ from ..errors import ConfigError, SourceError
 from ..model_dir import manifest
 from ..model_dir.geometry import Geometry
 from ..model_dir.model_directory import ModelDirectory
+from . import peft_config
+from .peft_config import CONFIG, EMBEDDING, HEAD, PeftConfig
 
-__all__ = ["Adapter", "check", "engine_config", "merge", "read", "read_all"]
+__all__ = [
+    "CONFIG",
+    "PREFIX",
+    "WEIGHTS",
+    "Adapter",
+    "LowRank",
+    "another_base",
+    "check",
+    "engine_config",
+    "read",
+    "read_all",
+]
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+logger = logging.getLogger(__name__)
+
+WEIGHTS, PICKLED = "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
-PART = re.compile(re.escape(PREFIX) + r"(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
-# Features of PEFT beyond B·A on a linear layer, by the field of its configuration.
-UNSUPPORTED = (
-    "use_dora",
-    "fan_in_fan_out",
-    "lora_bias",
-    "layer_replication",
-    "target_parameters",
-    "trainable_token_indices",
+# A module and what the adapter holds for it, as PEFT names tensors.
+TENSOR = re.compile(
+    re.escape(PREFIX)
+    + r"(?P<module>.+?)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B"
+    r"|lora_magnitude_vector|lora_velora_embed|token_adapter\.trainable_tokens_delta|base_layer\.weight"
+    r"|base_layer\.bias|weight|bias)"
 )
+# Parts of names that PEFT writes in other places, or not at all.
+MISPLACED = re.compile(r"(^|\.)(lora_|base_layer|token_adapter|modules_to_save|original_module)")
+FLOATS = ("F64", "F32", "F16", "BF16")
+MERGE = "run: ov-afm export MODEL --merge-adapter FILE"
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """LoRA on one module.
+
+    Attributes:
+        rank: Rows of A, columns of B.
+        inputs: Columns of A; tokens of an embedding.
+        outputs: Rows of B.
+        scale: Of B·A, the adapter's weight not included.
+        embedding: The module is an embedding, whose weight is the transpose of B·A.
+        dora: A magnitude comes with each row of the sum (with each column, in an embedding).
+        bias: B has a bias.
+    """
+
+    rank: int
+    inputs: int
+    outputs: int
+    scale: float
+    embedding: bool = False
+    dora: bool = False
+    bias: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +86,20 @@ class Adapter:
     Attributes:
         path: Its safetensors file.
         weight: How much of it is applied; 1 is what was trained.
-        scales: Scale of B·A by module, `weight` not included.
-        shapes: (rank, inputs, outputs) by module.
-        replaced: Modules whose whole weight comes with the adapter.
+        config: Its configuration.
+        low_rank: LoRA by module.
+        base: Tensors that replace parameters of the base model: parameter to name in the file.
+        saved: Tensors of modules that were trained whole, in the same way.
+        rows: Tokens whose rows come with the adapter, by module.
     """
 
     path: Path
     weight: float
-    scales: Mapping[str, float]
-    shapes: Mapping[str, tuple[int, int, int]]
-    replaced: Sequence[str] = field(default=())
+    config: PeftConfig
+    low_rank: Mapping[str, LowRank]
+    base: Mapping[str, str] = field(default_factory=dict)
+    saved: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         """As a manifest records it."""
@@ -65,6 +109,27 @@ class Adapter:
             "config_sha256": manifest.sha256(self.path.parent / CONFIG),
             "weight": self.weight,
         }
+
+    @property
+    def unties(self) -> bool:
+        """Whether embedding and head, where they are one matrix, may become two."""
+        changed = {*self.low_rank, *(name.rpartition(".")[0] for name in self.saved)}
+        return bool(changed & {EMBEDDING, HEAD})
+
+    @property
+    def only_merged(self) -> str | None:
+        """What an engine cannot compute beside the model; None if it can compute all of it."""
+        replaced = next(iter((*self.saved, *self.base, *self.rows)), None)
+        embedding = next((module for module, each in self.low_rank.items() if each.embedding), None)
+        reasons = {
+            f"replaces {replaced}": replaced is not None,
+            f"changes the embedding {embedding}": embedding is not None,
+            "uses DoRA": self.config.dora,
+            f"starts from {self.config.start}, which changed the base model": self.config.start != "plain",
+            "has biases": any(each.bias for each in self.low_rank.values()),
+            "scales its modules differently": len({each.scale for each in self.low_rank.values()}) > 1,
+        }
+        return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def read_all(given: Iterable[str | Path | Adapter]) -> tuple[Adapter, ...]:
@@ -85,17 +150,19 @@ def read(given: str | Path, weight: float | None = None) -> Adapter:
         weight: How much of it to apply; not read from `given` then.
 
     Raises:
-        ConfigError: The weight is no finite number.
+        ConfigError: The weight is no finite number, or not 1 for an adapter that replaces weights.
         SourceError: It is missing, damaged, or no LoRA that can be applied here.
     """
     path, share = (Path(given), weight) if weight is not None else _split(str(given))
     if not math.isfinite(share):
-        raise ConfigError(f"the weight of an adapter is a finite number, found {share}")
-    path = path / WEIGHTS if path.is_dir() else path
-    if not path.exists():
-        raise SourceError(f"no such adapter: {path}; give PEFT's {WEIGHTS} or its folder")
-    shapes, replaced = _modules(path, _shapes(path))
-    return Adapter(path, share, _scales(path, shapes), shapes, replaced)
+        raise ConfigError(f"the weight of an adapter is a finite number, found {share}", code="adapter-weight")
+    path = _file(path)
+    # The weights first: what they are is said before what their configuration lacks.
+    tensors = _tensors(path)
+    adapter = _sorted(path, share, peft_config.read(path.parent / CONFIG), tensors)
+    if share != 1:
+        _check_weight(adapter)
+    return adapter
 
 
 def _split(text: str) -> tuple[Path, float]:
@@ -107,93 +174,239 @@ def _split(text: str) -> tuple[Path, float]:
     return Path(text), 1.0
 
 
-def _shapes(path: Path) -> dict[str, list[int]]:
+def _file(path: Path) -> Path:
+    folder = path if path.is_dir() else path.parent
+    path = path / WEIGHTS if path.is_dir() else path
+    if path.suffix in (".bin", ".pt", ".pth") or (not path.exists() and (folder / PICKLED).exists()):
+        raise SourceError(
+            f"{folder} has its adapter as a pickle ({path.name if path.exists() else PICKLED}), and loading a pickle "
+            f'can run code; in its folder, write it as {WEIGHTS}: python -c "import torch, safetensors.torch as s; '
+            f"s.save_file(torch.load('{PICKLED}', weights_only=True), '{WEIGHTS}')\"",
+            code="adapter-pickled",
+        )
+    if not path.exists():
+        raise SourceError(f"no such adapter: {path}; give PEFT's {WEIGHTS} or its folder", code="adapter-missing")
+    return path
+
+
+def _tensors(path: Path) -> dict[str, list[int]]:
     """Shapes of the tensors in a safetensors file, which is checked for its length too."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "numpy") as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            types = {name: each.get_dtype() for name, each in slices.items()}
+            shapes = {name: each.get_shape() for name, each in slices.items()}
     except (OSError, SafetensorError) as error:
         raise SourceError(
             f"{path} is damaged or no safetensors file ({error}); an adapter is PEFT's {WEIGHTS}: fetch it again",
             code="adapter-unreadable",
         ) from error
-
-
-def _modules(path: Path, tensors: Mapping[str, list[int]]) -> tuple[dict[str, tuple[int, int, int]], list[str]]:
-    """(rank, inputs, outputs) of each adapted module, and the modules that are replaced."""
-    parts: dict[str, dict[str, list[int]]] = {}
-    replaced = []
-    for name, shape in tensors.items():
-        if match := PART.fullmatch(name):
-            parts.setdefault(match["module"], {})[match["part"]] = shape
-        elif name.startswith(PREFIX) and name.endswith(".weight") and ".lora_" not in name:
-            replaced.append(name[len(PREFIX) : -len(".weight")])
-        else:
+    for name, dtype in types.items():
+        if dtype not in FLOATS:
             raise SourceError(
-                f"{path} has {name!r}, which is not lora_A or lora_B of a linear layer; this cannot be applied"
+                f"{path}: {name} is stored as {dtype}; save the adapter as {', '.join(FLOATS)}", code="adapter-type"
             )
-    shapes = {}
-    for module, pair in parts.items():
-        down, up = pair.get("A", []), pair.get("B", [])
-        if len(down) != 2 or len(up) != 2 or down[0] != up[1]:
-            raise SourceError(f"{path}: lora_A and lora_B of {module} do not fit each other, found {down} and {up}")
-        shapes[module] = (down[0], down[1], up[0])
-    if not shapes:
-        raise SourceError(f"{path} has no lora_A and lora_B; an adapter is PEFT's {WEIGHTS}")
-    return shapes, replaced
+    return shapes
 
 
-def _scales(path: Path, shapes: Mapping[str, tuple[int, int, int]]) -> dict[str, float]:
-    """The scale of each module, from PEFT's configuration: alpha / rank, or alpha / √rank (rsLoRA)."""
-    beside = path.parent / CONFIG
-    try:
-        config = json.loads(beside.read_text(encoding="utf-8"))
-        patterns = dict(config.get("alpha_pattern") or {})
-        alpha = float(config["lora_alpha"])
-    except FileNotFoundError as error:
+# -- What belongs to which module
+
+
+def _sorted(path: Path, weight: float, config: PeftConfig, tensors: Mapping[str, list[int]]) -> Adapter:
+    """Give each tensor its meaning.
+
+    Raises:
+        SourceError: One has none, which PEFT would ignore.
+    """
+    parts: dict[str, dict[str, list[int]]] = {}
+    for name, shape in tensors.items():
+        match = TENSOR.fullmatch(name)
+        if match is None or MISPLACED.search(match["module"]):
+            raise SourceError(
+                f"{path} has {name!r}, which is no tensor of PEFT's LoRA; PEFT would ignore it, so take it out if it "
+                "means nothing",
+                code="adapter-tensor-unknown",
+            )
+        parts.setdefault(match["module"], {})[match["part"]] = shape
+    low_rank: dict[str, LowRank] = {}
+    base: dict[str, str] = {}
+    saved: dict[str, str] = {}
+    rows: dict[str, tuple[int, ...]] = {}
+    for module, held in parts.items():
+        if each := _low_rank(path, config, module, held):
+            low_rank[module] = each
+        if (delta := held.pop("token_adapter.trainable_tokens_delta", None)) is not None:
+            rows[module] = _rows(path, config, module, delta)
+        for part in held:
+            inner = part.removeprefix("base_layer.")
+            if (module in low_rank) != (inner != part):
+                raise _ignored(path, f"{module}.{part}", f"{module} {'has' if module in low_rank else 'has no'} LoRA")
+            whole = config.saves(module, tied=True)
+            (saved if whole else base)[f"{module}.{inner}"] = f"{PREFIX}{module}.{part}"
+    if not low_rank:
+        raise SourceError(f"{path} has no lora_A and lora_B; an adapter is PEFT's {WEIGHTS}", code="adapter-empty")
+    lacking = [name for name in config.tokens if not any(module.endswith(name) for module in rows)]
+    if lacking and not (set(config.tokens.values()) == set(rows.values())):
         raise SourceError(
-            f"{beside} is missing, and with it the adapter's lora_alpha; put it beside the weights"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{beside} is not PEFT's configuration of a LoRA: {type(error).__name__} {error}") from error
-    if str(config.get("peft_type", "LORA")).upper() != "LORA":
-        raise SourceError(f"{beside} describes {config['peft_type']}; only LORA can be applied")
-    beyond = [name for name in UNSUPPORTED if config.get(name)]
-    if config.get("bias", "none") != "none":
-        beyond.append("bias")
-    if beyond:
-        raise SourceError(f"{beside} uses {', '.join(beyond)}, which cannot be applied here; merge it with PEFT first")
-    root = config.get("use_rslora", False)
+            f"{path} has no rows for the tokens of {lacking[0]}, which {CONFIG} says were trained; fetch it again",
+            code="adapter-incomplete",
+        )
+    return Adapter(path, weight, config, low_rank, base, saved, rows)
 
-    def scale(module: str) -> float:
-        own = next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), alpha)
-        rank = shapes[module][0]
-        return float(own) / (math.sqrt(rank) if root else rank)
 
-    return {module: scale(module) for module in shapes}
+def _ignored(path: Path, name: str, why: str) -> SourceError:
+    return SourceError(
+        f"{path} has {name}, which PEFT ignores, because by {CONFIG} {why}; correct the configuration, or take the "
+        "tensor out",
+        code="adapter-inconsistent",
+    )
+
+
+def _low_rank(path: Path, config: PeftConfig, module: str, held: dict[str, list[int]]) -> LowRank | None:
+    """LoRA on a module, its parts taken out of `held`; None if there is none."""
+    embedding = any(part.startswith("lora_embedding") for part in held)
+    names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
+    mine = {part: held.pop(part) for part in tuple(held) if part.startswith("lora_")}
+    mine.pop("lora_velora_embed", None)  # for the backward pass
+    if not mine:
+        return None
+    down, up = (mine.pop(name, []) for name in names)
+    if len(down) != 2 or len(up) != 2 or down[0] != up[1]:
+        raise SourceError(
+            f"{path}: lora_A and lora_B of {module} do not fit each other, found {down} and {up}; fetch it again",
+            code="adapter-incomplete",
+        )
+    if not config.adapts(module, tied=True):
+        raise _ignored(path, f"LoRA of {module}", "it has none (target_modules, exclude_modules, layers_to_transform)")
+    rank, inputs, outputs = down[0], down[1], up[0]
+    if rank != config.rank_of(module):
+        raise SourceError(
+            f"{path}: {module} has rank {rank}, by {CONFIG} (r, rank_pattern) it is {config.rank_of(module)}, and the "
+            "scale depends on it; correct the configuration",
+            code="adapter-inconsistent",
+        )
+    dora, bias = mine.pop("lora_magnitude_vector", None), mine.pop("lora_B.bias", None)
+    if mine or (dora is not None) != config.dora:
+        what = f"{module}.{next(iter(mine))}" if mine else f"{'a' if dora else 'no'} lora_magnitude_vector of {module}"
+        raise _ignored(path, what, f"use_dora is {str(config.dora).lower()}")
+    for part in (dora, bias):
+        if part is not None and part != [outputs]:
+            raise SourceError(
+                f"{path}: magnitude and bias of {module} have {outputs} values, found {part}; fetch it again",
+                code="adapter-incomplete",
+            )
+    return LowRank(rank, inputs, outputs, config.scale_of(module), embedding, config.dora, bias is not None)
+
+
+def _rows(path: Path, config: PeftConfig, module: str, shape: Sequence[int]) -> tuple[int, ...]:
+    tokens = next((rows for name, rows in config.tokens.items() if module.endswith(name)), None)
+    if tokens is None:
+        raise _ignored(path, f"rows of {module}", "no tokens of it were trained (trainable_token_indices)")
+    if len(shape) != 2 or len(tokens) != shape[0]:
+        raise SourceError(
+            f"{path} has {shape[0] if shape else 0} rows for {module}, {CONFIG} names {len(tokens)} tokens; fetch both "
+            "again",
+            code="adapter-inconsistent",
+        )
+    return tokens
+
+
+def _check_weight(adapter: Adapter) -> None:
+    """Refuse a weight for what is no sum."""
+    # A copy of the base model's own weight, which PEFT keeps beside LoRA on embedding or head, is none of it.
+    replaced = (name for name, tensor in adapter.base.items() if not tensor.endswith(".base_layer.weight"))
+    what = next(iter((*adapter.saved, *adapter.rows, *replaced)), None)
+    if what is None and not adapter.config.dora and adapter.config.start == "plain":
+        return
+    reason = f"it replaces {what}" if what else "DoRA, PiSSA and OLoRA are no sums"
+    raise ConfigError(
+        f"{adapter.path} can only be applied with weight 1, found {adapter.weight:g}: {reason}", code="adapter-weight"
+    )
+
+
+def another_base(adapter: Adapter, model: str) -> str | None:
+    """A warning, if an adapter names another base model than the one it is applied to; None if not.
+
+    Only a warning: a path of the machine that trained it, or a quantized copy, can be the same model.
+
+    Args:
+        adapter: The adapter.
+        model: Hub id, or name of the folder or file.
+    """
+    if adapter.config.base is None or _plain_name(adapter.config.base) == _plain_name(model):
+        return None
+    return (
+        f"the adapter {adapter.path.parent.name} was trained on {adapter.config.base!r}, and is applied to {model!r}; "
+        "make sure that they are the same model"
+    )
+
+
+def _plain_name(name: str) -> str:
+    """Last part of a Hub id or path, without what names a copy of the same model."""
+    if cached := re.search(r"models--[^/\\]+?--([^/\\]+)", name):
+        name = cached[1]
+    last = re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower()
+    return re.sub(r"(-unsloth)?(-bnb-[48]bit)?(\.gguf)?$", "", last)
+
+
+# -- Beside a model
 
 
 def check(adapter: Adapter, model: ModelDirectory) -> None:
-    """Make sure that a model directory has every layer that an adapter changes.
+    """Make sure that an engine can compute all of an adapter beside a model.
 
     Raises:
-        SourceError: It was made for another model.
+        SourceError: It was made for another model, its file lacks modules, or it can only be merged.
     """
+    if reason := adapter.only_merged:
+        hint = ""
+        if adapter.base and not adapter.saved and all(name.removesuffix(".weight") == HEAD for name in adapter.base):
+            hint = ", or save the adapter again with save_pretrained(FOLDER, save_embedding_layers=False)"
+        raise SourceError(
+            f"{adapter.path} {reason}, which works only merged; {MERGE}{hint}", code="adapter-only-merged"
+        )
     graph = model.xml.read_text(encoding="utf-8")
     expected = _linear_shapes(model.geometry)
-    for module, (_, inputs, outputs) in adapter.shapes.items():
+    for module, each in adapter.low_rank.items():
         if f".{module}/" not in graph:
             raise SourceError(
-                f"{adapter.path} changes {module}, which {model.path.name} does not have; it was made for another model"
+                f"{adapter.path} changes {module}, which {model.path.name} does not have; it was made for another "
+                "model",
+                code="adapter-of-another-model",
             )
         shape = expected.get(module.rpartition(".")[2])
-        if shape is not None and shape != (inputs, outputs):
+        if shape is not None and shape != (each.inputs, each.outputs):
             raise SourceError(
-                f"{adapter.path}: {module} has {inputs} inputs and {outputs} outputs, in {model.path.name} they are "
-                f"{shape[0]} and {shape[1]}; it was made for another model"
+                f"{adapter.path}: {module} has {each.inputs} inputs and {each.outputs} outputs, in {model.path.name} "
+                f"they are {shape[0]} and {shape[1]}; it was made for another model",
+                code="adapter-of-another-model",
             )
+    names = rf"__module\.((?:model\.layers\.\d+\.\w+\.\w+_proj)|{HEAD})/"
+    check_complete(adapter, set(re.findall(names, graph)), tied=bool(model.config.get("tie_word_embeddings")))
+
+
+def check_complete(adapter: Adapter, modules: Iterable[str], *, tied: bool) -> None:
+    """Make sure that every module that an adapter's configuration targets is in its file.
+
+    Args:
+        adapter: The adapter.
+        modules: Linear layers and embeddings of the model.
+        tied: Its embedding and head are one matrix.
+
+    Raises:
+        SourceError: One is not.
+    """
+    adapted = {module for module in modules if adapter.config.adapts(module, tied=tied)}
+    if lacking := sorted(adapted - adapter.low_rank.keys()):
+        raise SourceError(
+            f"{adapter.path} lacks {lacking[0]} ({len(lacking)} of {len(adapted)} modules that {CONFIG} targets); "
+            "fetch it again, or name them in exclude_modules if they were not trained",
+            code="adapter-incomplete",
+        )
+    if extra := sorted(adapter.low_rank.keys() - adapted):
+        raise _ignored(adapter.path, f"LoRA of {extra[0]}", "it has none in a model whose embedding is not its head")
 
 
 def _linear_shapes(geometry: Geometry) -> dict[str, tuple[int, int]]:
@@ -202,7 +415,7 @@ def _linear_shapes(geometry: Geometry) -> dict[str, tuple[int, int]]:
     queries, keys = geometry.heads * geometry.head_dim, geometry.kv_heads * geometry.head_dim
     attention = {"q_proj": (hidden, queries), "k_proj": (hidden, keys), "v_proj": (hidden, keys)}
     mlp = {"gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden)}
-    return {**attention, "o_proj": (queries, hidden), **mlp, "lm_head": (hidden, geometry.vocab)}
+    return {**attention, "o_proj": (queries, hidden), **mlp, HEAD: (hidden, geometry.vocab)}
 
 
 def engine_config(adapters: Sequence[Adapter], model: ModelDirectory) -> Any:
@@ -219,52 +432,8 @@ def engine_config(adapters: Sequence[Adapter], model: ModelDirectory) -> Any:
     config = openvino_genai.AdapterConfig(mode=openvino_genai.AdapterConfig.Mode.MODE_STATIC)
     for adapter in adapters:
         check(adapter, model)
-        scales = set(adapter.scales.values())
-        if adapter.replaced or len(scales) != 1:
-            why = f"replaces {adapter.replaced[0]}" if adapter.replaced else "scales its modules differently"
-            raise SourceError(
-                f"{adapter.path} {why}, which works only merged; run: ov-afm export MODEL --merge-adapter FILE"
-            )
-        config.add(openvino_genai.Adapter(adapter.path), scales.pop() * adapter.weight)
+        if model.manifest and (warning := another_base(adapter, model.manifest.source["id"])):
+            logger.warning(warning)
+        scale = next(iter(adapter.low_rank.values())).scale
+        config.add(openvino_genai.Adapter(adapter.path), scale * adapter.weight)
     return config
-
-
-def merge(model: Any, adapters: Sequence[Adapter]) -> None:
-    """Add adapters to the weights of a transformers model, in float32, each sum rounded once.
-
-    Raises:
-        SourceError: One was made for another model.
-    """
-    import torch
-    from safetensors import safe_open
-
-    modules = dict(model.named_modules())
-    shared = model.get_input_embeddings().weight
-    with torch.no_grad():
-        for adapter in adapters:
-            with safe_open(adapter.path, "pt") as file:
-                for name, (_, inputs, outputs) in adapter.shapes.items():
-                    weight = _weight(modules, name, adapter, [outputs, inputs])
-                    if weight is shared and name.endswith("lm_head"):
-                        raise SourceError(
-                            f"{adapter.path} changes lm_head, which is the embedding too here; it cannot be merged"
-                        )
-                    down, up = (file.get_tensor(f"{PREFIX}{name}.lora_{part}.weight").float() for part in "AB")
-                    weight.copy_(weight.float() + adapter.scales[name] * adapter.weight * (up @ down))
-                for name in adapter.replaced:
-                    new = file.get_tensor(f"{PREFIX}{name}.weight")
-                    _weight(modules, name, adapter, list(new.shape)).copy_(new)
-
-
-def _weight(modules: Mapping[str, Any], name: str, adapter: Adapter, shape: list[int]) -> Any:
-    weight = getattr(modules.get(name), "weight", None)
-    if weight is None:
-        raise SourceError(
-            f"{adapter.path} changes {name}, which this model does not have; it was made for another model"
-        )
-    if list(weight.shape) != shape:
-        raise SourceError(
-            f"{adapter.path}: {name} has shape {shape}, and {list(weight.shape)} in this model; "
-            "the adapter was made for another model"
-        )
-    return weight
