@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 from ..errors import ConfigError, OVAFMError
 from ..model_dir.manifest import MODEL_XML, files_of
 from ..model_dir.model_directory import ModelDirectory
-from ..runtime import devices
+from ..runtime import devices, generation_config
 from ..runtime.rules import kind_of, violations
 from ..system import console
 from .backend import EMULATED, Backend, Info
@@ -96,16 +95,15 @@ def recommended_sampling(folder: Path | None) -> dict[str, float]:
     Args:
         folder: The model directory; None where there is none.
     """
-    fields: dict[str, Any] | None = None
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        fields = json.loads((folder / "generation_config.json").read_text(encoding="utf-8")) if folder else None
-    if fields is None:
+    fields: dict[str, Any] = {}
+    # What is wrong with the file is said when the model is loaded.
+    with contextlib.suppress(OVAFMError):
+        fields = generation_config.read(folder) if folder else {}
+    if not fields:
         return dict(NEUTRAL_SAMPLING)
-    recommended = {
-        name: fields[name] if isinstance(fields.get(name), (int, float)) else neutral
-        for name, neutral in NEUTRAL_SAMPLING.items()
-    }
-    return recommended if fields.get("do_sample") is True else {**recommended, "temperature": 0.0}
+    recommended = {name: max(0, fields.get(name, neutral)) for name, neutral in NEUTRAL_SAMPLING.items()}
+    sampled = fields.get("do_sample", False) and not generation_config.is_greedy(fields)
+    return recommended if sampled else {**recommended, "temperature": 0.0}
 
 
 class ModelManager:

@@ -120,7 +120,7 @@ class ChatTemplate:
             now: The time for templates that write a date; None is the present.
 
         Raises:
-            GenerationError: The template refuses these messages, or fails.
+            GenerationError: The template refuses these messages, or fails; or a message holds what is no JSON value.
         """
         clock = {} if now is None else {"strftime_now": now.strftime}
         given = {"messages": list(messages), "tools": tools, "documents": None, "add_generation_prompt": open_turn}
@@ -130,6 +130,8 @@ class ChatTemplate:
                 f"the chat template cannot take {', '.join(sorted(clash))} as an option", code="template-refuses"
             )
         try:
+            # What is no JSON value would be rendered as Python shows it.
+            json.dumps([given, options])
             return str(_compiled(self.text_for(tools)).render({**known, **given}))
         except Exception as error:  # what fails in a template has whatever type its author met
             reason = str(error).strip() or type(error).__name__

@@ -106,8 +106,8 @@ def _end_of_text(folder: Path, tokenizer: Any) -> list[int]:
         return [token] if token >= 0 else []
     # GenAI would also take the one of config.json, where transformers writes a default for every architecture.
     text = texts.get("eos_token")
-    ids = tokenizer.encode(text, add_special_tokens=False).input_ids.data.reshape(-1) if text else ()
-    return [int(ids[0])] if len(ids) == 1 else []
+    ids = [int(each) for each in tokenizer.encode(text, add_special_tokens=False).input_ids.data[0]] if text else []
+    return ids if len(ids) == 1 else []
 
 
 def _ends_of_turn(template: ChatTemplate, tokenizer: Any, controls: Mapping[str, int]) -> list[int]:

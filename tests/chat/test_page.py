@@ -209,6 +209,8 @@ def test_sampling_begins_with_what_the_model_recommends(tmp_path: Path) -> None:
     config = tmp_path / "generation_config.json"
     config.write_text('{"temperature": 0.5}')
     assert recommended_sampling(tmp_path)["temperature"] == 0
-    config.write_text('{"do_sample": true, "temperature": 0.5, "top_k": 0, "top_p": "x"}')
+    config.write_text('{"do_sample": true, "temperature": 0.5, "top_k": -1, "top_p": null}')
     values = recommended_sampling(tmp_path)
     assert (values["temperature"], values["top_k"], values["top_p"]) == (0.5, 0, 1.0)
+    config.write_text('{"do_sample": true, "temperature": "x"}')
+    assert recommended_sampling(tmp_path)["temperature"] == 1.0
