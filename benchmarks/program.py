@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from ov_afm.errors import ConfigError, OVAFMError, last_line
 
 
 def program(main: Callable[[], int | None]) -> Callable[[], int]:
-    """Make a benchmark's `main` behave as the commands of ov_afm do, errors of files and of OpenVINO included."""
+    """Make a benchmark's `main` behave as the commands of ov_afm do, errors of packages, processes and OpenVINO included."""
 
     @command
     @functools.wraps(main)
@@ -23,12 +22,8 @@ def program(main: Callable[[], int | None]) -> Callable[[], int]:
             return main() or 0
         except ModuleNotFoundError as error:
             raise ConfigError(f"the package {error.name} is missing; install what benchmarks need: .[dev]") from error
-        except BrokenPipeError:
-            raise
         except subprocess.CalledProcessError as error:
             raise OVAFMError(f"{Path(error.cmd[0]).name} ended with status {error.returncode}") from error
-        except OSError as error:
-            raise OVAFMError(f"{error.filename or Path(sys.argv[0]).name}: {error.strerror or error}") from error
         except RuntimeError as error:
             # OpenVINO and its GenAI have no exceptions of their own; classes derived from this one are bugs.
             if type(error) is not RuntimeError:
