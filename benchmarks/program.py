@@ -13,7 +13,7 @@ from ov_afm.errors import ConfigError, OVAFMError, last_line
 
 
 def program(main: Callable[[], int | None]) -> Callable[[], int]:
-    """Make a benchmark's `main` behave as the commands of ov_afm do, errors of packages, processes and OpenVINO included."""
+    """Make a benchmark's `main` behave as ov_afm's commands do, errors of packages, processes and OpenVINO included."""
 
     @command
     @functools.wraps(main)
