@@ -23,6 +23,7 @@ from ..presets import DEFAULT_MODEL, EMBEDDED_MODEL
 from ..runtime import chat_template, generation_config
 from ..runtime.lora import Adapter
 from ..system.console import Progress
+from ..system.paths import expanded
 from . import checkpoint, embedded, hub
 
 __all__ = ["Source", "resolve"]
@@ -141,7 +142,7 @@ def resolve(
         SourceError: It cannot be found, fetched, read or trusted; the message says which and what to do.
     """
     name = os.fspath(model)
-    path = Path(name).expanduser()
+    path = expanded(name)
     trust = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     if not name.strip():
         raise SourceError(
@@ -199,10 +200,10 @@ def _checkpoint(path: Path, kind: Kind, id: str, *, allow_pickle: bool, trust_re
     checkpoint.check_config(config, id, trust_remote_code=trust_remote_code)
     weights = checkpoint.find_weights(path, allow_pickle=allow_pickle)
     checkpoint.check_tokenizer(path, trust_remote_code=trust_remote_code)
-    return _source(kind, id, path, weights, config)
     # What cannot be read, or leaves open what is meant, is refused before any work.
     generation_config.read(path)
     chat_template.notes(path)
+    return _source(kind, id, path, weights, config)
 
 
 def _prebuilt(path: Path, *, id: str) -> Source:
@@ -256,6 +257,7 @@ def _from_gguf(path: Path, *, kind: Kind, id: str, progress: Progress | None) ->
     with hub.byte_progress(progress, "converting GGUF") as advance:
         folder = convert_cached(path, digest, lambda done, total: advance(done, total=total))
     checkpoint.find_weights(folder)
+    chat_template.notes(folder)
     # The licence texts of a GGUF file are those that lie beside it.
     source = _source(kind, id, folder, (path,), checkpoint.read_json(folder / "config.json"), terms=path.parent)
     return replace(source, digests={path.name: digest})
