@@ -155,7 +155,9 @@ def _check_options(source: Source, recipe: str | Recipe | None) -> None:
 
 
 def _default_output(source: Source, recipe: Recipe) -> Path:
-    name = source.id.rpartition("/")[2].removesuffix(".gguf")
+    name = source.id.rpartition("/")[2]
+    if name.lower().endswith(".gguf"):
+        name = name[: -len(".gguf")]
     return Path(name if source.prebuilt else f"{name}-{recipe.name}")
 
 

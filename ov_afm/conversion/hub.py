@@ -107,7 +107,7 @@ def _needed_files(repo: str, files: Mapping[str, Any], allow_pickle: bool, trust
         return [*texts, *(name for name in top if name.startswith("openvino_") and name.endswith((".xml", ".bin")))]
     weights = [name for name in top if name.startswith("model") and name.endswith(".safetensors")]
     pickles = [name for name in top if name.startswith("pytorch_model") and name.endswith(".bin")]
-    ggufs = [name for name in files if name.endswith(".gguf")]
+    ggufs = [name for name in files if name.lower().endswith(".gguf")]
     if weights or (pickles and allow_pickle):
         return [*texts, *(weights or pickles)]
     if pickles:

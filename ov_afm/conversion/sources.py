@@ -46,7 +46,7 @@ class Source:
         revision: Commit of the Hub repository; None elsewhere.
         license: Identifier from the model card or the GGUF metadata; None where unknown.
         license_files: LICENSE, NOTICE, USE_POLICY and the like.
-        weights: Weight files as they came; of a GGUF source the `.gguf` file, not what was made from it.
+        weights: Weight files as they came; of a GGUF source the `.gguf` files, not what was made from them.
         config: Contents of `config.json`.
         synthetic: The weights are random, made by `ov-afm synth`.
         digests: sha256 by file name where it has been computed and checked.
@@ -178,7 +178,7 @@ def _looks_like_path(name: str, model: str | Path) -> bool:
         isinstance(model, Path)
         or name.startswith((".", "/", "~"))
         or "\\" in name
-        or name.endswith(".gguf")
+        or name.lower().endswith(".gguf")
         or re.match(r"[A-Za-z]:", name) is not None
     )
 
@@ -234,12 +234,12 @@ def _source(
 
 
 def _gguf(path: Path, progress: Progress | None) -> Source:
-    if path.suffix != ".gguf":
+    if path.suffix.lower() != ".gguf":
         raise SourceError(
             f"{path} is a file, but no .gguf file; give a checkpoint folder, a .gguf file or a Hub id",
             code="source-is-other-file",
         )
-    return _from_gguf(path, kind="gguf", id=path.name, progress=progress)
+    return _from_gguf(path, kind="gguf", id=None, progress=progress)
 
 
 def _embedded(progress: Progress | None) -> Source:
@@ -248,16 +248,18 @@ def _embedded(progress: Progress | None) -> Source:
     return _from_gguf(path, kind="embedded", id=EMBEDDED_MODEL, progress=progress)
 
 
-def _from_gguf(path: Path, *, kind: Kind, id: str, progress: Progress | None) -> Source:
+def _from_gguf(path: Path, *, kind: Kind, id: str | None, progress: Progress | None) -> Source:
     # It needs numpy, which commands that only ask for a source's name do not.
-    from .gguf.weights import convert_cached
+    from .gguf import weights
 
-    with hub.byte_progress(progress, "hashing the source", path.stat().st_size) as advance:
-        digest = manifest.sha256(path, advance)
+    files = weights.parts(path)
+    with hub.byte_progress(progress, "hashing the source", sum(file.stat().st_size for file in files)) as advance:
+        digests = {file.name: manifest.sha256(file, advance) for file in files}
     with hub.byte_progress(progress, "converting GGUF") as advance:
-        folder = convert_cached(path, digest, lambda done, total: advance(done, total=total))
+        folder = weights.convert_cached(path, [*digests.values()], lambda done, total: advance(done, total=total))
     checkpoint.find_weights(folder)
     chat_template.notes(folder)
+    config = checkpoint.read_json(folder / "config.json")
     # The licence texts of a GGUF file are those that lie beside it.
-    source = _source(kind, id, folder, (path,), checkpoint.read_json(folder / "config.json"), terms=path.parent)
-    return replace(source, digests={path.name: digest})
+    source = _source(kind, id or weights.model_name(path), folder, files, config, terms=path.parent)
+    return replace(source, digests=digests)

@@ -93,7 +93,7 @@ class ModelDirectory:
         """
         folder = Path(path)
         source = str(path) == EMBEDDED_MODEL or re.fullmatch(HUB_ID, str(path))
-        if (source and not folder.exists()) or (folder.is_file() and folder.suffix == ".gguf"):
+        if (source and not folder.exists()) or (folder.is_file() and folder.suffix.lower() == ".gguf"):
             raise SourceError(
                 f"{path} is not an OpenVINO model directory; run: ov-afm export {path} --output DIR",
                 code="model-not-exported",

@@ -375,10 +375,13 @@ def test_damaged_file_is_refused_in_one_line(
 def override(key: str, value: Any) -> Callable[[Writer], None]:
     def change(writer: Writer) -> None:
         entry = writer.kv_data[0].get(key)
-        if entry is None:
-            writer.add_string(key, value) if isinstance(value, str) else writer.add_uint32(key, value)
-        else:
+        if entry is not None and type(entry.value) is type(value):
             entry.value = value
+            return
+        if entry is not None:
+            del writer.kv_data[0][key]
+        adds = {str: writer.add_string, float: writer.add_float32, bool: writer.add_bool, list: writer.add_array}
+        adds.get(type(value), writer.add_uint32)(key, value)
 
     return change
 
@@ -391,14 +394,41 @@ def override(key: str, value: Any) -> Callable[[Writer], None]:
             r"^GGUF architecture 'gemma3' of tiny.gguf is not supported; supported are llama, arcee$",
         ),
         (
-            override("tokenizer.ggml.model", "llama"),
-            r"^tokenizer 'llama' of tiny.gguf is not supported \(byte-level BPE, 'gpt2', is\); use the safe",
+            override("tokenizer.ggml.model", "t5"),
+            r"^tokenizer 't5' of tiny.gguf is not supported \('gpt2', byte-level BPE, and 'llama', Sent",
         ),
         (
             override("tokenizer.ggml.pre", "tekken"),
             r"^pre-tokenizer 'tekken' of tiny.gguf is not supported; known are .*smollm",
         ),
-        (override("split.count", 3), r"^tiny.gguf is one of 3 parts; join them with: llama-gguf-split --merge$"),
+        (
+            lambda writer: writer.kv_data[0].pop("tokenizer.ggml.pre"),
+            r"^tiny.gguf does not say how its tokenizer cuts text .*: gguf-new-metadata --pre-tokenizer RULE tiny",
+        ),
+        (
+            override("split.count", 3),
+            r"^tiny.gguf says that it is part 1 of 3, and its name says another; give the parts",
+        ),
+        (
+            override("arcee.attention.causal", 0),
+            r"^tiny.gguf has arcee.attention.causal 0, which has no place in arcee; use",
+        ),
+        (
+            override("arcee.logit_scale", 2),
+            r"^tiny.gguf has arcee.logit_scale 2, which has no place in arcee; use the safe",
+        ),
+        (
+            override("arcee.attention.value_length", 8),
+            r"^tiny.gguf has arcee.attention.value_length 8, which has no place",
+        ),
+        (
+            override("arcee.block_count", [1, 1]),
+            r"^arcee.block_count of tiny.gguf is \[1, 1\], where one positive number",
+        ),
+        (
+            lambda writer: writer.add_tensor("rope_freqs.weight", np.ones(8, np.float32)),
+            r"^rope scaling of tiny.gguf is not supported \(rope_freqs.weight and type yarn, orig",
+        ),
         (
             override("arcee.rope.scaling.type", "longrope"),
             r"^rope scaling of tiny.gguf is not supported \(type longrope\); use the safetensors model$",
@@ -416,7 +446,22 @@ def override(key: str, value: Any) -> Callable[[Writer], None]:
             r"^tokenizer data of tiny.gguf contradict each other \(a merge needs .*\); use the safetensors model$",
         ),
     ],
-    ids=["architecture", "tokenizer", "pre-tokenizer", "split", "rope", "tensor-unknown", "tensor-missing", "merges"],
+    ids=[
+        "architecture",
+        "tokenizer",
+        "pre-tokenizer",
+        "no-pre-tokenizer",
+        "split",
+        "not-causal",
+        "logit-scale",
+        "value-length",
+        "value-by-layer",
+        "two-ropes",
+        "rope",
+        "tensor-unknown",
+        "tensor-missing",
+        "merges",
+    ],
 )
 def test_what_is_not_supported_is_named(
     tiny_checkpoint: Path, tmp_path: Path, change: Callable[[Writer], None], message: str
@@ -424,6 +469,83 @@ def test_what_is_not_supported_is_named(
     path = write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf", change=change)
     with pytest.raises(SourceError, match=message):
         sources.resolve(path)
+
+
+@pytest.mark.parametrize(
+    "keys", [{"arcee.rope.scaling.factor": 4.0}, {"arcee.rope.scale_linear": 4.0}], ids=["new", "old"]
+)
+def test_factor_without_a_type_is_linear_as_in_llama_cpp(
+    tiny_checkpoint: Path, tmp_path: Path, keys: dict[str, float]
+) -> None:
+    def change(writer: Writer) -> None:
+        for key in [key for key in writer.kv_data[0] if ".rope.scaling." in key]:
+            del writer.kv_data[0][key]
+        for key, value in keys.items():
+            override(key, value)(writer)
+
+    path = write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf", change=change)
+    assert sources.resolve(path).config["rope_parameters"] == {
+        "rope_type": "linear",
+        "factor": 4.0,
+        "rope_theta": 10000.0,
+    }
+
+
+def split(path: Path, count: int) -> list[Path]:
+    """What `llama-gguf-split` makes of a file: the metadata is in the first part, tensors are in all."""
+    import gguf
+
+    reader = gguf.GGUFReader(path)
+    parts = []
+    for number in range(count):
+        part = path.with_name(f"{path.stem}-{number + 1:05d}-of-{count:05d}{path.suffix}")
+        writer = gguf.GGUFWriter(part, reader.fields["general.architecture"].contents())
+        for key, field in reader.fields.items():
+            if number or key.startswith("GGUF.") or key == "general.architecture":
+                continue
+            kind = field.types[0]
+            inner = field.types[1] if kind == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(key, field.contents(), kind, sub_type=inner)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", count)
+        writer.add_int32("split.tensors.count", len(reader.tensors))
+        for tensor in reader.tensors[number::count]:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        parts.append(part)
+    path.unlink()
+    return parts
+
+
+def test_split_file_is_one_model_whichever_part_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    parts = split(write_gguf(tiny_checkpoint, tmp_path / "tiny.GGUF"), 3)
+    source = sources.resolve(parts[1])
+    assert (source.kind, source.id, source.weights) == ("gguf", "tiny.GGUF", tuple(parts))
+    assert logits(source.path, PROMPT).equal(logits(tiny_checkpoint, PROMPT))
+    assert sources.resolve(parts[0]).path == source.path
+    assert set(source.describe()["weights"]) == {path.name for path in parts}
+
+
+def test_parts_that_do_not_belong_together_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    parts = split(write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf"), 3)
+    second = parts[1].read_bytes()
+    parts[1].write_bytes(parts[2].read_bytes())
+    with pytest.raises(
+        SourceError, match="tiny-00002-of-00003.gguf says that it is part 3 of 3, and its name says another"
+    ):
+        sources.resolve(parts[0])
+    parts[1].unlink()
+    with pytest.raises(
+        SourceError, match=r"tiny-00002-of-00003.gguf is missing beside tiny-00003-of-00003.gguf \(1 of 3"
+    ):
+        sources.resolve(parts[2])
+    parts[1].write_bytes(second)
+    parts[0].rename(tmp_path / "alone.gguf")
+    with pytest.raises(SourceError, match="alone.gguf says that it is part 1 of 3, and its name says another"):
+        sources.resolve(tmp_path / "alone.gguf")
 
 
 def test_full_disk_is_foreseen(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,12 @@
 """A Hugging Face tokenizer from the metadata of a GGUF file.
 
-A byte-level BPE is four things: the tokens, the merges, the rule that cuts text into pieces before merging, and the
-special tokens. A GGUF file holds the first two in full, the name of the third (`tokenizer.ggml.pre`), and marks the
-fourth by token types. transformers reads only some of that and picks a tokenizer by architecture, which is wrong for
-most files; here nothing is guessed, and an unknown rule is refused by name.
+A byte-level BPE (`gpt2`) is four things: the tokens, the merges, the rule that cuts text into pieces before merging,
+and the special tokens. A GGUF file holds the first two in full, the name of the third (`tokenizer.ggml.pre`), and marks
+the fourth by token types. transformers reads only some of that and picks a tokenizer by architecture, which is wrong
+for most files; here nothing is guessed. A rule that is unknown is refused by name, and so is a file without one:
+llama.cpp then takes its `default`, warns that answers get worse, and cuts text otherwise than the model was trained on.
+
+A SentencePiece BPE (`llama`) has scores in place of merges, and no rule; see `sentence_pieces`.
 """
 
 from __future__ import annotations
@@ -14,13 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import SourceError
+from .. import sentence_pieces
+from ..sentence_pieces import CONTROL, UNKNOWN, USER_DEFINED, Pieces
+from .config import need
 
-__all__ = ["PRE_TOKENIZERS", "pre_tokenizer", "write_tokenizer"]
+__all__ = ["PRE_TOKENIZERS", "pre_tokenizer", "with_defaults", "write_tokenizer"]
 
-# Token types of GGUF (enum llama_token_type, include/llama.h in ggml-org/llama.cpp).
-UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 # A template for one purpose: `tokenizer.chat_template.tool_use`.
 NAMED_TEMPLATE = "tokenizer.chat_template."
+BYTE_LEVEL, SENTENCE_PIECE = "gpt2", "llama"
+# What llama.cpp takes where a SentencePiece file does not say it (llama_vocab::impl::load, src/llama-vocab.cpp there).
+SENTENCE_PIECE_DEFAULTS = {
+    "tokenizer.ggml.bos_token_id": 1,
+    "tokenizer.ggml.eos_token_id": 2,
+    "tokenizer.ggml.unknown_token_id": 0,
+}
 
 # Rules as llama.cpp has them (llm_tokenizer_bpe, src/llama-vocab.cpp). Where llama.cpp applies several regular
 # expressions in turn, this is one that cuts in the same places, because OpenVINO joins a sequence of splits into
@@ -69,21 +80,18 @@ def write_tokenizer(folder: Path, fields: Mapping[str, Any], name: str, max_leng
     Raises:
         SourceError: The tokenizer is of a kind that is not known, or its data contradict each other.
     """
-    model, pre = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "default")
-    if model != "gpt2":
+    model = fields.get("tokenizer.ggml.model")
+    if model not in (BYTE_LEVEL, SENTENCE_PIECE):
         raise SourceError(
-            f"tokenizer {model!r} of {name} is not supported (byte-level BPE, 'gpt2', is); use the safetensors model",
+            f"tokenizer {model!r} of {name} is not supported ({BYTE_LEVEL!r}, byte-level BPE, and {SENTENCE_PIECE!r}, "
+            "SentencePiece, are); use the safetensors model",
             code="gguf-tokenizer-unsupported",
         )
-    if pre not in PRE_TOKENIZERS:
-        raise SourceError(
-            f"pre-tokenizer {pre!r} of {name} is not supported; known are {', '.join(sorted(PRE_TOKENIZERS))}; "
-            "use the safetensors model",
-            code="gguf-tokenizer-unsupported",
-        )
-    tokens = fields["tokenizer.ggml.tokens"]
+    pre = _rule(fields, name) if model == BYTE_LEVEL else None
+    tokens = need(fields, "tokenizer.ggml.tokens", name)
     try:
-        tokenizer = _build(fields, tokens, pre)
+        tokenizer = _byte_level(fields, tokens, pre) if pre is not None else _sentence_piece(fields, tokens)
+        _add_edges(tokenizer, fields, tokens, bos=pre is None or pre in _WHOLE_PIECES)
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise SourceError(
             f"tokenizer data of {name} contradict each other ({error}); use the safetensors model",
@@ -110,6 +118,30 @@ def write_tokenizer(folder: Path, fields: Mapping[str, Any], name: str, max_leng
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
+def with_defaults(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata with what llama.cpp takes for values that a SentencePiece file leaves out."""
+    defaults = SENTENCE_PIECE_DEFAULTS if fields.get("tokenizer.ggml.model") == SENTENCE_PIECE else {}
+    return {**defaults, **fields}
+
+
+def _rule(fields: Mapping[str, Any], name: str) -> str:
+    """The name of the rule that cuts text."""
+    known = ", ".join(sorted(PRE_TOKENIZERS))
+    pre = fields.get("tokenizer.ggml.pre")
+    if pre is None:
+        raise SourceError(
+            f"{name} does not say how its tokenizer cuts text (tokenizer.ggml.pre is missing, as in old files); use a "
+            f"newer file, or name the rule ({known}) with: gguf-new-metadata --pre-tokenizer RULE {name} NEW.gguf",
+            code="gguf-pre-tokenizer-missing",
+        )
+    if pre not in PRE_TOKENIZERS:
+        raise SourceError(
+            f"pre-tokenizer {pre!r} of {name} is not supported; known are {known}; use the safetensors model",
+            code="gguf-tokenizer-unsupported",
+        )
+    return str(pre)
+
+
 def pre_tokenizer(rule: str) -> Any:
     """What cuts a text into pieces by a rule of `PRE_TOKENIZERS`, for `tokenizers`."""
     from tokenizers import Regex, pre_tokenizers
@@ -118,8 +150,8 @@ def pre_tokenizer(rule: str) -> Any:
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def _build(fields: Mapping[str, Any], tokens: list[str], pre: str) -> Any:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+def _byte_level(fields: Mapping[str, Any], tokens: list[str], pre: str) -> Any:
+    from tokenizers import AddedToken, Tokenizer, decoders, models
 
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
@@ -134,8 +166,7 @@ def _build(fields: Mapping[str, Any], tokens: list[str], pre: str) -> Any:
         for part in (first, second, first + second):
             if part not in vocabulary:
                 raise ValueError(f"a merge needs {part!r}, which is no token")
-    whole_pieces = pre in _WHOLE_PIECES
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=whole_pieces))
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre in _WHOLE_PIECES))
     tokenizer.pre_tokenizer = pre_tokenizer(pre)
     tokenizer.decoder = decoders.ByteLevel()
     for index, kind in enumerate(fields.get("tokenizer.ggml.token_type", ())):
@@ -143,15 +174,26 @@ def _build(fields: Mapping[str, Any], tokens: list[str], pre: str) -> Any:
             tokenizer.add_special_tokens([AddedToken(tokens[index], special=True, normalized=False)])
         elif kind == USER_DEFINED:
             tokenizer.add_tokens([AddedToken(tokens[index], normalized=False)])
+    return tokenizer
+
+
+def _sentence_piece(fields: Mapping[str, Any], tokens: list[str]) -> Any:
+    scores, types = (fields[f"tokenizer.ggml.{name}"] for name in ("scores", "token_type"))
+    prefix = "always" if fields.get("tokenizer.ggml.add_space_prefix", True) else "never"
+    return sentence_pieces.build(Pieces(tokens, scores, types, prefix))
+
+
+def _add_edges(tokenizer: Any, fields: Mapping[str, Any], tokens: list[str], *, bos: bool) -> None:
+    """Let a tokenizer begin and end every text as the file says; `bos` is what holds where it does not."""
+    from tokenizers import processors
 
     def edge(which: str, default: bool) -> list[int]:
         token_id = fields.get(f"tokenizer.ggml.{which}_token_id")
         added = fields.get(f"tokenizer.ggml.add_{which}_token", default)
         return [token_id] if added and token_id is not None else []
 
-    head, tail = edge("bos", whole_pieces), edge("eos", False)
+    head, tail = edge("bos", bos), edge("eos", False)
     if head or tail:
         single = [*(tokens[index] for index in head), "$A", *(tokens[index] for index in tail)]
         special = [(tokens[index], index) for index in {*head, *tail}]
         tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
-    return tokenizer

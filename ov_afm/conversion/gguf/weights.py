@@ -3,7 +3,8 @@
 llama.cpp stores the rows of the query and key projections in another order (its rotary embedding turns neighbouring
 pairs, Hugging Face's turns halves), writes YaRN into metadata and Llama 3's rope scaling into a tensor, and leaves out
 a tied head. All of that is undone here. Weights stream from the mapped file to one safetensors file a few rows at a
-time, so memory stays small whatever the model's size.
+time, so memory stays small whatever the model's size. A model that `llama-gguf-split` cut into several files is read
+from all of them, whichever of them was named.
 
 Number format of the result: float32, which holds every dequantized value exactly, up to a billion
 weights. Above that bfloat16 if that is what the matrices of the file are, otherwise float16: its
@@ -13,8 +14,9 @@ rounding (2^-11) is far below the steps of any quantized GGUF format.
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,10 @@ from ...system.atomic import write_json, write_text
 from ...system.console import human_bytes
 from ...system.paths import cache_dir, cached
 from ..checkpoint import safetensors_header
-from .config import ARCHITECTURES, ROPE_FREQS, config_of, need
-from .tokenizer import write_tokenizer
+from .config import ARCHITECTURES, ROPE_FREQS, check_numbers, config_of, need
+from .tokenizer import with_defaults, write_tokenizer
 
-__all__ = ["convert", "convert_cached"]
+__all__ = ["convert", "convert_cached", "model_name", "parts"]
 
 CONVERSION = 3  # Counts up when the result changes, so that older cache entries are not used.
 EXACT_UP_TO = 1_000_000_000
@@ -54,15 +56,45 @@ LAYER = {
 # ArceeForCausalLM's MLP has no gate.
 UNGATED = {"arcee": ("ffn_gate",)}
 
+# `model-00002-of-00003.gguf` (SPLIT_PREFIX_FORMAT, src/llama.cpp in ggml-org/llama.cpp).
+PART_NAME = re.compile(r"(?P<model>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE)
+
 OnBytes = Callable[[int, int], None]
 
 
-def convert_cached(path: Path, digest: str, on_bytes: OnBytes = lambda *_: None) -> Path:
+def parts(path: Path) -> tuple[Path, ...]:
+    """The files of a model, of which `path` is one.
+
+    Raises:
+        SourceError: One is missing.
+    """
+    name = PART_NAME.fullmatch(path.name)
+    if name is None:
+        return (path,)
+    model, count, suffix = name["model"], name["count"], name["suffix"]
+    files = tuple(path.with_name(f"{model}-{number:05d}-of-{count}{suffix}") for number in range(1, int(count) + 1))
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise SourceError(
+            f"{missing[0]} is missing beside {path.name} ({len(missing)} of {len(files)} parts of the model are); "
+            "fetch them all into one folder",
+            code="gguf-incomplete",
+        )
+    return files or (path,)
+
+
+def model_name(path: Path) -> str:
+    """The file's name, without the number of a part."""
+    name = PART_NAME.fullmatch(path.name)
+    return path.name if name is None else name["model"] + name["suffix"]
+
+
+def convert_cached(path: Path, digests: Sequence[str], on_bytes: OnBytes = lambda *_: None) -> Path:
     """`convert` into the cache, or what an earlier call left there.
 
     Args:
-        path: The GGUF file.
-        digest: Its sha256. Nothing less will do: a file of the same size and time may hold other weights.
+        path: The GGUF file, or one of its parts.
+        digests: sha256 of each part. Nothing less will do: a file of the same size and time may hold other weights.
         on_bytes: Gets the size of each piece written, and of the whole.
 
     Returns:
@@ -71,7 +103,8 @@ def convert_cached(path: Path, digest: str, on_bytes: OnBytes = lambda *_: None)
     Raises:
         SourceError: See `convert`.
     """
-    folder = cache_dir() / "gguf" / f"{path.stem}-{hashlib.sha256(f'{CONVERSION}|{digest}'.encode()).hexdigest()[:12]}"
+    key = f"{CONVERSION}|{'|'.join(digests)}"
+    folder = cache_dir() / "gguf" / f"{Path(model_name(path)).stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
         with cached(folder) as work:
             convert(path, work, on_bytes)
@@ -82,7 +115,7 @@ def convert(path: Path, folder: Path, on_bytes: OnBytes = lambda *_: None) -> No
     """Write config.json, generation_config.json, tokenizer files, model.safetensors and a card that names the licence.
 
     Args:
-        path: The GGUF file.
+        path: The GGUF file, or one of its parts.
         folder: An existing folder.
         on_bytes: Gets the size of each piece written, and of the whole.
 
@@ -97,6 +130,7 @@ def convert(path: Path, folder: Path, on_bytes: OnBytes = lambda *_: None) -> No
             f"GGUF architecture {arch!r} of {path.name} is not supported; supported are {', '.join(ARCHITECTURES)}",
             code="architecture-unsupported",
         )
+    check_numbers(path.name, arch, fields)
     weights = _renamed(path.name, arch, tensors, fields)
     config = config_of(path.name, arch, fields, tensors)
     write_tokenizer(folder, fields, path.name, config["max_position_embeddings"])
@@ -120,6 +154,34 @@ def convert(path: Path, folder: Path, on_bytes: OnBytes = lambda *_: None) -> No
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metadata and tensors of a model, of all its parts."""
+    files = parts(path)
+    fields: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
+    for index, file in enumerate(files):
+        own, found = _read_file(file)
+        fields = fields or own
+        count, number = own.get("split.count", 1), own.get("split.no", 0)
+        if max(count, 1) != len(files) or number != index:
+            raise SourceError(
+                f"{file.name} says that it is part {number + 1} of {count}, and its name says another; give the parts "
+                "the names that llama-gguf-split gave them, NAME-00001-of-00003.gguf and so on",
+                code="gguf-split",
+            )
+        twice = tensors.keys() & found
+        if twice:
+            raise SourceError(f"{file.name} has {min(twice)} a second time; fetch the parts again", code="gguf-split")
+        tensors.update(found)
+    expected = fields.get("split.tensors.count", len(tensors))
+    if len(files) > 1 and expected != len(tensors):
+        raise SourceError(
+            f"the {len(files)} parts of {model_name(path)} hold {len(tensors)} of {expected} tensors; fetch them again",
+            code="gguf-split",
+        )
+    return with_defaults(fields), tensors
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         from gguf import GGUFReader
     except ImportError as error:
@@ -137,11 +199,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise SourceError(
             f"{path} is cut short or damaged ({path.stat().st_size} bytes); fetch it again", code="gguf-damaged"
         ) from error
-    if fields.get("split.count", 1) > 1:
-        raise SourceError(
-            f"{path.name} is one of {fields['split.count']} parts; join them with: llama-gguf-split --merge",
-            code="gguf-split",
-        )
     return fields, {tensor.name: tensor for tensor in reader.tensors}
 
 
