@@ -35,11 +35,13 @@ class Loaded:
 
     Attributes:
         model: Of transformers, in evaluation mode.
+        stored: The type that most bytes of its files have, of torch.
         cast: How many tensors have another type in memory than in their file, by `float32 to bfloat16`.
         notes: What the user should know of the source.
     """
 
     model: Any
+    stored: Any
     cast: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -64,7 +66,8 @@ def load(checkpoint: Path, dtype: str | None = None, *, trust_remote_code: bool 
     stored = _read(files)
     skeleton = _skeleton(checkpoint, trust_remote_code)
     places = _places(checkpoint.name, stored, skeleton)
-    kind = getattr(torch, dtype) if dtype else _common_type(stored)
+    common = _common_type(stored)
+    kind = getattr(torch, dtype) if dtype else common
     with as_export_error(f"transformers cannot read {checkpoint.name}", "checkpoint-unreadable"):
         model = AutoModelForCausalLM.from_pretrained(
             checkpoint,
@@ -77,7 +80,7 @@ def load(checkpoint: Path, dtype: str | None = None, *, trust_remote_code: bool 
     _check_values(checkpoint.name, stored, places, model)
     cast = Counter((stored[name].dtype, kind) for name in places if stored[name].dtype != kind)
     notes = [*_untie(checkpoint.name, model), *([] if dtype else _rounded(cast))]
-    return Loaded(model, {_change(*each): count for each, count in cast.items()}, notes)
+    return Loaded(model, common, {_change(*each): count for each, count in cast.items()}, notes)
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..conversion.checkpoint import find_weights
+from ..conversion.tensors import load
 from ..errors import OVAFMError, SourceError, last_line
 from ..kernels.select import engine_model
 from ..model_dir.inference import EXACT, decoder_inputs, input_names, log_softmax
@@ -93,11 +95,8 @@ class TorchModel:
 
     def __init__(self, checkpoint: Path) -> None:
         resources.require("export", "torch", "transformers")
-        import torch
-        from transformers import AutoModelForCausalLM
-
         self.name = checkpoint.name
-        files = [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.bin")]
+        files = find_weights(checkpoint, allow_pickle=True)
         # bf16 or fp16 on disk, read in that type and then widened tensor by tensor.
         need = 3.0 * sum(path.stat().st_size for path in files) + 1e9
         free = resources.free_memory()
@@ -106,11 +105,7 @@ class TorchModel:
                 f"the reference needs about {need / 1e9:.1f} GB of memory at f32, {free / 1e9:.1f} GB are free; "
                 f"run: ov-afm export {checkpoint} --recipe fp16 --output DIR, and give DIR as the reference"
             )
-        try:
-            self._model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise SourceError(f"transformers cannot read {checkpoint}: {error}") from error
-        self._model.eval()
+        self._model = load(checkpoint, "float32").model
         self.vocab = int(self._model.config.vocab_size)
         self.runtime = {"INFERENCE_PRECISION_HINT": "f32 (transformers)", "KV_CACHE_PRECISION": "f32"}
 

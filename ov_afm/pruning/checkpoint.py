@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..conversion.checkpoint import license_files
+from ..conversion.tensors import load
 from ..errors import CompressionError
 from ..model_dir.geometry import Geometry
 from ..model_dir.tokenizer_files import ADDITIONAL_TEMPLATES, TEMPLATE_FILE
@@ -41,14 +42,13 @@ def prune_checkpoint(
         What was dropped, and prefill speed before and after in tokens/s.
 
     Raises:
-        CompressionError: A weight is not finite.
+        OVAFMError: The checkpoint is not what its files and its configuration say, or a weight is not finite.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source)
-    dtype = AutoConfig.from_pretrained(source).dtype or torch.float32
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    loaded = load(source, "float32")
+    model = loaded.model
     check_finite(model)
     ids, data = calibration.whole_samples(dataset, tokenizer, num_samples)
     before = _speed(model, ids[0])
@@ -62,7 +62,7 @@ def prune_checkpoint(
     kv_heads = shape.kv_heads if shape.kv_heads < config.num_key_value_heads else None
     kept = narrow(model, ids, intermediate=intermediate, kv_heads=kv_heads, refit=refit)
     after = _speed(model, ids[0])
-    model.to(dtype).save_pretrained(output)
+    model.to(loaded.stored).save_pretrained(output)
     tokenizer.save_pretrained(output)
     copy_texts(source, output)
     return {

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..conversion.tensors import load
 from ..quantization import calibration
 from ..system.atomic import replacing
 from ..system.child_process import Progress, emit
@@ -55,12 +56,12 @@ def heal(
         method, steps, minutes, losses: mean KL of each of about 40 parts of the run.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     place = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32).to(place)
-    guide = AutoModelForCausalLM.from_pretrained(teacher, dtype="auto").to(place).eval()
+    model = load(student, "float32").model.to(place)
+    guide = load(teacher).model.to(place)
     ids, _ = calibration.whole_samples(dataset, AutoTokenizer.from_pretrained(teacher), num_samples)
     method = "full" if sum(each.numel() for each in model.parameters()) <= FULL_PARAMETERS else "lora"
     trained = _with_lora(model) if method == "lora" else model

@@ -21,6 +21,7 @@ from typing import Any
 
 from ..conversion.checkpoint import read_json
 from ..conversion.synthetic import byte_alphabet
+from ..conversion.tensors import load
 from ..errors import CompressionError, ConfigError, SourceError
 from ..system.atomic import write_json
 from ..system.child_process import Progress, emit
@@ -170,9 +171,7 @@ def cut_checkpoint(source: Path, output: Path, rows: Sequence[int]) -> None:
     Raises:
         CompressionError: A weight is not finite, or the new tokenizer does not have the tokens that it should.
     """
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+    model = load(source).model
     check_finite(model)
     select_rows(model, rows)
     emit(Progress(1, 2))

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import crafted
 from support.random_arcee import random_ids, random_model
 
-from ov_afm.pruning.checkpoint import block_influence, copy_texts
+from ov_afm.errors import SourceError
+from ov_afm.evaluation.logits import TorchModel
+from ov_afm.pruning.checkpoint import block_influence, copy_texts, prune_checkpoint
+from ov_afm.pruning.vocabulary import cut_checkpoint
 
 
 def test_layer_that_does_nothing_has_no_influence() -> None:
@@ -38,3 +42,18 @@ def test_texts_of_the_source_are_carried_byte_for_byte(tmp_path: Path) -> None:
     copy_texts(source, output)
     found = {path.relative_to(output).as_posix(): path.read_bytes().decode() for path in output.rglob("*.*")}
     assert {**found, "LICENSE": (output / "LICENSE").read_text()} == texts
+
+
+def test_checkpoint_of_another_model_is_neither_pruned_nor_a_reference(tmp_path: Path) -> None:
+    source, output = tmp_path / "source", tmp_path / "output"
+    crafted.checkpoint(source)
+    crafted.edit_tensors(source, {"model.layers.0.self_attn.q_proj.bias": torch.ones(64)})
+    for use in (
+        lambda: prune_checkpoint(source, output, None, dataset="", num_samples=1, refit=False),
+        lambda: cut_checkpoint(source, output, range(9)),
+        lambda: TorchModel(source),
+    ):
+        with pytest.raises(SourceError) as caught:
+            use()
+        assert caught.value.code == "tensors-unknown"
+    assert not output.exists()
