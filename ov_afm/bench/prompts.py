@@ -8,10 +8,11 @@ here differs from all others within its first few tokens.
 from __future__ import annotations
 
 import functools
-import json
 import random
 from pathlib import Path
 from typing import Any
+
+from ..system.json_text import parse
 
 __all__ = ["KINDS", "Prompts"]
 
@@ -55,9 +56,9 @@ class Prompts:
 
     def _ordinary(self) -> range:
         """Tokens that are text: those after the last control token of a vocabulary's beginning."""
-        config = json.loads((self._model_dir / "config.json").read_text(encoding="utf-8"))
+        config = parse((self._model_dir / "config.json").read_text(encoding="utf-8"))
         path = self._model_dir / "tokenizer.json"
-        added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", []) if path.exists() else []
+        added = parse(path.read_text(encoding="utf-8")).get("added_tokens", []) if path.exists() else []
         control = {int(each["id"]) for each in added if each.get("special")}
         half = config["vocab_size"] // 2
         low = max((each for each in control if each < half), default=-1) + 1

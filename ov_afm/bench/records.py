@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..system.atomic import write_bytes
+from ..system.json_text import parse
 from .plan import Combination
 
 __all__ = ["FILE_NAME", "Record", "Store", "group", "read"]
@@ -44,7 +45,7 @@ def _records(path: Path, data: bytes) -> list[Record]:
     records = []
     for number, line in enumerate(data.splitlines(), 1):
         try:
-            records.append(_check(json.loads(line.decode())))
+            records.append(_check(parse(line.decode())))
         except (ValueError, KeyError, TypeError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise ConfigError(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ..errors import ConfigError
 from ..pipeline import Message
+from ..system.json_text import parse
 
 __all__ = ["Conversation", "Turn", "context_line", "figures_line", "from_json", "title_of", "to_json", "to_markdown"]
 
@@ -142,7 +143,7 @@ def from_json(text: str) -> Conversation:
         ConfigError: It is neither; the message names the place.
     """
     try:
-        fields = json.loads(text)
+        fields = parse(text)
     except ValueError as error:
         raise _refused(f"not JSON ({error}); export one with /save FILE.json or the chat's export") from error
     if isinstance(fields, list):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ from ..errors import ConfigError
 from ..pipeline import Pipeline, Use
 from ..runtime.sampling import Params
 from ..system import console
+from ..system.json_text import parse
 from .command import given
 
 
@@ -44,7 +44,7 @@ def ov_properties(entries: Sequence[str]) -> dict[str, Any]:
         if not (key and equals):
             raise ConfigError(f"--ov-config takes KEY=VALUE, found {entry!r}", code="key-value")
         try:
-            properties[key] = json.loads(value)
+            properties[key] = parse(value)
         except ValueError:
             properties[key] = value
     return properties

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError
+from ..system.json_text import parse
 
 __all__ = [
     "SUPPORTED",
@@ -76,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
         SourceError: It is not JSON, or not an object.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise SourceError(
             f"{path} cannot be read as JSON ({error}); fetch the file again", code="json-unreadable"

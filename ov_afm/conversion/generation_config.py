@@ -8,7 +8,6 @@ because other programs than ov_afm read no other place. The manifest records wha
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from ..presets import SAMPLING
 from ..runtime import chat_template, stop_tokens
 from ..runtime.generation_config import FILE_NAME, NUMBERS, TOKENS, eos_ids, is_greedy, not_used, read
 from ..system.atomic import write_json
+from ..system.json_text import parse
 
 __all__ = ["carry", "describe"]
 
@@ -82,7 +82,7 @@ def _add(folder: Path, added: Mapping[str, Any]) -> None:
     """Add fields to the file of a folder; without any, it stays as it is, byte for byte."""
     path = folder / FILE_NAME
     if added or not path.exists():
-        existing = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        existing = parse(path.read_text(encoding="utf-8")) if path.exists() else {}
         write_json(path, {**existing, **added})
 
 

@@ -22,9 +22,10 @@ from ..export import export
 from ..model_dir import outputs
 from ..model_dir.manifest import MODEL_BIN, MODEL_XML, sha256
 from ..presets import RECIPES, Equalise, Recipe
-from ..runtime.rules import violations
+from ..runtime.rules import check_name, violations
 from ..system import console, resources
 from ..system.atomic import write_json
+from ..system.json_text import parse
 from .fidelity import evaluate
 
 __all__ = ["Trial", "candidates", "chosen", "front", "refinements", "tune"]
@@ -212,7 +213,7 @@ def tune(
 def _is_result(data: bytes) -> bool:
     """Whether this is the content of a recipe file that `tune` wrote."""
     try:
-        fields = json.loads(data)
+        fields = parse(data)
     except ValueError:
         return False
     return isinstance(fields, dict) and {"recipe", "found_by"} <= set(fields)
@@ -317,7 +318,7 @@ def _read_trials(path: Path, key: dict[str, Any]) -> dict[Recipe, Trial]:
     trials: dict[Recipe, Trial] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
-            record = json.loads(line)
+            record = parse(line)
         except ValueError:
             continue
         if record["key"] == key:

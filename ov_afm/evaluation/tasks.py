@@ -9,7 +9,6 @@ Answers are stored, so that an interrupted run continues.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from ..model_dir.model_directory import ModelDirectory
 from ..pipeline import Pipeline
 from ..runtime.sampling import Params
 from ..system import console
+from ..system.json_text import parse
 from . import sandbox
 from .cache import Journal, identity, key_of
 from .divergence import Interval
@@ -110,7 +110,7 @@ def load_tasks(name: str) -> tuple[str, list[Task]]:
 
 def _task(line: str, where: str) -> Task:
     try:
-        fields = json.loads(line)
+        fields = parse(line)
         if fields["kind"] == "code":
             return Task(str(fields["id"]), "code", str(fields["prompt"]), tests=str(fields["tests"]))
         if fields["kind"] == "math":

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import OVAFMError, SourceError
 from ..system.atomic import write_json
+from ..system.json_text import parse
+from . import manifest_fields
 from .geometry import Geometry
 
 __all__ = [
@@ -143,7 +144,7 @@ def read(model_dir: Path) -> Manifest | None:
     if not path.exists():
         return None
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse(path.read_text(encoding="utf-8"))
         schema = fields["schema"]
         if isinstance(schema, int) and schema <= SCHEMA:
             return _checked(fields)

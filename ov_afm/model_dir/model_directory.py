@@ -15,6 +15,7 @@ from ..errors import ConfigError, SourceError
 from ..presets import EMBEDDED_MODEL, Recipe
 from ..system import console
 from ..system.atomic import write_text
+from ..system.json_text import parse
 from . import card
 from .geometry import Geometry
 from .manifest import (
@@ -45,7 +46,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SourceError(f"{path} cannot be read: {error}", code="config-unreadable") from error
     if not isinstance(fields, dict):

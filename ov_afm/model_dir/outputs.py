@@ -8,7 +8,6 @@ rather than by name, so that links, `..` and the case of letters make no differe
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 
 from ..errors import ConfigError, SourceError
 from ..system.atomic import staging
+from ..system.json_text import parse
 from ..system.paths import cache_dir, data_dir
 from . import manifest
 
@@ -199,7 +199,7 @@ def _listed(folder: Path) -> frozenset[str]:
 
 def _is_synthetic(folder: Path) -> bool:
     with suppress(OSError, ValueError):
-        config: Any = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config: Any = parse((folder / "config.json").read_text(encoding="utf-8"))
         return isinstance(config, dict) and config.get(SYNTHETIC_KEY) is True
     return False
 

@@ -7,7 +7,6 @@ The graph's fields are those of Model Server's `llm_calculator.proto`.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..system.atomic import write_json
+from ..system.json_text import parse
 from . import manifest
 from .model_directory import ModelDirectory
 from .outputs import new_folder
@@ -92,7 +92,7 @@ def read_config(repository: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse(path.read_text(encoding="utf-8"))
         lists = [config.get(key, []) for key in CONFIG_LISTS]
         # Model Server requires one of them; a `config.json` of anything else has none.
         named = not config or any(key in config for key in CONFIG_LISTS)

@@ -6,13 +6,13 @@ counts: `chat_template.json`, which transformers reads for processors only.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError
+from ..system.json_text import parse
 
 __all__ = [
     "ADDITIONAL_TEMPLATES",
@@ -112,7 +112,7 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SourceError(f"{path} cannot be read: {error}; fetch it again", code="json-unreadable") from error
     if not isinstance(fields, dict):

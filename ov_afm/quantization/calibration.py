@@ -24,6 +24,7 @@ from typing import Any
 from ..errors import CompressionError, ConfigError
 from ..model_dir.manifest import sha256
 from ..system.atomic import write_json
+from ..system.json_text import parse
 from ..system.paths import cache_dir
 from .text_filter import Cleaner
 
@@ -156,7 +157,7 @@ def prepare(
         state.append(sha256(ir.with_suffix(".bin")))
     path = cache_dir() / "calibration" / f"{_digest(state)[:32]}.json"
     if path.is_file():
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse(path.read_text(encoding="utf-8"))
     else:
         content = _make(chosen, tokenizer, count, ir)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -239,7 +240,7 @@ def _file(path: Path, tokenizer: Any) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse(line)
             if "messages" in record:
                 messages = [{"role": turn["role"], "content": str(turn["content"])} for turn in record["messages"]]
                 yield render(messages, tokenize=False)

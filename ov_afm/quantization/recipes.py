@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 from ..errors import ConfigError
 from ..presets import RECIPES, Recipe
 from ..runtime import rules
+from ..system.json_text import parse
 from . import calibration
 
 __all__ = ["load_recipe", "resolve_recipe"]
@@ -47,7 +47,7 @@ def load_recipe(name: str) -> Recipe:
             code="recipe-unknown",
         )
     try:
-        return Recipe.from_dict(json.loads(path.read_text(encoding="utf-8"))["recipe"])
+        return Recipe.from_dict(parse(path.read_text(encoding="utf-8"))["recipe"])
     except ConfigError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:

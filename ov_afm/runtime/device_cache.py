@@ -20,6 +20,7 @@ from ..errors import ConfigError
 from ..model_dir import manifest
 from ..system import paths
 from ..system.atomic import write_json
+from ..system.json_text import parse
 
 __all__ = ["clear", "compiled_dir", "read", "remember", "speeds", "state_key"]
 
@@ -91,7 +92,7 @@ def _path() -> Path:
 
 def _all() -> dict[str, Any]:
     try:
-        contents = json.loads(_path().read_text(encoding="utf-8"))
+        contents = parse(_path().read_text(encoding="utf-8"))
     except (OSError, ValueError):  # a missing home folder is a `ValueError`, too
         return {}
     return contents if isinstance(contents, dict) else {}

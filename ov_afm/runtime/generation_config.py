@@ -7,12 +7,12 @@ names those that would change answers and that none honours.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, SourceError
+from ..system.json_text import parse
 from .sampling import UNLIMITED, Params
 
 __all__ = ["FILE_NAME", "default_config", "eos_ids", "is_greedy", "not_used", "read"]
@@ -57,7 +57,7 @@ def read(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        fields = parse(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except (OSError, ValueError) as error:
         raise SourceError(
             f"{path} cannot be read as JSON ({error}); correct it, or delete it to do without",

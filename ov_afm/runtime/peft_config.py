@@ -7,7 +7,6 @@ a wrong model. Checked with PEFT 0.21.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from ..errors import SourceError
+from ..system.json_text import parse
 
 __all__ = ["CONFIG", "EMBEDDING", "HEAD", "PeftConfig", "read"]
 
@@ -168,7 +168,7 @@ def read(path: Path) -> PeftConfig:
         SourceError: It is missing, no configuration of a LoRA, or asks for what is not computed here.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SourceError(
             f"{path} is missing, and with it the adapter's lora_alpha; put it beside the weights",

@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..system.json_text import parse
 from .errors import APIError
 from .grammar import CALL_END
 from .messages import Function, FunctionCalls, JSONSchema, OutputFormat
@@ -154,7 +155,7 @@ def _text(message: Message, index: int) -> str:
 def _calls(message: Message) -> Iterator[tuple[str, Any]]:
     for call in message.tool_calls or []:
         try:
-            arguments = json.loads(call.function.arguments)
+            arguments = parse(call.function.arguments)
         except ValueError:
             arguments = call.function.arguments
         yield call.function.name, arguments
@@ -200,7 +201,7 @@ class CallReader:
         if call and (head := HEAD.match(self._held)):
             self._held, self._within = self._held[head.end() :], True
             call_id = f"call_{secrets.token_hex(12)}"
-            function = {"name": json.loads(head[1]), "arguments": ""}
+            function = {"name": parse(head[1]), "arguments": ""}
             entry = {"index": self.calls, "id": call_id, "type": "function", "function": function}
             deltas.append({"tool_calls": [entry]})
             self.calls += 1
