@@ -11,16 +11,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 from support import tiny
 
+from ov_afm import compress, export
 from ov_afm.conversion import convert
-from ov_afm.errors import OVAFMError
+from ov_afm.errors import ConfigError, ExtensionError, OVAFMError, SourceError
 from ov_afm.model_dir import manifest
 from ov_afm.presets import RECIPES
+from ov_afm.pruning.prune import prune
 
 HERE = Path(__file__).parent / "support"
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -251,3 +254,87 @@ def test_disk_that_fills_up_is_one_line(tiny_checkpoint: Path, tmp_path: Path, f
             convert.build(convert.Job(tiny_checkpoint, out, work, RECIPES["int8"], prove=False))
         message = str(caught.value)
         assert message == f"the disk that holds {disk} is full (0 MB free); free some space or use another folder"
+
+
+# -- The user's files, and results that are whole
+
+
+def saved(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("output", ["ck", ".", "adapter-holder", "docs", "new/../ck", "link"])
+def test_output_that_would_cost_the_user_something_is_refused_before_any_work(
+    tiny_checkpoint: Path, tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = tmp_path / "all"
+    shutil.copytree(tiny_checkpoint, everything / "ck")
+    (everything / "new").mkdir()
+    (everything / "docs").mkdir()
+    (everything / "docs" / "thesis.txt").write_text("years of work")
+    (everything / "adapter-holder").mkdir()
+    (everything / "adapter-holder" / "text.txt").write_text("calibration")
+    (everything / "link").symlink_to("ck")
+    monkeypatch.setattr(sys.modules["ov_afm.export"], "resolve", lambda *_, **__: pytest.fail("work began"))
+    before = saved(everything)
+    recipe = replace(RECIPES["int4"], dataset=str(everything / "adapter-holder" / "text.txt"))
+    with pytest.raises(ConfigError) as caught:
+        export(everything / "ck", everything / output, recipe=recipe, force=True)
+    assert caught.value.code in ("output-is-input", "output-holds-input", "output-not-ours")
+    assert saved(everything) == before
+
+
+@pytest.mark.parametrize("verb", ["compress", "prune"])
+def test_other_commands_do_not_replace_what_they_read(
+    verb: str, tiny_model: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(tiny_model if verb == "compress" else tiny_checkpoint, tmp_path / "source"))
+    before = saved(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        if verb == "compress":
+            compress(source, source, force=True)
+        else:
+            prune(source, source, target_params="100K", force=True)
+    assert caught.value.code == "output-is-input"
+    assert saved(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("config", "recipe", "code"),
+    [({"hidden_act": "silu"}, "int8", "kernels-not-relu2"), ({}, "fp32", "kernels-need-quantized")],
+    ids=["llama", "uncompressed"],
+)
+def test_kernels_that_cannot_be_used_are_refused_before_the_work(
+    tiny_checkpoint: Path, tmp_path: Path, config: dict[str, str], recipe: str, code: str
+) -> None:
+    source = Path(shutil.copytree(tiny_checkpoint, tmp_path / "source"))
+    tiny.edit_json(source / "config.json", **config)
+    with pytest.raises(ConfigError) as caught:
+        export(source, tmp_path / "out", recipe=recipe, kernels=True)
+    assert caught.value.code == code
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+@pytest.mark.slow
+def test_finished_export_stays_where_packing_fails(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ExtensionError("no MLP can use the kernels", code="kernels-unsupported")
+
+    monkeypatch.setattr(sys.modules["ov_afm.export"], "pack", fail)
+    monkeypatch.setattr("ov_afm.kernels.extension.load", lambda: Path())
+    out = tmp_path / "out"
+    with pytest.raises(ExtensionError, match=rf"^{out} is exported and whole, but not packed .*no MLP can") as caught:
+        export(tiny_checkpoint, out, verify=False, kernels=True)
+    assert caught.value.code == "kernels-unsupported"
+    assert manifest.verify(out, hashes=True) is not None
+
+
+def test_damaged_model_is_not_adopted_as_if_it_were_right(tiny_model: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(tiny_model, tmp_path / ".cache" / "source"))
+    weights = source / manifest.MODEL_BIN
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(SourceError, match="its sha256 is not the one recorded"):
+        export(source, tmp_path / "out", verify=False)
+    assert not (tmp_path / "out").exists()

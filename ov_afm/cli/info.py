@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import SourceError
 from ..model_dir import card
-from ..model_dir.manifest import files_of
+from ..model_dir.manifest import FILE_NAME, files_of
 from ..model_dir.model_directory import ModelDirectory, ModelResult
 from ..runtime import kernel_choice, stop_tokens, text_proof
 from ..runtime.properties import build
@@ -50,7 +50,9 @@ def describe(model_dir: str | Path, *, verify: bool = False) -> dict[str, Any]:
     }
     if verify:
         facts["proved"] = text_proof.check(model) if model.manifest else {}
-    return {"path": str(folder), **facts, "stop_tokens": _ends(folder), "edited": model.edited, **contents}
+    geometry = contents["geometry"] or model.geometry.to_dict()
+    shown = {"stop_tokens": _ends(folder), "edited": model.edited, **contents, "geometry": geometry}
+    return {"path": str(folder), **facts, **shown}
 
 
 def _ends(folder: Path) -> list[dict[str, Any]] | None:
@@ -77,6 +79,16 @@ def report(result: ModelResult, *, as_json: bool = False) -> None:
     size = console.human_bytes(sum(file["bytes"] for file in contents.files.values()))
     layers = ", ".join(f"{count} {name}" for name, count in contents.recipe.get("layers", {}).items())
     print(f"{result.path}  {contents.recipe['name']}  {size}  {layers}".rstrip())
+
+
+def _text(fields: dict[str, Any]) -> str:
+    try:
+        return "\n".join(_lines(fields))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
+        raise SourceError(
+            f"{Path(fields['path']) / FILE_NAME} is damaged ({reason}); export the model again", code="manifest-damaged"
+        ) from error
 
 
 def _lines(fields: dict[str, Any]) -> list[str]:
@@ -145,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the manifest with sizes as JSON")
     args = parser.parse_args(argv)
     fields = describe(args.model_dir, verify=args.verify)
-    print(json.dumps(fields) if args.json else "\n".join(_lines(fields)))
+    print(json.dumps(fields) if args.json else _text(fields))
     if args.verify and not args.json:
         recorded = f"all as recorded (sha256){', without relu2/, which is gone' if fields['lost_packed'] else ''}"
         for name, result in fields["proved"].items():

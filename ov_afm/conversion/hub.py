@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import SourceError
+from ..errors import ConfigError, SourceError
 from ..model_dir import manifest
 from ..model_dir.manifest import MODEL_XML
 from ..presets import EMBEDDED_MODEL
@@ -69,11 +69,18 @@ def fetch(
 
     Raises:
         SourceError: The repository cannot be reached, found, read or trusted; or there is no room for it.
+        ConfigError: There is no folder for the cache.
     """
     import httpx
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import OfflineModeIsEnabled
 
+    if constants.HF_HUB_CACHE.startswith("~"):
+        raise ConfigError(
+            "there is no home folder (HOME is not set) for the cache of the Hub; set HF_HOME to a folder that can be "
+            "written",
+            code="home-missing",
+        )
     with explained(repo, revision):
         try:
             info = HfApi().model_info(repo, revision=revision, files_metadata=True)

@@ -172,7 +172,8 @@ def tune(
         The chosen trial, and all.
 
     Raises:
-        ConfigError: No bound was given, one is not positive, or no trial keeps to it.
+        ConfigError: No bound was given, one is not positive, no trial keeps to it, or `output` is another file.
+        DeviceError: There is no such device.
     """
     target = Path(output)
     for name, bound in (("size", max_size_gb), ("KL divergence", max_kl), ("minutes", minutes)):
@@ -182,6 +183,8 @@ def tune(
         raise ConfigError("tune needs a bound: add --max-size-gb GB, or --max-kl NATS", code="bound-missing")
     if target.suffix != ".json":
         raise ConfigError(f"the recipe is written to a .json file, found {target}", code="recipe-suffix")
+    if device is not None:
+        check_name(device)
     outputs.check_file(target, ours=_is_result, what="a recipe of ov-afm tune")
     resources.require("export", "torch", "transformers", "nncf")
     work = Path(work_dir) if work_dir is not None else target.with_suffix(".tuning")

@@ -44,21 +44,24 @@ class Geometry:
         """The geometry that a Hugging Face `config.json` describes.
 
         Raises:
-            ConfigError: The configuration lacks a value that every decoder has.
+            ConfigError: The configuration lacks a value that every decoder has, or a value is of another kind.
         """
         try:
-            heads = config["num_attention_heads"]
+            hidden, heads = _whole(config, "hidden_size"), _whole(config, "num_attention_heads")
+            kv_heads = heads if config.get("num_key_value_heads") is None else _whole(config, "num_key_value_heads")
+            if heads % kv_heads:
+                raise _wrong("num_key_value_heads", kv_heads, f"a divisor of num_attention_heads ({heads})")
             return cls(
-                architecture=(config.get("architectures") or [config["model_type"]])[0],
-                hidden=config["hidden_size"],
-                layers=config["num_hidden_layers"],
+                architecture=_architecture(config),
+                hidden=hidden,
+                layers=_whole(config, "num_hidden_layers"),
                 heads=heads,
-                kv_heads=config.get("num_key_value_heads") or heads,
-                head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-                intermediate=config["intermediate_size"],
-                vocab=config["vocab_size"],
-                max_positions=config["max_position_embeddings"],
-                activation=config.get("hidden_act"),
+                kv_heads=kv_heads,
+                head_dim=hidden // heads if config.get("head_dim") is None else _whole(config, "head_dim"),
+                intermediate=_whole(config, "intermediate_size"),
+                vocab=_whole(config, "vocab_size"),
+                max_positions=_whole(config, "max_position_embeddings"),
+                activation=None if config.get("hidden_act") is None else _text(config["hidden_act"], "hidden_act"),
             )
         except KeyError as error:
             raise ConfigError(
@@ -72,8 +75,12 @@ class Geometry:
 
         Raises:
             KeyError: A value is missing.
+            TypeError: A value is of another kind.
         """
         required = {each.name: values[each.name] for each in fields(cls) if each.name != "activation"}
+        for name, value in required.items():
+            if type(value) is not (str if name == "architecture" else int):
+                raise TypeError(f"geometry.{name} is {value!r}")
         return cls(**required, activation=values.get("activation"))
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,3 +106,27 @@ class Geometry:
     def parameters(self, *, tied: bool) -> int:
         """Weights of the whole model, norms left out."""
         return self.table_parameters(tied=tied) + self.layer_parameters
+
+
+def _whole(config: Mapping[str, Any], name: str) -> int:
+    value = config[name]
+    if type(value) is not int or value < 1:
+        raise _wrong(name, value, "a whole number above 0")
+    return value
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    names = config.get("architectures") or [config["model_type"]]
+    if not isinstance(names, list):
+        raise _wrong("architectures", names, "a list")
+    return _text(names[0], "architectures")
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise _wrong(name, value, "text")
+    return value
+
+
+def _wrong(name: str, value: Any, needed: str) -> ConfigError:
+    return ConfigError(f"{name} in config.json must be {needed}, found {value!r}; correct it", code="config-value")

@@ -148,8 +148,9 @@ def read(model_dir: Path) -> Manifest | None:
         schema = fields["schema"]
         if isinstance(schema, int) and schema <= SCHEMA:
             return _checked(fields)
-    except (ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{path} is damaged ({error}); export the model again", code="manifest-damaged") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else error
+        raise SourceError(f"{path} is damaged ({reason}); export the model again", code="manifest-damaged") from error
     raise SourceError(
         f"{path} has layout {schema}, this ov_afm reads up to {SCHEMA}; upgrade with: pip install -U ov-afm",
         code="manifest-newer",
@@ -162,12 +163,12 @@ def _checked(fields: Mapping[str, Any]) -> Manifest:
     for name, value in known.items():
         if name != "schema" and not isinstance(value, dict):
             raise TypeError(f"{name} is no object")
+    manifest_fields.check(known)
+    for name in known.get("files", ()):
+        if PurePosixPath(name).is_absolute() or not {"..", ""}.isdisjoint(name.split("/")) or "\\" in name:
+            raise TypeError(f"{name!r} is no file in this directory")
     known["geometry"] = Geometry.from_dict(known["geometry"]) if known["geometry"] else None
-    contents = Manifest(**known)
-    for name, entry in contents.files.items():
-        if not isinstance(entry, dict) or not isinstance(entry["bytes"], int) or not isinstance(entry["sha256"], str):
-            raise TypeError(f"the entry of {name} is not one of a file")
-    return contents
+    return Manifest(**known)
 
 
 def verify(

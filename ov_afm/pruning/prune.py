@@ -110,6 +110,7 @@ def prune(
         most = parse_count(target_params) if isinstance(target_params, str) else target_params
         cut = plan_cut(source.path, source.config, keep_scripts) if keep_scripts else None
         shape = plan(source.config, most, vocab=len(cut.rows) if cut else None, kv_heads=kv_heads)
+        _check_biases(source, shape)
         options.check_resources(shape)
         log = resources.log_file(f"prune-{target.name}")
         with new_folder(target, force=force, inputs=inputs) as partial, disk_full_as_error(target.absolute().parent):
@@ -137,6 +138,17 @@ def _relu2(source: Source) -> Source:
             f"prune takes checkpoints with a ReLU² MLP, found {found} in {source.id}", code="not-relu2"
         )
     return source
+
+
+def _check_biases(source: Source, shape: Plan) -> None:
+    """Refuse what would leave biases of a width that is gone."""
+    biased = [name for name in ("mlp_bias", "attention_bias") if source.config.get(name)]
+    if biased and shape.narrowed:
+        raise CompressionError(
+            f"prune takes checkpoints without biases, found {' and '.join(biased)} in {source.id}; "
+            "only --keep-scripts can be used with them",
+            code="biases",
+        )
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def resolve_recipe(recipe: str | Recipe, device: str | None = None) -> Recipe:
         calibration.check(recipe.dataset)
     elif recipe.needs_data:
         recipe = replace(recipe, dataset=calibration.PACKAGED)
-    if device:
+    if device is not None:
         rules.check(recipe, device)
     return recipe
 

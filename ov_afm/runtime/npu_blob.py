@@ -6,14 +6,15 @@ its note was not finished, or comes from elsewhere.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from ..model_dir import manifest
+from ..model_dir.outputs import check_file
 from ..system.atomic import write_json
+from ..system.json_text import parse
 
 __all__ = ["check", "origin", "seal"]
 
@@ -43,14 +44,16 @@ def check(blob: Path, expected: Mapping[str, Any]) -> None:
         expected: From `origin`.
 
     Raises:
-        ConfigError: Names what differs.
+        ConfigError: Names what differs; or a file that is not ours lies where the note will be written.
     """
     if not blob.exists():
         if not blob.parent.is_dir():
             raise ConfigError(f"no folder {blob.parent} to write {blob.name} to")
+        # It is written when the blob is.
+        check_file(_note(blob), ours=_is_note, what="a note of ov_afm on a compiled model")
         return
     try:
-        recorded = json.loads(_note(blob).read_text(encoding="utf-8"))
+        recorded = parse(_note(blob).read_text(encoding="utf-8"))
         different = [key for key in expected if recorded[key] != expected[key]]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
@@ -60,6 +63,14 @@ def check(blob: Path, expected: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"{blob} was compiled for something else: another {', '.join(different)}; name another file or delete it"
         )
+
+
+def _is_note(data: bytes) -> bool:
+    try:
+        recorded = parse(data)
+    except ValueError:
+        return False
+    return isinstance(recorded, dict) and {"model", "device", "openvino"} <= set(recorded)
 
 
 def seal(blob: Path, origin: Mapping[str, Any]) -> None:

@@ -7,14 +7,16 @@ again before a model is loaded.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import DeviceError
 from ..presets import CHANNEL_WISE, KINDS, TABLES, Recipe
 
-__all__ = ["RULES", "Rule", "check", "kind_of", "violations"]
+__all__ = ["RULES", "Rule", "check", "check_name", "kind_of", "violations"]
 
+NAMES = re.compile(r"(CPU|GPU|NPU)(\.\d+)?|AUTO|NPU-EMULATED")
 NPU_GUIDE = (
     "https://docs.openvino.ai/2026/openvino-workflow-generative/inference-with-genai/inference-with-genai-on-npu.html"
 )
@@ -101,6 +103,20 @@ def violations(recipe: Recipe, device: str) -> list[Rule]:
     return [rule for rule in RULES if rule.kind == kind and rule.broken_by(recipe)]
 
 
+def check_name(device: str) -> None:
+    """Refuse a name that no device has, on this machine or another.
+
+    Raises:
+        DeviceError: With the names that there are.
+    """
+    if not NAMES.fullmatch(device.strip().upper()):
+        raise DeviceError(
+            f"there is no device {device!r}; devices are CPU, GPU (GPU.1, if there are several), NPU, and AUTO or "
+            "NPU-EMULATED to choose or to try; those of this machine: ov-afm devices",
+            code="device-unknown",
+        )
+
+
 def check(recipe: Recipe, device: str) -> None:
     """Refuse a recipe that a device cannot run.
 
@@ -109,8 +125,10 @@ def check(recipe: Recipe, device: str) -> None:
         device: `CPU`, `GPU`, `GPU.0`, `NPU`, ...
 
     Raises:
-        DeviceError: The device is known to fail on it; names the value and what to use instead.
+        DeviceError: There is no such device, or it is known to fail on the recipe; names the value and what to use
+            instead.
     """
+    check_name(device)
     broken = violations(recipe, device)
     if not broken:
         return

@@ -56,3 +56,11 @@ def test_corrupt_records_file_names_the_line(swept: Path, line: bytes, reason: s
     assert str(caught.value).startswith(f"{path} line 2 is no benchmark record (")
     assert reason in str(caught.value)
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b"my records", b"one\ntwo", b'{"mine": 1}\nhalf'], ids=["line", "lines", "json"])
+def test_records_of_another_program_are_left_alone(tiny_model: Path, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / FILE_NAME).write_bytes(content)
+    with pytest.raises(ConfigError):
+        bench(tiny_model, settings=FEW, report_dir=tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {FILE_NAME: content}

@@ -10,6 +10,7 @@ import pytest
 from support import hub as loopback
 from support import tiny
 
+from ov_afm import export
 from ov_afm.conversion.sources import resolve
 from ov_afm.errors import SourceError
 from ov_afm.model_dir import manifest
@@ -208,3 +209,18 @@ def test_prebuilt_openvino_repository_is_taken_as_it_is(
     assert (source.kind, source.revision) == ("openvino", hub.repos["arcee-ai/tiny-ov"].sha)
     assert source.describe()["weights"] == {"openvino_model.bin": manifest.sha256(prebuilt / "openvino_model.bin")}
     assert "openvino_tokenizer.xml" in names(source.path)
+
+
+@pytest.mark.slow
+def test_prebuilt_model_in_the_hubs_own_place_is_taken_whole(
+    hub: loopback.Hub, tiny_model: Path, tmp_path: Path
+) -> None:
+    """The Hub's cache lies in a folder named `.cache`, and its files are links."""
+    hub.add("arcee-ai/tiny-ov", tiny_model)
+    cache, out = tmp_path / ".cache" / "huggingface", tmp_path / ".cache" / "models" / "tiny"
+    child = hub.client(cache, OV_AFM_CACHE=str(tmp_path / ".cache" / "ov_afm"))
+    child.run(export, "arcee-ai/tiny-ov", out, verify=False)
+    contents = manifest.verify(out, hashes=True)
+    assert contents is not None
+    assert {path.name for path in tiny_model.iterdir()} == {path.name for path in out.iterdir()}
+    assert set(contents.files) == {path.name for path in out.iterdir()} - {manifest.FILE_NAME, manifest.CARD_FILE}

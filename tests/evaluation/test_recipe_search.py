@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ov_afm.cli.tune import main
-from ov_afm.errors import ConfigError, OVAFMError
+from ov_afm.errors import ConfigError, DeviceError, OVAFMError
 from ov_afm.evaluation.recipe_search import Trial, candidates, chosen, front, refinements, tune
 from ov_afm.presets import RECIPES, Recipe
 from ov_afm.quantization.recipes import resolve_recipe
@@ -103,6 +103,29 @@ def test_model_that_is_not_there_leaves_no_folder(tmp_path: Path) -> None:
 def test_recipe_goes_to_a_json_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="^the recipe is written to a .json file, found "):
         tune("none", tmp_path / "out.txt", max_kl=1.0)
+
+
+def test_file_that_is_no_recipe_is_not_overwritten(tiny_fp32: Path, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"architectures": ["ArceeForCausalLM"]}')
+    with pytest.raises(ConfigError) as caught:
+        tune(tiny_fp32, path, max_kl=1.0)
+    assert caught.value.code == "output-foreign"
+    assert json.loads(path.read_text()) == {"architectures": ["ArceeForCausalLM"]}
+
+
+def test_folder_of_the_users_in_the_work_folder_is_kept(tiny_fp32: Path, tmp_path: Path) -> None:
+    (tmp_path / "trial").mkdir()
+    (tmp_path / "trial" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigError) as caught:
+        tune(tiny_fp32, tmp_path / "r.json", max_kl=1.0, work_dir=tmp_path)
+    assert caught.value.code == "output-not-ours"
+    assert (tmp_path / "trial" / "thesis.txt").read_text() == "years of work"
+
+
+def test_device_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="there is no device 'TPU'"):
+        tune("none", tmp_path / "r.json", max_kl=1.0, device="TPU")
 
 
 @pytest.mark.slow

@@ -44,3 +44,19 @@ def test_plot_names_every_model_but_the_reference(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to draw: no model differs from the reference") as caught:
         table.plot(results[2:], tmp_path / "p.svg")
     assert caught.value.code == "plot-empty"
+
+
+@pytest.mark.parametrize("suffix", table.FORMATS)
+def test_plot_replaces_plots_of_ov_afm_alone(tmp_path: Path, suffix: str) -> None:
+    from matplotlib.figure import Figure
+
+    path = tmp_path / f"size-kl{suffix}"
+    table.check_format(path)
+    table.save(Figure(), path)
+    table.check_format(path)
+    Figure().savefig(path)
+    mine = path.read_bytes()
+    with pytest.raises(ConfigError, match="exists and is not a plot of ov_afm") as caught:
+        table.check_format(path)
+    assert caught.value.code == "output-foreign"
+    assert path.read_bytes() == mine

@@ -57,3 +57,25 @@ def test_configuration_of_something_else_is_refused() -> None:
         Geometry.from_config({"model_type": "clip", "num_attention_heads": 2})
     assert caught.value.code == "config-incomplete"
     assert str(caught.value) == "config.json has no 'hidden_size'; it is not the configuration of a decoder model"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hidden_size", "2560"),
+        ("hidden_size", 2560.0),
+        ("num_hidden_layers", 0),
+        ("num_attention_heads", [20]),
+        ("num_key_value_heads", 3),
+        ("head_dim", -1),
+        ("vocab_size", True),
+        ("max_position_embeddings", None),
+        ("hidden_act", {"relu2": 1}),
+        ("architectures", "ArceeForCausalLM"),
+        ("architectures", [5]),
+    ],
+)
+def test_value_of_the_wrong_kind_is_named(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name} in config.json must be ") as caught:
+        Geometry.from_config({**AFM, name: value})
+    assert caught.value.code == "config-value"

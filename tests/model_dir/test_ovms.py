@@ -124,7 +124,9 @@ def test_another_model_of_the_name_is_not_touched(tiny_model: Path, tmp_path: Pa
     assert not (tmp_path / "config.json").exists()
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"model_config_list": 3}', '{"mediapipe_config_list": ["x"]}'])
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"model_config_list": 3}', '{"mediapipe_config_list": ["x"]}', '{"architectures": ["A"]}']
+)
 def test_another_programs_config_is_refused(tiny_model: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match="is no configuration of OpenVINO Model Server; choose another folder"):
@@ -150,3 +152,13 @@ def test_export_adds_a_model_that_is_there_already(tiny_model: Path, tiny_checkp
     arguments = [str(tiny_checkpoint), "--recipe", "int8", "--output", str(model), "--ovms", str(tmp_path / "served")]
     assert export_main(arguments) == 0
     assert (tmp_path / "served" / "tiny-int8" / "graph.pbtxt").exists()
+
+
+def test_repository_that_holds_the_model_itself_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    (model / "relu2").mkdir()
+    before = sorted(path.name for path in model.iterdir())
+    with pytest.raises(ConfigError) as caught:
+        ovms.add(model, tmp_path, replace=True)
+    assert caught.value.code == "ovms-holds-model"
+    assert sorted(path.name for path in model.iterdir()) == before

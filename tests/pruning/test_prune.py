@@ -42,3 +42,13 @@ def test_model_without_relu2_is_refused(tiny_checkpoint: Path, tmp_path: Path) -
 def test_negative_minutes_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="^minutes of healing must not be negative, found -1"):
         prune(tiny_checkpoint, tmp_path / "out", target_params="100K", heal_minutes=-1)
+
+
+@pytest.mark.parametrize("name", ["mlp_bias", "attention_bias"])
+def test_biases_are_refused_by_name(tiny_checkpoint: Path, tmp_path: Path, name: str) -> None:
+    biased = Path(shutil.copytree(tiny_checkpoint, tmp_path / "biased"))
+    tiny.edit_json(biased / "config.json", **{name: True})
+    with pytest.raises(CompressionError, match=f"checkpoints without biases, found {name} in biased") as caught:
+        prune(biased, tmp_path / "out", target_params="100K")
+    assert caught.value.code == "biases"
+    assert not (tmp_path / "out").exists()

@@ -86,6 +86,14 @@ def test_what_the_npu_cannot_run_is_refused_by_name(recipe: Recipe, found: str, 
         rules.check(recipe, device)
 
 
+@pytest.mark.parametrize("device", ["TPU", "", "CPU,GPU", "GPU.x", "NPU.", "CUDA:0"])
+def test_device_that_does_not_exist_anywhere_is_refused_with_the_list(device: str) -> None:
+    with pytest.raises(DeviceError, match=r"CPU, GPU \(GPU.1, .*NPU, and AUTO or NPU-EMULATED") as caught:
+        rules.check(RECIPES["int8"], device)
+    assert caught.value.code == "device-unknown"
+    assert repr(device) in str(caught.value)
+
+
 def test_npu_takes_tables_in_four_bits() -> None:
     rules.check(replace(RECIPES["int4"], kinds=(("embedding", "int4"), ("head", "int4"))), "NPU")
 
