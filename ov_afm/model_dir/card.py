@@ -111,7 +111,7 @@ def check_lines(checks: Mapping[str, Any]) -> list[str]:
 
 
 def _parity(parity: Mapping[str, Any]) -> str:
-    if "tokens" not in parity:
+    if not {"tokens", "max_logit", "max_logit_diff", "top1_agreement"} <= parity.keys():
         return f"not compared, {parity['skipped']}"
     text = (
         f"largest difference {parity['max_logit_diff']:.1e} of {parity['max_logit']:.3g}, "

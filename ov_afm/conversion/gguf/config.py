@@ -113,7 +113,8 @@ def check_numbers(file: str, arch: str, fields: Mapping[str, Any]) -> None:
     for key in READ:
         value = fields.get(f"{arch}.{key}")
         real = key in ("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scale_linear")
-        if value is None or (isinstance(value, int | float) and (real or isinstance(value, int)) and value > 0):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is None or (number and (real or isinstance(value, int)) and value > 0):
             continue
         raise SourceError(
             f"{arch}.{key} of {file} is {str(value)[:40]}, where one positive number is needed; use another file",
