@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import serving, tiny
+from support import adapters, serving, tiny
 
 from ov_afm import Pipeline, export
 from ov_afm.cli import generate
 from ov_afm.errors import ConfigError, SourceError
+from ov_afm.model_dir.card import check_lines
 from ov_afm.model_dir.inference import EXACT, decoder_inputs, input_names
 from ov_afm.model_dir.model_directory import ModelDirectory
 from ov_afm.runtime import lora
@@ -28,16 +29,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
 
 
 def make_adapter(checkpoint: Path, folder: Path, seed: int = 1, **changes: Any) -> Path:
-    """An adapter as PEFT writes it, with random weights."""
-    import peft
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    config = {"r": 4, "lora_alpha": 12, "target_modules": TARGETS, "init_lora_weights": False, **changes}
-    peft.get_peft_model(model, peft.LoraConfig(**config)).save_pretrained(folder)
-    return folder
+    return adapters.write(checkpoint, folder, seed, **{"target_modules": TARGETS, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +45,12 @@ def adapter(make: Callable[..., Path]) -> Path:
 def with_peft(checkpoint: Path, folders: Sequence[Path], weight: float = 1) -> Any:
     """Transformers' model with adapters applied by PEFT, at f32."""
     import peft
-    import torch
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    adapted = peft.PeftModel.from_pretrained(model, folders[0], adapter_name="0")
-    for index, folder in enumerate(folders[1:], 1):
-        adapted.load_adapter(folder, adapter_name=str(index))
-    adapted.base_model.set_adapter([str(index) for index in range(len(folders))])
-    for module in adapted.modules():
+    model = adapters.attached(checkpoint, *folders)
+    for module in model.modules():
         if isinstance(module, peft.tuners.lora.LoraLayer):
             module.scale_layer(weight)
-    return adapted.eval()
+    return model
 
 
 def tokenizer_of(checkpoint: Path) -> Any:
@@ -153,8 +139,10 @@ def test_merged_export_has_the_logits_of_peft(tiny_checkpoint: Path, make: Calla
     (recorded,) = made.manifest.source["adapters"]
     assert (recorded["name"], recorded["weight"]) == ("patterns", 1)
     assert made.manifest.checks["export_parity"]["top1_agreement"] == 1
+    assert made.manifest.checks["adapters"]["top1_agreement"] == 1
+    assert "merged adapters against PEFT: largest difference" in "\n".join(check_lines(made.manifest.checks))
     # The same again is done already; the model without the adapter is another one.
-    again = export(tiny_checkpoint, made.path, recipe="fp32", adapters=[folder])
+    again = export(tiny_checkpoint, made.path, recipe="fp32", adapters=[folder], golden=False)
     assert again.log is None
     with pytest.raises(ConfigError, match="holds another model"):
         export(tiny_checkpoint, made.path, recipe="fp32")
@@ -164,6 +152,77 @@ def test_adapter_whose_parts_differ_is_only_merged(tiny_fp32: Path, make: Callab
     folder = make("uneven", alpha_pattern={"up_proj": 3})
     with pytest.raises(SourceError, match="scales its modules differently, which works only merged; run: "):
         Pipeline(tiny_fp32, adapters=[folder])
+
+
+MERGED_ONLY: dict[str, tuple[dict[str, Any], str]] = {
+    "whole module": ({"modules_to_save": ["lm_head"]}, "replaces lm_head.weight"),
+    "rows": ({"trainable_token_indices": [3]}, "replaces model.embed_tokens"),
+    "embedding": ({"target_modules": ["embed_tokens"]}, "replaces model.embed_tokens.weight"),
+    "copy of the head": ({"target_modules": ["lm_head"]}, r"replaces lm_head.weight.*save_embedding_layers=False\)"),
+    "dora": ({"use_dora": True}, "uses DoRA"),
+    "pissa": ({"init_lora_weights": "pissa"}, "starts from pissa, which changed the base model"),
+    "olora": ({"init_lora_weights": "olora"}, "starts from olora"),
+    "bias": ({"lora_bias": True}, "has biases"),
+}
+
+
+@pytest.mark.parametrize(("changes", "reason"), MERGED_ONLY.values(), ids=MERGED_ONLY)
+def test_what_an_engine_cannot_compute_is_only_merged(
+    make: Callable[..., Path], tiny_fp32: Path, changes: dict[str, Any], reason: str, request: pytest.FixtureRequest
+) -> None:
+    folder = make(request.node.callspec.id.replace(" ", "-"), **changes)
+    with pytest.raises(SourceError, match=reason) as caught:
+        lora.check(lora.read(folder), ModelDirectory.open(tiny_fp32))
+    assert caught.value.code == "adapter-only-merged"
+    assert "works only merged; run: ov-afm export MODEL --merge-adapter FILE" in str(caught.value)
+
+
+def test_head_is_adapted_beside_the_model(tiny_checkpoint: Path, tiny_fp32: Path, make: Callable[..., Path]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = make(
+        "head", target_modules=["q_proj", "lm_head"], rank_pattern={"lm_head": 2}, alpha_pattern={"lm_head": 6}
+    )
+    # As saved with save_embedding_layers=False, and in half precision.
+    tensors = load_file(folder / lora.WEIGHTS)
+    save_file(
+        {name: value.bfloat16() for name, value in tensors.items() if "base_layer" not in name}, folder / lora.WEIGHTS
+    )
+    with Pipeline(tiny_fp32, adapters=[folder], **EXACT) as pipeline:
+        answer = pipeline.generate(PROMPT, GREEDY, raw=True).text
+    assert answer.rstrip("\ufffd") == greedy_text(tiny_checkpoint, with_peft(tiny_checkpoint, [folder]))
+
+
+def test_adapter_that_lost_a_module_is_refused(make: Callable[..., Path], tiny_fp32: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = make("lost")
+    tensors = load_file(folder / lora.WEIGHTS)
+    save_file({name: value for name, value in tensors.items() if "layers.1.mlp.up" not in name}, folder / lora.WEIGHTS)
+    with pytest.raises(SourceError, match=r"lacks model.layers.1.mlp.up_proj \(1 of 12 modules that") as caught:
+        lora.check(lora.read(folder), ModelDirectory.open(tiny_fp32))
+    assert caught.value.code == "adapter-incomplete"
+
+
+@pytest.mark.parametrize(
+    ("base", "model", "same"),
+    [
+        ("arcee-ai/AFM-4.5B", "arcee-ai/AFM-4.5B", True),
+        ("/home/me/AFM-4.5B/", "arcee-ai/AFM-4.5B", True),
+        ("C:\\models\\afm-4.5b", "AFM-4.5B.gguf", True),
+        ("unsloth/AFM-4.5B-unsloth-bnb-4bit", "arcee-ai/AFM-4.5B", True),
+        ("/cache/models--arcee-ai--AFM-4.5B/snapshots/5c1b", "arcee-ai/AFM-4.5B", True),
+        (None, "arcee-ai/AFM-4.5B", True),
+        ("arcee-ai/AFM-4.5B-Base", "arcee-ai/AFM-4.5B", False),
+        ("/home/me/checkpoint-500", "arcee-ai/AFM-4.5B", False),
+    ],
+)
+def test_another_base_model_is_said(adapter: Path, tmp_path: Path, base: str | None, model: str, same: bool) -> None:
+    folder = shutil.copytree(adapter, tmp_path / "tuned")
+    _configure(folder, base_model_name_or_path=base)
+    warning = lora.another_base(lora.read(folder), model)
+    assert (warning is None) == same
+    assert same or (repr(base) in str(warning) and repr(model) in str(warning))
 
 
 def test_adapter_and_draft_model_exclude_each_other(tiny_fp32: Path, adapter: Path) -> None:
@@ -215,10 +274,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         r"is not PEFT's configuration of a LoRA: JSONDecodeError",
     ),
     "no alpha": (functools.partial(_configure, lora_alpha=None), r"is not PEFT's configuration .* 'lora_alpha'"),
-    "another kind": (functools.partial(_configure, peft_type="IA3"), "describes IA3; only LORA can be applied"),
-    "DoRA": (functools.partial(_configure, use_dora=True), "uses use_dora, which cannot be applied here; merge it"),
-    "bias": (functools.partial(_configure, bias="all"), "uses bias, which cannot be applied here; merge it"),
-    "embedding": (_rename, r"lora_embedding_A.weight', which is not lora_A or lora_B of a linear layer"),
+    "names of no module": (_rename, r"lora_embedding_A.weight', which is no tensor of PEFT's LoRA"),
 }
 
 
