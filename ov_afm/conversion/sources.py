@@ -98,6 +98,10 @@ class Source:
         chosen = {path.relative_to(self.path).as_posix(): path for path in sorted(found) if path.is_file()}
         return {name: path for name, path in chosen.items() if path not in self.weights}
 
+    def stored_bytes(self) -> int:
+        """Size of the weights that are loaded; of a GGUF source, those of the checkpoint that was made from it."""
+        return sum(path.stat().st_size for path in checkpoint.find_weights(self.path, allow_pickle=True))
+
     def describe(self, on_bytes: Callable[[int], None] | None = None) -> dict[str, Any]:
         """The manifest's `source`; hashes all files, `on_bytes` gets the size of each block of the weights read."""
         fields: dict[str, Any] = {

@@ -96,7 +96,9 @@ def check_lines(checks: Mapping[str, Any]) -> list[str]:
         )
     if weights := checks.get("weights"):
         how = f" ({weights['on_sampled_rows']} of them on sampled rows)" if weights["on_sampled_rows"] else ""
-        lines.append(f"weights before compression: {weights['matrices']} matrices bit for bit as the source{how}")
+        cast = ", ".join(f"{count} tensors from {change}" for change, count in weights.get("cast", {}).items())
+        equal = f"as the source, cast from its type ({cast})" if cast else "bit for bit as the source"
+        lines.append(f"weights before compression: {weights['matrices']} matrices {equal}{how}")
     if parity := checks.get("export_parity"):
         lines.append(f"logits before compression: {_parity(parity)}")
     if merged := checks.get("adapters"):

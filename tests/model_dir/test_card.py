@@ -95,3 +95,11 @@ def test_partial_proof_says_what_it_left_out() -> None:
         "logits before compression: largest difference 1.0e-06 of 8, top-1 100.0% on 9 tokens (f32); "
         "left out: layers 3 to 36"
     ]
+
+
+def test_weights_of_another_type_are_not_called_bit_for_bit() -> None:
+    weights = {"matrices": 14, "on_sampled_rows": 2, "equal": True, "cast": {"bfloat16 to float16": 19}}
+    assert card.check_lines({"weights": weights}) == [
+        "weights before compression: 14 matrices as the source, cast from its type "
+        "(19 tensors from bfloat16 to float16) (2 of them on sampled rows)"
+    ]
