@@ -21,7 +21,8 @@ from .conversion.export_key import differences
 from .conversion.pack_kernels import pack, pack_if_it_pays
 from .conversion.sources import Source, resolve
 from .conversion.verify import measure
-from .errors import ConfigError, ExportError, OVAFMError, SourceError
+from .errors import ConfigError, ExportError, ExtensionError, OVAFMError, SourceError
+from .kernels import extension
 from .model_dir import manifest, outputs
 from .model_dir.manifest import PACKED_FOLDER, Manifest
 from .model_dir.model_directory import ModelDirectory, ModelResult, finish
@@ -90,6 +91,7 @@ def export(
     Raises:
         OVAFMError: The source, the machine or the options do not allow it, or `output` holds another export; nothing is
             left behind.
+        ExtensionError: The ReLU² kernels were asked for and cannot be used; what was exported by then stays.
     """
     resources.require("export", "torch", "transformers", "optimum.intel", "nncf")
     selected = resolve_recipe(recipe if recipe is not None else "int8", device)
@@ -104,6 +106,7 @@ def export(
         source = resolve(model, revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, progress=bars)
         source = replace(source, adapters=to_merge)
         _check_options(source, recipe)
+        _check_kernels(kernels, source, selected)
         target = Path(output) if output is not None else _default_output(source, selected)
         with_golden = verify and (_golden_by_default(source, device) if golden is None else golden)
         if not force and (existing := _existing(target, source, selected, verify, bars)):
@@ -132,11 +135,16 @@ def export(
                     contents.checks["golden"] = ChildProcess(log=log).run(self_test.make_golden, partial)
             finish(partial, contents, bars)
             notes = [*_notes(contents), *filter(None, (another_base(each, source.id) for each in to_merge))]
-            if kernels:
-                contents = pack(partial, bars)
-            elif kernels is None:
+            not_packed: OVAFMError | None = None
+            if kernels is None:
                 contents, note = pack_if_it_pays(partial, contents, device, bars, log)
                 notes += [note] if note else []
+            elif kernels:
+                contents, not_packed = _pack(partial, contents, bars)
+    if not_packed is not None:
+        raise ExtensionError(
+            f"{target} is exported and whole, but not packed for the ReLU² kernels: {not_packed}", code=not_packed.code
+        ) from not_packed
     return ModelResult(target, contents, log, notes)
 
 
@@ -152,6 +160,39 @@ def _check_options(source: Source, recipe: str | Recipe | None) -> None:
             f"{source.id} is an OpenVINO model already and is taken as it is; leave the recipe out",
             code="prebuilt-with-recipe",
         )
+
+
+def _check_kernels(kernels: bool | None, source: Source, recipe: Recipe) -> None:
+    """Refuse to pack what the ReLU² kernels cannot run, where that is asked for, before hours of work.
+
+    Raises:
+        ConfigError: The model or the recipe is none for them.
+        ExtensionError: They are not installed.
+    """
+    if not kernels:
+        return
+    activation = source.geometry.activation
+    if activation != "relu2":
+        raise ConfigError(
+            f"the ReLU² kernels are for models with that activation, and {source.id} has {activation}; "
+            "leave --kernels out",
+            code="kernels-not-relu2",
+        )
+    if not source.prebuilt and recipe.bits > 8:
+        raise ConfigError(
+            f"the ReLU² kernels need int8 or int4 weights, and recipe {recipe.name} keeps {recipe.weight_format}; "
+            "choose another recipe, or leave --kernels out",
+            code="kernels-need-quantized",
+        )
+    extension.load()
+
+
+def _pack(folder: Path, contents: Manifest, bars: console.Progress) -> tuple[Manifest, OVAFMError | None]:
+    """The manifest with a packed model, or as it was with the reason: the export is whole without it."""
+    try:
+        return pack(folder, bars), None
+    except OVAFMError as error:
+        return contents, error
 
 
 def _default_output(source: Source, recipe: Recipe) -> Path:
@@ -298,9 +339,14 @@ def _adopt(source: Source, partial: Path, verify: bool, bars: console.Progress, 
     """Take an OpenVINO model as it is: copy it, check its tokenizer, describe it.
 
     Raises:
-        OVAFMError: It is not whole, or its tokenizer cannot be used.
+        OVAFMError: It is not whole, not what its manifest records, or its tokenizer cannot be used.
     """
     files = manifest.files_of(source.path)
+    if (source.path / manifest.FILE_NAME).exists():
+        # Or its manifest would be replaced by one that calls the damage correct.
+        size = sum(path.stat().st_size for path in files)
+        with bars.step("comparing with its manifest", total=size, unit="B") as advance:
+            manifest.verify(source.path, hashes=True, packed=False, on_bytes=advance)
     resources.check_disk(partial, {"the model": sum(path.stat().st_size for path in files)})
     with bars.step("copying", total=len(files)) as advance:
         for path in files:
