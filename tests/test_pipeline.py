@@ -17,6 +17,8 @@ from support import tiny
 from ov_afm.errors import ConfigError, DeviceError, GenerationError, SourceError
 from ov_afm.model_dir.inference import EXACT
 from ov_afm.pipeline import Params, Pipeline
+from ov_afm.runtime import model_session
+from ov_afm.runtime.generation_config import default_config
 
 GREEDY = Params(max_new_tokens=40, greedy=True, ignore_eos=True)
 CHAT = [
@@ -238,9 +240,14 @@ def test_raw_messages_are_refused(pipeline: Pipeline) -> None:
         pipeline.stream(CHAT, raw=True)
 
 
-def test_engine_failure_arrives_as_generation_error(tiny_model: Path, tmp_path: Path) -> None:
-    copy = copy_without_manifest(tiny_model, tmp_path / "copy", repetition_penalty=-1.0)
-    with Pipeline(copy, warm_up=False) as broken:
+def test_engine_failure_arrives_as_generation_error(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_range(folder: Path) -> Any:
+        config = default_config(folder)
+        config.repetition_penalty = -1.0
+        return config
+
+    monkeypatch.setattr(model_session, "default_config", out_of_range)
+    with Pipeline(tiny_model, warm_up=False) as broken:
         with pytest.raises(GenerationError, match="^the engine failed on CPU: .*repetition_penalty"):
             list(broken.stream("hi", Params(max_new_tokens=5)))
         assert broken.generate("hi", replace(GREEDY, repetition_penalty=1.0)).metrics.new_tokens == 40

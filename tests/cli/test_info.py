@@ -108,7 +108,7 @@ def test_verify_proves_the_tokenizer_without_the_source(
 
 
 def test_verify_tells_an_edited_configuration_from_another_set_of_stop_tokens(
-    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     tiny.edit_json(folder / "generation_config.json", eos_token_id=[2, 300])
@@ -117,7 +117,7 @@ def test_verify_tells_an_edited_configuration_from_another_set_of_stop_tokens(
     assert status == 0
     assert "stop tokens  2 at export, 2, 300 now: generation_config.json was edited\n" in captured.out
     assert "edited       generation_config.json, since the export; what it says now is used\n" in captured.out
-    assert "was edited since the export" in captured.err
+    assert "was edited since the export" in caplog.text
     reseal(folder)
     status, text = proved(folder, capsys)
     assert (status, text.count("\n")) == (1, 1)
@@ -139,11 +139,10 @@ def test_verify_says_what_it_cannot_compare(
 
 
 def test_a_configuration_that_cannot_be_read_is_said(
-    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     (folder / "generation_config.json").write_text('{"eos_token_id": "two"}')
     assert info.main([str(folder)]) == 0
-    captured = capsys.readouterr()
-    assert "ends at      unknown" in captured.out
-    assert "eos_token_id" in captured.err
+    assert "ends at      unknown" in capsys.readouterr().out
+    assert "eos_token_id" in caplog.text
