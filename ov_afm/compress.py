@@ -27,6 +27,8 @@ from .system.child_process import ChildProcess, Step
 
 __all__ = ["compress"]
 
+# Memory that Python, OpenVINO and NNCF take before the first weight is read.
+BASE_BYTES = 1e9
 # Made anew for the compressed model, or true of the uncompressed weights alone: what Optimum records of them, and what
 # an NPU compiled from them.
 LEFT_OUT = (
@@ -84,6 +86,7 @@ def compress(
         progress if progress is not None else console.Progress() as bars,
     ):
         resources.check_disk(partial, {"the compressed model": source.weights_bytes})
+        _check_memory(source, recipe)
         _check_files(source, bars)
         for path in source.path.iterdir():
             if path.is_file() and not any(fnmatch(path.name, pattern) for pattern in LEFT_OUT):
@@ -117,6 +120,14 @@ def _check_files(source: ModelDirectory, bars: console.Progress) -> None:
         size = sum(file["bytes"] for file in source.manifest.files.values())
         with bars.step("comparing with the manifest", total=size, unit="B") as advance:
             ModelDirectory.open(source.path, hashes=True, on_bytes=advance)
+
+
+def _check_memory(source: ModelDirectory, recipe: Recipe) -> None:
+    """Refuse what memory cannot hold: the source is mapped from its file, the compressed weights are made in memory."""
+    shape = source.geometry
+    largest = 4.0 * shape.hidden * max(shape.vocab, shape.intermediate)
+    final = source.parameters * recipe.bits / 8
+    resources.check_memory(BASE_BYTES + 2 * largest + final, "compressing this model")
 
 
 def _cost(source: ModelDirectory, target: Path, log: Path) -> dict[str, Any]:

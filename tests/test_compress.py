@@ -16,7 +16,7 @@ from ov_afm.model_dir.manifest import Manifest
 from ov_afm.model_dir.model_directory import ModelDirectory, finish
 from ov_afm.presets import RECIPES, Recipe
 from ov_afm.runtime import self_test
-from ov_afm.system import console
+from ov_afm.system import console, resources
 from ov_afm.system.child_process import ChildProcess
 
 
@@ -91,3 +91,12 @@ def test_uncompressed_model_that_is_not_the_proved_one_is_refused(fp32: Path, tm
         compress(fp32, tmp_path / "out")
     assert caught.value.code == "model-file-damaged"
     assert not (tmp_path / "out").exists()
+
+
+def test_memory_that_cannot_hold_the_result_is_refused_with_figures(
+    tiny_fp32: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "free_memory", lambda: 500_000_000)
+    with pytest.raises(OVAFMError, match=r"^compressing this model needs about 1\.00 GB of memory, 500\.0 MB are free"):
+        compress(tiny_fp32, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
