@@ -19,6 +19,7 @@ from typing import Any
 from ..errors import ConfigError, SourceError
 from ..model_dir import manifest
 from ..model_dir.manifest import MODEL_XML
+from ..model_dir.tokenizer_files import ADDITIONAL_TEMPLATES
 from ..presets import EMBEDDED_MODEL
 from ..system.console import Progress, human_bytes, note
 from . import checkpoint
@@ -108,6 +109,7 @@ def _remember(snapshot: Path, revision: str) -> None:
 def _needed_files(repo: str, files: Mapping[str, Any], allow_pickle: bool, trust_remote_code: bool) -> list[str]:
     top = [name for name in files if "/" not in name]
     texts = [name for name in top if name.endswith(TEXTS) or checkpoint.LICENSE_NAMES.match(name)]
+    texts += [name for name in files if name.startswith(f"{ADDITIONAL_TEMPLATES}/") and name.endswith(".jinja")]
     if trust_remote_code:
         texts += [name for name in top if name.endswith(".py")]
     if MODEL_XML in top:

@@ -82,8 +82,10 @@ def tokenizer_equal(checkpoint: Path, model_dir: Path, *, trust_remote_code: boo
 
     source = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
     exported = openvino_genai.Tokenizer(str(model_dir))
+    # A model that is taken as it is may have its template in the tokenizer's IR alone.
+    declared = ChatTemplate.read(checkpoint, exported if checkpoint == model_dir else None)
     return {
-        "chat_template": _check_template(source, ChatTemplate.read(checkpoint), model_dir, exported),
+        "chat_template": _check_template(source, declared, model_dir, exported),
         "tokenizer": {**_check_tokens(source, exported), **of_tokenizer(exported).to_dict()},
     }
 

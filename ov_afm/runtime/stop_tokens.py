@@ -132,12 +132,13 @@ def _ends_of_turn(template: ChatTemplate, tokenizer: Any, controls: Mapping[str,
 
 def _control_token_at_start(text: str, tokenizer: Any, controls: Mapping[str, int]) -> int | None:
     """The control token that a text begins with; None where it begins with ordinary text."""
-    if not text:
-        return None
+    known = [token for token in controls if text.startswith(token)]
+    if known or not text:
+        return controls[max(known, key=len)] if known else None
+    # Without tokenizer files: what the detokenizer leaves out is special.
     first = int(tokenizer.encode(text, add_special_tokens=False).input_ids.data[0][0])
-    # Special tokens are those that the detokenizer leaves out; others are known from the tokenizer's files alone.
     special = not tokenizer.decode([first]) and text.startswith(tokenizer.decode([first], skip_special_tokens=False))
-    return first if special or first in controls.values() else None
+    return first if special else None
 
 
 def disagreements(tokens: tuple[StopToken, ...]) -> list[str]:

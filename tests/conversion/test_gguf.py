@@ -15,11 +15,12 @@ import pytest
 from hypothesis import strategies as st
 from support import tiny
 
-from ov_afm.conversion import sources
+from ov_afm.conversion import convert, generation_config, sources
 from ov_afm.conversion.gguf import weights as ours
 from ov_afm.conversion.gguf.tokenizer import PRE_TOKENIZERS, write_tokenizer
 from ov_afm.errors import SourceError
 from ov_afm.model_dir import manifest
+from ov_afm.runtime.chat_template import ChatTemplate
 
 NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -173,6 +174,36 @@ def test_tokenizer_and_template_are_those_of_the_source(tiny_checkpoint: Path, t
     assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (0, 2, 2)
     assert found.all_special_ids == wanted.all_special_ids
     assert json.loads((source.path / "generation_config.json").read_text())["eos_token_id"] == 2
+
+
+@pytest.mark.parametrize("kind", [3, 4], ids=["control", "user-defined"])
+def test_the_end_of_a_turn_is_found_without_an_eot_token_id(tiny_checkpoint: Path, tmp_path: Path, kind: int) -> None:
+    """Only the chat template says that `<|im_end|>` ends a turn."""
+
+    def change(writer: Writer) -> None:
+        writer.kv_data[0]["tokenizer.ggml.eos_token_id"].value = 0
+        writer.kv_data[0]["tokenizer.ggml.token_type"].value[2] = kind
+
+    source = sources.resolve(write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf", change=change))
+    output = tmp_path / "model"
+    output.mkdir()
+    convert.write_tokenizer(source.path, output)
+    generation = generation_config.carry(source.path, output)
+    assert [token["id"] for token in generation["stop_tokens"]] == [0, 2]
+    assert generation["added"]["eos_token_id"] == [2]
+    assert json.loads((output / "generation_config.json").read_text())["eos_token_id"] == [0, 2]
+
+
+def test_templates_for_one_purpose_are_carried(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def change(writer: Writer) -> None:
+        writer.add_array("tokenizer.chat_templates", ["tool_use"])
+        writer.add_string("tokenizer.chat_template.tool_use", "tools: {{ tools | length }}")
+
+    source = sources.resolve(write_gguf(tiny_checkpoint, tmp_path / "tiny.gguf", change=change))
+    template = ChatTemplate.read(source.path)
+    assert template is not None
+    assert template.text == tiny.CHAT_TEMPLATE
+    assert template.render([{"role": "user", "content": "a"}], tools=[{}, {}]) == "tools: 2"
 
 
 def test_conversion_is_kept_until_the_file_changes(tiny_checkpoint: Path, tmp_path: Path) -> None:

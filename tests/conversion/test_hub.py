@@ -26,6 +26,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("hub") / "checkpoint"
     tiny.write_arcee(path, hidden_size=512, intermediate_size=2048, head_dim=128, num_hidden_layers=4)
     (path / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- arcee\n---\n# Tiny\n")
+    (path / "additional_chat_templates").mkdir()
+    (path / "additional_chat_templates" / "tool_use.jinja").write_text(tiny.CHAT_TEMPLATE)
     (path / "modeling.py").write_text("raise SystemExit\n")
     (path / "model.gguf").write_text("not wanted")
     return path
@@ -50,6 +52,7 @@ def test_repository_is_fetched_at_a_pinned_commit(hub: loopback.Hub, checkpoint:
     assert source.describe()["weights"] == {WEIGHTS: manifest.sha256(checkpoint / WEIGHTS)}
     assert {"LICENSE", "config.json", "tokenizer.json", WEIGHTS} <= names(source.path)
     assert not {"modeling.py", "model.gguf"} & names(source.path)
+    assert names(source.path / "additional_chat_templates") == {"tool_use.jinja"}
     assert repo.sha in source.path.parts
 
 

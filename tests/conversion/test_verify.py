@@ -254,3 +254,11 @@ def test_what_genai_cannot_render_is_recorded(tiny_checkpoint: Path, tmp_path: P
 def test_a_template_that_writes_the_time_is_compared(tiny_checkpoint: Path, tmp_path: Path) -> None:
     source = with_template(tiny_checkpoint, tmp_path / "source", templates.DATED)
     assert verify.tokenizer_equal(source, converted(source, tmp_path / "model"))["chat_template"]["equal"]
+
+
+def test_a_template_in_the_tokenizer_s_ir_alone_is_compared(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """As in a model that another program exported, and that is taken as it is."""
+    folder = converted(tiny_checkpoint, tmp_path / "model")
+    (folder / "chat_template.jinja").unlink()
+    check = verify.tokenizer_equal(folder, folder)["chat_template"]
+    assert (check["equal"], check["conversations"]) == (True, 2 * len(CONVERSATIONS))

@@ -110,6 +110,14 @@ def test_an_added_token_that_is_not_special_ends_a_turn_too(make: Make) -> None:
     assert text.push(72) + text.push(300) + text.finish() == tokenizer.decode([72])
 
 
+def test_without_tokenizer_files_the_tokenizer_s_ir_says_it(make: Make) -> None:
+    """As in directories that hold what GenAI needs, and nothing else."""
+    folder = make(templates.PLAIN, eos=TEXT)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (folder / name).unlink(missing_ok=True)
+    assert found(folder) == {0: (TOKENIZER,), 2: (TEMPLATE,)}
+
+
 def test_a_tokenizer_that_cannot_be_loaded_is_one_line(make: Make) -> None:
     folder = make(None)
     (folder / "openvino_tokenizer.xml").write_text("no IR")

@@ -78,7 +78,7 @@ class Hub:
 
     def add(self, repo: str, folder: Path, **options: Any) -> Repo:
         """A repository with the files of a folder."""
-        files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         self.repos[repo] = Repo(files, **options)
         return self.repos[repo]
 
