@@ -89,7 +89,10 @@ def check_lines(checks: Mapping[str, Any]) -> list[str]:
     """The checks of a manifest, one line for people each."""
     lines = []
     if template := checks.get("chat_template"):
-        lines.append(f"chat template: {template.get('skipped') or 'byte for byte as the source renders it'}")
+        text = template.get("skipped") or "byte for byte as the source renders it"
+        if others := template.get("genai_differs"):
+            text += f"; but not by OpenVINO GenAI's own engine: {', '.join(others)}"
+        lines.append(f"chat template: {text}")
     if tokenizer := checks.get("tokenizer"):
         lines.append(
             f"tokenizer: {tokenizer['tokens']} tokens of {tokenizer['texts']} texts, ids and text as the source"

@@ -89,6 +89,14 @@ def test_what_was_left_out_is_said() -> None:
     ]
 
 
+def test_what_genai_renders_differently_is_said() -> None:
+    template = {"conversations": 24, "equal": True, "genai_differs": {"tools": "it fails", "a tool call": "it fails"}}
+    assert card.check_lines({"chat_template": template}) == [
+        "chat template: byte for byte as the source renders it; but not by OpenVINO GenAI's own engine: "
+        "tools, a tool call"
+    ]
+
+
 def test_partial_proof_says_what_it_left_out() -> None:
     parity = {"tokens": 9, "max_logit_diff": 1e-6, "max_logit": 8.0, "top1_agreement": 1.0, "skipped": "layers 3 to 36"}
     assert card.check_lines({"export_parity": parity}) == [
