@@ -272,10 +272,10 @@ def test_force_replaces_even_the_same_export(
 ) -> None:
     existing = copy(tiny_model, tmp_path / "model")
     (existing / "openvino_model.bin").write_bytes(b"short")
-    (existing / "mine.txt").touch()
+    (existing / "vocab.txt").touch()
     made = export(tiny_checkpoint, existing, verify=False, force=True)
     assert made.log is not None
-    assert not (existing / "mine.txt").exists()
+    assert not (existing / "vocab.txt").exists()
     contents = recorded(existing)
     assert contents.checks == {"skipped": "asked for with --no-verify"}
     assert contents.files["openvino_model.bin"] == recorded(tiny_model).files["openvino_model.bin"]
@@ -285,7 +285,7 @@ def test_foreign_directory_is_refused_before_any_work(tiny_checkpoint: Path, tmp
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     assert error_of(tiny_checkpoint, tmp_path / "thesis") == (
-        f"{tmp_path / 'thesis'} is not empty; choose another output directory, or replace it with --force"
+        f"{tmp_path / 'thesis'} is not empty; choose another output directory"
     )
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis"]

@@ -33,6 +33,14 @@ __all__ = [
 # What the tests export, run and compare with transformers.
 SUPPORTED = ("ArceeForCausalLM", "LlamaForCausalLM")
 
+# What `Geometry` does not check. A text such as "false" would count as true.
+FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(("tie_word_embeddings", "attention_bias", "mlp_bias"), ((bool,), "true or false")),
+    **dict.fromkeys(("rms_norm_eps", "rope_theta", "initializer_range"), ((int, float), "a number")),
+    **dict.fromkeys(("rope_scaling", "rope_parameters"), ((dict,), "an object")),
+    "layer_types": ((list,), "a list"),
+    "model_type": ((str,), "text"),
+}
 LICENSE_NAMES = re.compile(r"(licen[cs]e|notice|copying|use_policy|acceptable_use)", re.IGNORECASE)
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"  # and the same with .index.json, for several files
 # Types of weights that are what they say; whole numbers and 8-bit floats mean nothing without their scales.
@@ -78,6 +86,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         fields = parse(path.read_text(encoding="utf-8"))
+    except PermissionError:
+        raise  # The file may be right; `system.os_errors` has the advice.
     except (ValueError, OSError) as error:
         raise SourceError(
             f"{path} cannot be read as JSON ({error}); fetch the file again", code="json-unreadable"
@@ -99,7 +109,8 @@ def check_config(config: Mapping[str, Any], where: str, *, trust_remote_code: bo
         trust_remote_code: Allow `auto_map`, that is Python code that comes with the checkpoint.
 
     Raises:
-        SourceError: The architecture is not supported, or the weights are quantized already.
+        SourceError: The architecture is not supported, a field has a value of the wrong kind, or the weights are
+            quantized already.
     """
     if "auto_map" in config and not trust_remote_code:
         raise _remote_code(where, "config.json")
@@ -114,6 +125,7 @@ def check_config(config: Mapping[str, Any], where: str, *, trust_remote_code: bo
             f"architecture {architectures[0]} of {where} is not supported; supported are {', '.join(SUPPORTED)}",
             code="architecture-unsupported",
         )
+    _check_fields(config, where)
     # compressed-tensors used the second key once; mlx-lm writes the third.
     for key in ("quantization_config", "compression_config", "quantization"):
         if quantization := config.get(key):
@@ -126,6 +138,16 @@ def check_config(config: Mapping[str, Any], where: str, *, trust_remote_code: bo
             f"{SAFETENSORS} and delete that line",
             code="weights-ambiguous",
         )
+
+
+def _check_fields(config: Mapping[str, Any], where: str) -> None:
+    for name, (kinds, needed) in FIELDS.items():
+        value = config.get(name)
+        if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+            raise SourceError(
+                f"{name} in config.json of {where} must be {needed}, found {value!r}; correct it, or fetch it again",
+                code="config-value",
+            )
 
 
 def _quantized(where: object, how: str) -> SourceError:
@@ -294,6 +316,8 @@ def _header(path: Path) -> dict[str, StoredTensor]:
         with safe_open(path, "np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             return {name: StoredTensor(path, it.get_dtype(), tuple(it.get_shape())) for name, it in slices.items()}
+    except PermissionError:
+        raise
     except (SafetensorError, OSError) as error:
         size = path.stat().st_size
         raise SourceError(

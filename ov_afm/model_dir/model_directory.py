@@ -47,8 +47,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         fields = parse(path.read_text(encoding="utf-8"))
+    except PermissionError:
+        raise  # The file may be right; `system.os_errors` has the advice.
     except (OSError, ValueError) as error:
-        raise SourceError(f"{path} cannot be read: {error}", code="config-unreadable") from error
+        raise SourceError(
+            f"{path} cannot be read: {error}; export the model again", code="config-unreadable"
+        ) from error
     if not isinstance(fields, dict):
         raise SourceError(f"{path} holds no JSON object; export the model again", code="config-unreadable")
     return fields

@@ -174,6 +174,10 @@ def test_files_of_another_user_are_one_line_that_names_them(verb: str, tmp_path:
         if each.is_relative_to(Path(tempfile.gettempdir()).resolve()):
             each.chmod(each.stat().st_mode | 0o055)
     folder.chmod(0o700)
+    if verb == "export":  # the folder may be listed, its files may not be read
+        folder.chmod(0o755)
+        (folder / "openvino_model.xml").unlink()
+        (folder / "config.json").chmod(0o600)
     arguments = [verb, str(folder), *(["a/b"] if verb == "upload" else [])]
     result = run("-c", FOREIGN.format(verb=verb, arguments=arguments), env={**os.environ, "HF_HUB_OFFLINE": "0"})
     assert result.returncode == 1, result.stderr

@@ -139,6 +139,21 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda path: tiny.edit_json(path / "config.json", architectures=None),
         r"^config.json of my-model names no architecture; supported are ArceeForCausalLM",
     ),
+    "flag-as-text": (
+        "config-value",
+        lambda path: tiny.edit_json(path / "config.json", tie_word_embeddings="false"),
+        r"^tie_word_embeddings in config.json of my-model must be true or false, found 'false'; correct it",
+    ),
+    "number-as-text": (
+        "config-value",
+        lambda path: tiny.edit_json(path / "config.json", rms_norm_eps="1e-5"),
+        r"^rms_norm_eps in config.json of my-model must be a number, found '1e-5'",
+    ),
+    "rope-as-list": (
+        "config-value",
+        lambda path: tiny.edit_json(path / "config.json", rope_parameters=[1]),
+        r"^rope_parameters in config.json of my-model must be an object, found \[1\]",
+    ),
     "quantized": (
         "weights-quantized",
         lambda path: tiny.edit_json(path / "config.json", quantization_config={"quant_method": "gptq"}),
