@@ -31,7 +31,7 @@ from .quantization import calibration
 from .quantization.compress_weights import describe_weights
 from .quantization.recipes import resolve_recipe
 from .runtime import self_test
-from .runtime.lora import Adapter, another_base, read_all
+from .runtime.lora import Adapter, another_base, read_all, unused_files
 from .system import console, resources
 from .system.atomic import disk_full_as_error
 from .system.child_process import ChildProcess
@@ -134,7 +134,7 @@ def export(
                 with bars.step("recording reference answers"):
                     contents.checks["golden"] = ChildProcess(log=log).run(self_test.make_golden, partial)
             finish(partial, contents, bars)
-            notes = [*_notes(contents), *filter(None, (another_base(each, source.id) for each in to_merge))]
+            notes = [*_notes(contents), *(note for each in to_merge for note in _adapter_notes(each, source))]
             not_packed: OVAFMError | None = None
             if kernels is None:
                 contents, note = pack_if_it_pays(partial, contents, device, bars, log)
@@ -216,6 +216,11 @@ def _notes(contents: Manifest) -> list[str]:
     if contents.source.get("synthetic"):
         notes.append("the weights are random (synthetic checkpoint): speed is real, words are not")
     return notes
+
+
+def _adapter_notes(adapter: Adapter, source: Source) -> list[str]:
+    base = another_base(adapter, source.id)
+    return [*([base] if base else []), *unused_files(adapter, source.path)]
 
 
 # -- An export that exists already

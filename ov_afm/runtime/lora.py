@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, SourceError
-from ..model_dir import manifest
+from ..model_dir import manifest, tokenizer_files
 from ..model_dir.geometry import Geometry
 from ..model_dir.model_directory import ModelDirectory
 from . import peft_config
@@ -37,6 +37,7 @@ __all__ = [
     "engine_config",
     "read",
     "read_all",
+    "unused_files",
 ]
 
 logger = logging.getLogger(__name__)
@@ -343,6 +344,30 @@ def another_base(adapter: Adapter, model: str) -> str | None:
     )
 
 
+def unused_files(adapter: Adapter, folder: Path) -> list[str]:
+    """What lies beside an adapter, differs from the base model, and is not applied with it: one note each.
+
+    Args:
+        adapter: The adapter.
+        folder: The checkpoint or model directory that it is applied to.
+    """
+    beside, name = adapter.path.parent, adapter.path.parent.name
+    notes = []
+    templates = tokenizer_files.chat_templates(beside)
+    if templates and templates != tokenizer_files.chat_templates(folder):
+        notes.append(
+            f"the adapter {name} brings another chat template, which is not used; if it was trained with that one, put "
+            f"it into a copy of {folder.name}"
+        )
+    known = tokenizer_files.control_tokens(folder)
+    if new := [token for token in tokenizer_files.control_tokens(beside) if token not in known]:
+        notes.append(
+            f"the adapter {name} brings a tokenizer with {len(new)} tokens that {folder.name} does not have, such as "
+            f"{new[0]!r}; they are not added"
+        )
+    return notes
+
+
 def _plain_name(name: str) -> str:
     """Last part of a Hub id or path, without what names a copy of the same model."""
     if cached := re.search(r"models--[^/\\]+?--([^/\\]+)", name):
@@ -432,7 +457,8 @@ def engine_config(adapters: Sequence[Adapter], model: ModelDirectory) -> Any:
     config = openvino_genai.AdapterConfig(mode=openvino_genai.AdapterConfig.Mode.MODE_STATIC)
     for adapter in adapters:
         check(adapter, model)
-        if model.manifest and (warning := another_base(adapter, model.manifest.source["id"])):
+        base = another_base(adapter, model.manifest.source["id"]) if model.manifest else None
+        for warning in filter(None, (base, *unused_files(adapter, model.path))):
             logger.warning(warning)
         scale = next(iter(adapter.low_rank.values())).scale
         config.add(openvino_genai.Adapter(adapter.path), scale * adapter.weight)

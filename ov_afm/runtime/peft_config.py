@@ -183,20 +183,26 @@ def read(path: Path) -> PeftConfig:
         )
     if str(fields["peft_type"]).upper() != "LORA":
         raise SourceError(
-            f"{path} describes {fields['peft_type']}; only LORA can be applied; {MERGE_WITH_PEFT}, if PEFT can merge "
-            "it",
+            f"{path} describes {str(fields['peft_type'])[:40]!r}; only LORA can be applied; {MERGE_WITH_PEFT}, if PEFT "
+            "can merge it",
             code="adapter-kind",
         )
     _refuse_unsupported(path, fields)
     try:
         config = _parse(path, fields)
-        # Patterns that cannot be compiled, and values that cannot be computed with, show here.
-        config.adapts(EMBEDDING, tied=True)
+        for pattern in _patterns(config):
+            re.compile(pattern)
         if not math.isfinite(config.scale_of(EMBEDDING)):
             raise ValueError("lora_alpha is not finite")  # noqa: TRY301 - one message for all
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, re.error) as error:
         raise _unreadable(path, error) from error
     return config
+
+
+def _patterns(config: PeftConfig) -> list[str]:
+    """All that is matched with names of modules."""
+    whole = [names for names in (config.targets, config.excluded) if isinstance(names, str)]
+    return [*whole, *(f"({part})" for part in (*config.ranks, *config.alphas, *config.saved, *config.layer_lists))]
 
 
 def _unreadable(path: Path, error: Exception) -> SourceError:
@@ -213,8 +219,8 @@ def _refuse_unsupported(path: Path, fields: Mapping[str, Any]) -> None:
         if name in UNSUPPORTED:
             raise SourceError(f"{path} uses {name}: {UNSUPPORTED[name]}", code="adapter-unsupported")
         raise SourceError(
-            f"{path} has {name}: {str(value)[:40]!r}, which this version of ov_afm does not know; {MERGE_WITH_PEFT}, "
-            "or delete the field if it changes nothing after training",
+            f"{path} has {name[:40]!r}: {str(value)[:40]!r}, which this version of ov_afm does not know; "
+            f"{MERGE_WITH_PEFT}, or delete the field if it changes nothing after training",
             code="adapter-field-unknown",
         )
 

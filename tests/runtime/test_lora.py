@@ -225,6 +225,22 @@ def test_another_base_model_is_said(adapter: Path, tmp_path: Path, base: str | N
     assert same or (repr(base) in str(warning) and repr(model) in str(warning))
 
 
+def test_tokenizer_beside_an_adapter_is_not_used_in_silence(
+    adapter: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(adapter, tmp_path / "tuned")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(tiny_checkpoint / name, folder / name)
+    assert lora.unused_files(lora.read(folder), tiny_checkpoint) == []
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": 512, "content": "<|new|>"})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    template, tokens = lora.unused_files(lora.read(folder), tiny_checkpoint)
+    assert "another chat template" in template
+    assert "1 tokens" in tokens and "'<|new|>'" in tokens
+
+
 def test_adapter_and_draft_model_exclude_each_other(tiny_fp32: Path, adapter: Path) -> None:
     with pytest.raises(ConfigError, match="adapters and a draft model exclude each other"):
         Pipeline(tiny_fp32, adapters=[adapter], draft_model=tiny_fp32)
