@@ -58,7 +58,7 @@ def compress(
         output: New model directory.
         recipe: Name of a recipe, or a `Recipe`.
         device: Device that must be able to run the result, such as "NPU"; refused before any work if it cannot.
-        force: Replace a non-empty `output`.
+        force: Replace an older model directory; other folders never.
         progress: Where to draw progress.
 
     Returns:

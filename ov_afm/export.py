@@ -77,7 +77,7 @@ def export(
             self-test records them when it first needs them.
         kernels: Pack a ReLU² model for the native CPU kernels too, beside the plain model. None does so for a quantized
             model that is for the CPU, if the kernels are installed and its share of zeros is large enough.
-        force: Replace a non-empty `output`.
+        force: Replace an older model directory; other folders never.
         work_dir: Folder for the uncompressed IR (about the checkpoint's size); default beside `output`.
         allow_pickle: Accept weights that exist only as pickles.
         trust_remote_code: Run Python code that comes with the checkpoint.

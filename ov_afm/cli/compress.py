@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("model", nargs="?", default=DEFAULT_MODEL, help=f"{kind} (default: {DEFAULT_MODEL})")
     options.add_argument("--output", "-o", metavar="DIR", help="new model directory")
     add_recipe_arguments(options)
-    options.add_argument("--force", action="store_true", help="replace a directory that is not empty")
+    options.add_argument("--force", action="store_true", help="replace an older model directory")
     options.add_argument("--json", action="store_true", help="print the manifest")
     args = options.parse_args(argv)
     recipe = recipe_from_arguments(args) or "int8"

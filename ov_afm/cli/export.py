@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--golden", action=argparse.BooleanOptionalAction, help=golden)
     kernels = "pack the model for the native CPU kernels too (auto: a ReLU² model, for the CPU, where zeros pay)"
     add("--kernels", choices=list(KERNELS), default="auto", help=kernels)
-    add("--force", action="store_true", help="replace a directory that is not empty")
+    add("--force", action="store_true", help="replace an older model directory")
     add("--work-dir", metavar="DIR", help="folder for the uncompressed IR (default: beside the output)")
     add("--allow-pickle", action="store_true", help="accept pickled weights (they can run code)")
     add("--trust-remote-code", action="store_true", help="run Python code of the checkpoint")

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--heal", dest="heal_minutes", type=float, default=0.0, metavar="MINUTES", help=heal)
     options.add_argument("--plot", type=Path, metavar="FILE", help="draw the loss curve of --heal: .svg, .png, .pdf")
     options.add_argument("--text", metavar="FILE", help="evaluation text instead of the packaged one")
-    options.add_argument("--force", action="store_true", help="replace a folder that is not empty")
+    options.add_argument("--force", action="store_true", help="replace an older checkpoint of prune or synth")
     options.add_argument("--json", action="store_true", help="print the report")
     args = options.parse_args(argv)
     if args.plot is not None:

@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--output", "-o", required=True, metavar="DIR", help="new checkpoint folder")
     options.add_argument("--layers", type=int, help="number of layers instead of the geometry's")
     options.add_argument("--seed", type=int, default=0, help="of the random weights")
-    options.add_argument("--force", action="store_true", help="replace a folder that is not empty")
+    options.add_argument("--force", action="store_true", help="replace an older checkpoint of prune or synth")
     args = options.parse_args(argv)
     print(synth(args.geometry, args.output, layers=args.layers, seed=args.seed, force=args.force))
     return 0

@@ -83,7 +83,7 @@ def synth(
         output: New checkpoint folder.
         layers: Number of layers instead of the geometry's.
         seed: Of the random weights; same seed, same bytes.
-        force: Replace a non-empty `output`.
+        force: Replace an older checkpoint of `prune` or `synth`; other folders never.
         progress: Where to draw progress.
 
     Returns:

@@ -86,7 +86,7 @@ def prune(
         heal_minutes: Minutes of distillation from the original; 0 for none. An interrupted run is continued.
         text: Evaluation text; None takes the packaged one.
         tokens: Most tokens to evaluate on; None for all.
-        force: Replace a non-empty `output`.
+        force: Replace an older checkpoint of `prune` or `synth`; other folders never.
         progress: Where to draw progress.
 
     Raises:
