@@ -48,7 +48,8 @@ class Pipeline:
         adapters: LoRA adapters in PEFT's form: files, folders, or either with `:WEIGHT` at the end.
         draft_model: Model directory of a small model of the same tokenizer that drafts tokens.
         prompt_lookup: Draft tokens from the prompt itself: faster where answers quote it.
-        num_assistant_tokens: Tokens drafted at a time by either.
+        num_assistant_tokens: Tokens drafted at a time by either. None takes 5 by a draft model; with prompt lookup it
+            takes as many as pay, which follows each answer.
         use: What the model is loaded for: context, threads, cache precision and what else each device takes.
         fallback: When a named GPU or NPU fails to load the model or its self-test, use the next device of `AUTO` and
             log a warning with the reason; False raises `DeviceError`.
@@ -81,7 +82,7 @@ class Pipeline:
         adapters: Sequence[str | Path | lora.Adapter] = (),
         draft_model: str | Path | None = None,
         prompt_lookup: bool = False,
-        num_assistant_tokens: int = 5,
+        num_assistant_tokens: int | None = None,
         use: Use = DEFAULT_USE,
         fallback: bool = True,
         warm_up: bool = True,
@@ -175,7 +176,8 @@ class Pipeline:
         self._session.check_prompt_length(count)
         config = self._session.generation_config(params, prompt_tokens=count)
         text = self._session.assembler(params.stop)
-        request = Request(inputs, count, config, text, cancel or threading.Event())
+        drafting = self._session.drafting(inputs.input_ids.data[0].tolist(), config)
+        request = Request(inputs, count, config, text, cancel or threading.Event(), drafting)
         return self._deltas(request, prepared_s=time.perf_counter() - begun)
 
     def generate(
@@ -241,10 +243,14 @@ class Pipeline:
             return
         if self._closed.is_set():
             raise GenerationError("the pipeline was closed while the request waited")
-        sink = streamer(request, self._closed)
-        result = self._session.engine.generate(request.inputs, request.config, sink)
-        if sink.failure is not None:
-            raise sink.failure
+        while True:
+            sink = streamer(request, self._closed)
+            result = self._session.engine.generate(request.inputs, request.config, sink)
+            if sink.failure is not None:
+                raise sink.failure
+            if not request.redrafts or self._closed.is_set():
+                break
+            request.redraft()
         rest = request.text.finish()
         if request.text.stopped or result.finish_reasons[0].name == "STOP":
             request.reason = "stop"

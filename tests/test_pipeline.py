@@ -17,7 +17,7 @@ from support import tiny
 from ov_afm.errors import ConfigError, DeviceError, GenerationError, SourceError
 from ov_afm.model_dir.inference import EXACT
 from ov_afm.pipeline import Params, Pipeline
-from ov_afm.runtime import model_session
+from ov_afm.runtime import drafting, model_session
 from ov_afm.runtime.generation_config import default_config
 
 GREEDY = Params(max_new_tokens=40, greedy=True, ignore_eos=True)
@@ -264,6 +264,35 @@ def test_prompt_lookup_gives_the_same_greedy_answer(pipeline: Pipeline, tiny_mod
     with Pipeline(tiny_model, prompt_lookup=True, **EXACT) as other:
         prompt = "one two three one two three one two"
         assert other.generate(prompt, GREEDY).text == pipeline.generate(prompt, GREEDY).text
+
+
+def test_an_answer_continued_with_drafts_of_another_length_is_the_same(
+    pipeline: Pipeline, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+
+    def change(drafting: drafting.Drafting, token: int) -> bool:
+        drafting._add(token)
+        drafting.left -= 1
+        if drafting.left % 7 or not drafting.left:
+            return False
+        drafting.length = drafting.left % 4 + 1
+        lengths.append(drafting.length)
+        return True
+
+    monkeypatch.setattr(drafting.Drafting, "push", change)
+    with Pipeline(tiny_model, prompt_lookup=True, **EXACT) as other:
+        for prompt in ("one two three one two three one two", "def add(a, b):"):
+            expected, got = pipeline.generate(prompt, GREEDY), other.generate(prompt, GREEDY)
+            assert (got.text, got.finish_reason) == (expected.text, expected.finish_reason)
+            assert got.metrics.new_tokens == expected.metrics.new_tokens
+        assert lengths == [4, 1, 2, 3, 4] * 2  # with 35, 28, 21, 14 and 7 tokens left
+        penalized = replace(GREEDY, presence_penalty=0.5)
+        assert other.generate("hi", penalized).text == pipeline.generate("hi", penalized).text
+        assert len(lengths) == 10
+    with Pipeline(tiny_model, prompt_lookup=True, num_assistant_tokens=2, **EXACT) as fixed:
+        assert fixed.generate("hi", GREEDY).metrics.new_tokens == GREEDY.max_new_tokens
+    assert len(lengths) == 10
 
 
 def test_draft_model_gives_the_same_greedy_answer(pipeline: Pipeline, tiny_model: Path) -> None:

@@ -80,7 +80,8 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     lookup = "draft tokens from the prompt: faster where answers quote it"
     add("--prompt-lookup", action="store_true", default=False, help=lookup)
     add("--draft-model", metavar="DIR", help="model directory of a small drafting model")
-    add("--num-assistant-tokens", type=int, default=5, metavar="N", help="tokens drafted at a time")
+    drafts = "tokens drafted at a time (default: as many as pay with --prompt-lookup, 5 by a draft model)"
+    add("--num-assistant-tokens", type=int, default=None, metavar="N", help=drafts)
     add("--kv-cache", choices=("u8", "f16", "f32"), help="precision of the KV cache, CPU and GPU")
     add("--threads", type=int, metavar="N", help="CPU threads")
     lock = "keep the weights in memory, whatever else wants it (CPU, Linux)"

@@ -26,6 +26,7 @@ from ..system.child_process import run_in_child
 from ..system.interrupt import wait_for
 from . import device_cache, devices, kernel_choice, lora, npu_blob, self_test
 from . import properties as device_properties
+from .drafting import LENGTHS
 from .kernel_choice import CHAT, Workload
 from .properties import DEFAULT_USE, Use
 
@@ -47,6 +48,8 @@ logger = logging.getLogger(__name__)
 OnPhase = Callable[[str, "float | None"], None]
 # Completes GenAI's SchedulerConfig for a kind of device; returns the tokens that the KV cache holds, None if unbounded.
 Scheduler = Callable[[str, Any], "int | None"]
+# Tokens that a draft model drafts at a time.
+MODEL_DRAFTS = 5
 # The phase of loading that happens once a machine.
 COMPARING = "comparing the kernels with OpenVINO's own operations on this CPU"
 
@@ -62,7 +65,8 @@ class LoadRequest:
         user_properties: OpenVINO properties of the user, which override ours.
         draft_model: A small model of the same tokenizer that drafts tokens.
         prompt_lookup: Draft tokens from the prompt.
-        num_assistant_tokens: Tokens drafted at a time by either.
+        num_assistant_tokens: Tokens drafted at a time by either. None takes 5 by a draft model; with prompt lookup it
+            takes as many as pay (see `drafting`).
         fallback: Continue with the next device of `AUTO` when the named one fails.
         adapters: LoRA adapters, computed beside the model.
         scheduler: Load for many requests at once, with this scheduler; None for one request at a time.
@@ -75,7 +79,7 @@ class LoadRequest:
     user_properties: Mapping[str, Any] = field(default_factory=dict)
     draft_model: ModelDirectory | None = None
     prompt_lookup: bool = False
-    num_assistant_tokens: int = 5
+    num_assistant_tokens: int | None = None
     fallback: bool = False
     adapters: tuple[lora.Adapter, ...] = ()
     scheduler: Scheduler | None = None
@@ -89,7 +93,7 @@ class LoadRequest:
         """
         if self.draft_model is not None and self.prompt_lookup:
             raise ConfigError("a draft model and prompt lookup exclude each other; choose one")
-        if self.num_assistant_tokens < 1:
+        if self.num_assistant_tokens is not None and self.num_assistant_tokens < 1:
             raise ConfigError(f"num_assistant_tokens must be at least 1, found {self.num_assistant_tokens}")
         if self.adapters and self.draft_model is not None:
             raise ConfigError(
@@ -100,6 +104,11 @@ class LoadRequest:
     def drafts(self) -> bool:
         """Whether tokens are drafted."""
         return self.prompt_lookup or self.draft_model is not None
+
+    @property
+    def draft_tokens(self) -> int:
+        """Tokens drafted at a time, at first."""
+        return self.num_assistant_tokens or (LENGTHS[0] if self.prompt_lookup else MODEL_DRAFTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +326,7 @@ def _files(
     workload = request.workload
     if request.drafts:
         workload = replace(
-            workload, together=tuple(tokens * (1 + request.num_assistant_tokens) for tokens in workload.together)
+            workload, together=tuple(tokens * (1 + request.draft_tokens) for tokens in workload.together)
         )
     return (folder, kernels) if measured.packed_is_faster(workload) else (model.path, {})
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..errors import DeviceError, GenerationError
@@ -22,15 +22,13 @@ from ..system.interrupt import wait_for
 from . import device_cache, self_test
 from .chat_template import ChatTemplate
 from .detokenize import Detokenizer, TextAssembler
+from .drafting import NGRAM, Drafting
 from .generation_config import default_config
 from .loading import LoadRequest, OnPhase, PhaseTimer, load, remember_verdict, verdict_key
 from .sampling import Params
 from .stop_tokens import stop_tokens
 
 __all__ = ["ModelSession"]
-
-# Prompt lookup finds its draft by the last few tokens; GenAI needs this figure together with the number of tokens.
-LOOKUP_NGRAM = 3
 
 
 class ModelSession:
@@ -128,10 +126,27 @@ class ModelSession:
 
     def _with_drafting(self, config: Any) -> Any:
         if self._request.drafts:
-            config.num_assistant_tokens = self._request.num_assistant_tokens
+            config.num_assistant_tokens = self._request.draft_tokens
         if self._request.prompt_lookup:
-            config.max_ngram_size = LOOKUP_NGRAM
+            config.max_ngram_size = NGRAM
         return config
+
+    def drafting(self, prompt: Sequence[int], config: Any) -> Drafting | None:
+        """What adapts the length of drafts to an answer.
+
+        None where the length is fixed, or where the rest of a request cannot be continued as a request of its own.
+
+        Args:
+            prompt: Token ids.
+            config: The request's configuration.
+        """
+        request = self._request
+        if not request.prompt_lookup or request.num_assistant_tokens is not None:
+            return None
+        # These penalties count the tokens of the answer alone, of which the first part would become prompt.
+        if config.presence_penalty or config.frequency_penalty or request.use.prefix_caching is False:
+            return None
+        return Drafting(prompt, config.max_new_tokens)
 
     def assembler(self, stop: Iterable[str] = ()) -> TextAssembler:
         """A collector of one answer's text, which ends at a stop string of the request or of the model.

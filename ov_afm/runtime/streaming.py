@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .detokenize import TextAssembler
+from .drafting import Drafting
 from .metrics import RequestMetrics
 
 __all__ = ["Completion", "Delta", "FinishReason", "Request", "streamer"]
@@ -49,11 +50,22 @@ class Completion:
 
 
 class Request:
-    """What the worker thread and the consumer of one request share."""
+    """What the worker thread and the consumer of one request share.
 
-    def __init__(self, inputs: Any, prompt_tokens: int, config: Any, text: TextAssembler, cancel: threading.Event):
+    With `drafting`, the engine may end the request several times, to continue it with drafts of another length.
+    """
+
+    def __init__(
+        self,
+        inputs: Any,
+        prompt_tokens: int,
+        config: Any,
+        text: TextAssembler,
+        cancel: threading.Event,
+        drafting: Drafting | None = None,
+    ):
         self.inputs, self.prompt_tokens, self.config, self.text = inputs, prompt_tokens, config, text
-        self.cancel = cancel
+        self.cancel, self._drafting, self._length_changes = cancel, drafting, False
         self.dropped = threading.Event()
         self.start = 0.0
         self.first: float | None = None
@@ -77,7 +89,31 @@ class Request:
         text = self.text.push(token)
         if text:
             self.events.put(Delta(text, self.new_tokens))
+        if self._drafting is not None:
+            ended = token in self.config.stop_token_ids and not self.config.ignore_eos
+            self._length_changes = (self._drafting.push(token) or self._length_changes) and not ended
         return not self.text.stopped
+
+    @property
+    def redrafts(self) -> bool:
+        """Whether the request is to be continued with drafts of another length."""
+        return self._length_changes and not self.text.stopped and not self.unwanted
+
+    def redraft(self) -> None:
+        """Make inputs and configuration those of the rest of the request."""
+        import numpy as np
+        import openvino
+        import openvino_genai
+
+        drafting, config = self._drafting, self.config
+        assert drafting is not None
+        ids = np.array([drafting.ids], np.int64)
+        self.inputs = openvino_genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
+        config.num_assistant_tokens = drafting.length
+        config.min_new_tokens = max(0, config.min_new_tokens - (config.max_new_tokens - drafting.left))
+        config.max_new_tokens = drafting.left
+        config.rng_seed += 1
+        self._length_changes = False
 
     def metrics(self) -> RequestMetrics:
         """What was measured so far."""
@@ -107,6 +143,8 @@ def streamer(request: Request, closed: threading.Event) -> Any:
                         return status.CANCEL
                     if not request.take(each):
                         return status.STOP
+                if request.redrafts:
+                    return status.STOP
             except Exception as error:  # noqa: BLE001 - an exception must not cross the engine's frames
                 self.failure = error
                 return status.CANCEL
