@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import SourceError
 from ..system.json_text import parse
+from .rope import check_rope
 
 __all__ = [
     "SUPPORTED",
@@ -126,6 +127,7 @@ def check_config(config: Mapping[str, Any], where: str, *, trust_remote_code: bo
             code="architecture-unsupported",
         )
     _check_fields(config, where)
+    check_rope(config, where)
     # compressed-tensors used the second key once; mlx-lm writes the third.
     for key in ("quantization_config", "compression_config", "quantization"):
         if quantization := config.get(key):

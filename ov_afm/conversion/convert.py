@@ -20,13 +20,14 @@ from typing import Any
 from ..errors import ExportError
 from ..model_dir import tokenizer_files
 from ..model_dir.manifest import MODEL_BIN, MODEL_XML
+from ..model_dir.model_directory import read_config
 from ..presets import Recipe
 from ..quantization.compress_weights import compress_ir
 from ..quantization.cost import text_ids
 from ..runtime import chat_template, lora
 from ..system.atomic import disk_full_as_error, write_json, write_text
 from ..system.child_process import Progress, Step, emit
-from . import generation_config, merge_adapters, verify
+from . import generation_config, merge_adapters, source_tokenizer, verify
 from .gguf.tokenizer import pre_tokenizer
 from .tensors import as_export_error, load
 
@@ -118,7 +119,8 @@ def build(job: Job) -> Converted:
     """
     with disk_full_as_error(job.work):
         emit(Step("tokenizer"))
-        write_tokenizer(job.checkpoint, job.output, trust_remote_code=job.trust_remote_code)
+        tokenizer = write_tokenizer(job.checkpoint, job.output, trust_remote_code=job.trust_remote_code)
+        source_tokenizer.check_rows(tokenizer, int(read_config(job.checkpoint)["vocab_size"]), job.checkpoint.name)
         checks: dict[str, Any] = {}
         if job.prove and job.adapters:
             emit(Step("merging"))
@@ -184,18 +186,22 @@ def _compare_merge(job: Job) -> dict[str, Any]:
     return merge_adapters.compare(load_base, job.adapters)
 
 
-def write_tokenizer(checkpoint: Path, output: Path, *, trust_remote_code: bool = False) -> None:
+def write_tokenizer(checkpoint: Path, output: Path, *, trust_remote_code: bool = False) -> Any:
     """Convert the tokenizer of a checkpoint, and copy its own files and its chat template.
 
+    Returns:
+        The tokenizer in transformers.
+
     Raises:
-        ExportError: It cannot be converted.
+        ExportError: It cannot be read or converted.
+        SourceError: It cannot be expressed in `tokenizer.json`.
     """
     import openvino
     from openvino_tokenizers import convert_tokenizer
-    from transformers import AutoTokenizer
 
+    with as_export_error(f"the tokenizer of {checkpoint.name} cannot be read", "tokenizer-not-converted"):
+        tokenizer = source_tokenizer.load(checkpoint, trust_remote_code=trust_remote_code)
     with as_export_error(f"the tokenizer of {checkpoint.name} cannot be converted", "tokenizer-not-converted"):
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
         # Decoder-only models are padded on the left, so that the last position is the prompt's last token.
         tokenizer.padding_side = tokenizer.truncation_side = "left"
         templates = _templates(checkpoint, tokenizer)
@@ -213,6 +219,7 @@ def write_tokenizer(checkpoint: Path, output: Path, *, trust_remote_code: bool =
     if tokenizer_files.special_tokens(output) != tokenizer.special_tokens_map:
         # Some tokenizer classes have special tokens that no file names.
         write_json(output / "special_tokens_map.json", tokenizer.special_tokens_map)
+    return tokenizer
 
 
 def _templates(checkpoint: Path, tokenizer: Any) -> dict[str, str]:
@@ -283,11 +290,9 @@ def prove(model: Any, job: Job) -> dict[str, Any]:
     Raises:
         ExportError: The logits differ.
     """
-    from transformers import AutoTokenizer
-
     tokens = verify.proof_length(model.config)
     if job.proof_bytes >= verify.proof_memory(model.config, tokens):
-        ids = text_ids(AutoTokenizer.from_pretrained(job.checkpoint))
+        ids = text_ids(source_tokenizer.load(job.checkpoint, trust_remote_code=job.trust_remote_code))
         model = model.float()
         result = verify.logits_equal(model, job.ir, verify.prompt(model.config, tokens))
         verify.save_reference(model, ids, job.reference)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import ExportError, SourceError
+from ..errors import ExportError, OVAFMError, SourceError
 from .checkpoint import find_weights
 
 __all__ = ["Loaded", "as_export_error", "load", "row_step"]
@@ -92,6 +92,8 @@ def as_export_error(problem: str, code: str) -> Iterator[None]:
     """
     try:
         yield
+    except OVAFMError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ExportError(f"{problem}: {type(error).__name__}: {reason}", code=code) from error

@@ -15,9 +15,11 @@ from ..errors import ExportError, GenerationError, last_line
 from ..model_dir.geometry import Geometry
 from ..model_dir.inference import ir_logits
 from ..model_dir.manifest import MODEL_XML
+from ..model_dir.model_directory import read_config
 from ..quantization.cost import cost
 from ..runtime.chat_template import ChatTemplate
 from ..runtime.text_proof import CONVERSATIONS, TEXTS, Conversation, of_template, of_tokenizer
+from . import source_tokenizer
 from .tensors import row_step
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ __all__ = [
 # below any error of conversion, and above rounding on every CPU.
 LOGIT_BOUND = 1e-4
 TOP1_BOUND = 0.99
+# Of a tokenizer's control tokens, so many are tried; some have hundreds that are alike.
+CONTROL_TOKENS = 32
 
 
 def measure(
@@ -53,6 +57,10 @@ def measure(
         trust_remote_code: Let transformers run the checkpoint's own code.
     """
     checks = tokenizer_equal(checkpoint, model_dir, trust_remote_code=trust_remote_code)
+    if checkpoint == model_dir:
+        # An OpenVINO model that is taken as it is: nothing has looked at its tokenizer before.
+        rows = int(read_config(model_dir)["vocab_size"])
+        source_tokenizer.check_rows(source_tokenizer.load(model_dir), rows, model_dir.name)
     if reference is None:
         checks["compression"] = {"skipped": "the uncompressed model does not fit in memory"}
     else:
@@ -78,9 +86,8 @@ def tokenizer_equal(checkpoint: Path, model_dir: Path, *, trust_remote_code: boo
         ExportError: A rendering, an id or a decoded text differs.
     """
     import openvino_genai
-    from transformers import AutoTokenizer
 
-    source = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=trust_remote_code)
+    source = source_tokenizer.load(checkpoint, trust_remote_code=trust_remote_code)
     exported = openvino_genai.Tokenizer(str(model_dir))
     # A model that is taken as it is may have its template in the tokenizer's IR alone.
     declared = ChatTemplate.read(checkpoint, exported if checkpoint == model_dir else None)
@@ -208,7 +215,7 @@ def _first_difference(one: Sequence[Any], other: Sequence[Any]) -> int:
 
 def _check_tokens(source: Any, exported: Any) -> dict[str, Any]:
     count = 0
-    for text in TEXTS:
+    for text in (*TEXTS, *_with_control_tokens(source)):
         expected = source(text, add_special_tokens=False)["input_ids"]
         ids = exported.encode(text, add_special_tokens=False).input_ids.data[0].tolist()
         if ids != expected:
@@ -218,6 +225,9 @@ def _check_tokens(source: Any, exported: Any) -> dict[str, Any]:
                 f"{ids[at : at + 5]} where the source gives {expected[at : at + 5]}",
                 code="tokenizer-differs",
             )
+        count += len(ids)
+        if text not in TEXTS:
+            continue
         # The source itself may not return the text, because some tokenizers normalise it.
         decoded = exported.decode(ids)
         expected_text = source.decode(expected, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -226,8 +236,13 @@ def _check_tokens(source: Any, exported: Any) -> dict[str, Any]:
                 f"the exported detokenizer gives {decoded[:24]!r} where the source gives {expected_text[:24]!r}",
                 code="detokenizer-differs",
             )
-        count += len(ids)
     return {"texts": len(TEXTS), "tokens": count, "equal": True}
+
+
+def _with_control_tokens(source: Any) -> list[str]:
+    """Texts in which control tokens stand between words: what is before and after them differs by tokenizer."""
+    tokens = list(dict.fromkeys((*source.all_special_tokens, *source.get_added_vocab())))[:CONTROL_TOKENS]
+    return [f"a{token} b{token}{token}\n c" for token in tokens]
 
 
 # -- Weights and logits of the uncompressed IR against transformers

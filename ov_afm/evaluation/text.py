@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..conversion import source_tokenizer
 from ..errors import ConfigError, SourceError
 
 if TYPE_CHECKING:
@@ -140,9 +141,7 @@ def _openvino(model: Path) -> Callable[[str, bool], list[int]]:
 
 
 def _transformers(model: Path) -> Callable[[str, bool], list[int]]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = source_tokenizer.load(model)
     return lambda text, special: list(tokenizer(text, add_special_tokens=special)["input_ids"])
 
 

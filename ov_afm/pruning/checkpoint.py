@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..conversion import source_tokenizer
 from ..conversion.checkpoint import license_files
 from ..conversion.tensors import load
 from ..errors import CompressionError
@@ -44,9 +45,7 @@ def prune_checkpoint(
     Raises:
         OVAFMError: The checkpoint is not what its files and its configuration say, or a weight is not finite.
     """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = source_tokenizer.load(source)
     loaded = load(source, "float32")
     model = loaded.model
     check_finite(model)

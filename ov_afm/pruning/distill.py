@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..conversion import source_tokenizer
 from ..conversion.tensors import load
 from ..quantization import calibration
 from ..system.atomic import replacing
@@ -56,13 +57,12 @@ def heal(
         method, steps, minutes, losses: mean KL of each of about 40 parts of the run.
     """
     import torch
-    from transformers import AutoTokenizer
 
     place = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     model = load(student, "float32").model.to(place)
     guide = load(teacher).model.to(place)
-    ids, _ = calibration.whole_samples(dataset, AutoTokenizer.from_pretrained(teacher), num_samples)
+    ids, _ = calibration.whole_samples(dataset, source_tokenizer.load(teacher), num_samples)
     method = "full" if sum(each.numel() for each in model.parameters()) <= FULL_PARAMETERS else "lora"
     trained = _with_lora(model) if method == "lora" else model
     run = _Run(trained, method, state)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..conversion import source_tokenizer
 from ..conversion.checkpoint import read_json
 from ..conversion.synthetic import byte_alphabet
 from ..conversion.tensors import load
@@ -81,10 +82,8 @@ def plan_cut(checkpoint: Path, config: Mapping[str, Any], scripts: Sequence[str]
 
 
 def _tokenizer(checkpoint: Path) -> Any:
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(checkpoint)
+        return source_tokenizer.load(checkpoint)
     except (ValueError, OSError) as error:
         raise SourceError(f"the tokenizer of {checkpoint} cannot be read: {error}") from error
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CompressionError
+from ..model_dir.hf_tokenizer import load_hf_tokenizer
 from ..model_dir.inference import decoder_inputs, input_names
 from ..model_dir.manifest import MODEL_XML
 from ..presets import TABLES, Recipe
@@ -60,9 +61,7 @@ def compress_ir(ir: Path, out: Path, recipe: Recipe, folder: Path) -> dict[str, 
     summary: dict[str, Any] = {}
     ids: list[list[int]] = []
     if recipe.needs_data and recipe.dataset is not None:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_hf_tokenizer(folder)
         ids, summary["calibration"] = calibration.prepare(recipe.dataset, tokenizer, recipe.num_samples, ir=ir)
     fitted = recipe.rounding == "fitted"
     decoder = Decoder.of(model, folder) if fitted or recipe.equalise != "none" else None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..model_dir.hf_tokenizer import load_hf_tokenizer
 from ..model_dir.inference import ir_logits, kl_divergence, log_softmax
 from ..model_dir.manifest import MODEL_XML
 
@@ -50,9 +51,7 @@ def text_ids(tokenizer: Any) -> list[int]:
 
 def cost_between(source: Path, target: Path) -> dict[str, Any]:
     """The cost of a compressed model directory against the uncompressed one that it was made of; see `cost`."""
-    from transformers import AutoTokenizer
-
-    ids = text_ids(AutoTokenizer.from_pretrained(target))
+    ids = text_ids(load_hf_tokenizer(target))
     return cost(target / MODEL_XML, ids, ir_logits(source / MODEL_XML, ids))
 
 

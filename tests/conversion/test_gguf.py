@@ -39,7 +39,11 @@ Writer = Any
 
 
 def write_gguf(
-    checkpoint: Path, path: Path, quantization: str = "F32", change: Callable[[Writer], None] | None = None
+    checkpoint: Path,
+    path: Path,
+    quantization: str = "F32",
+    change: Callable[[Writer], None] | None = None,
+    tokenizer: Callable[[Writer], None] | None = None,
 ) -> Path:
     """What llama.cpp's converter makes of a llama or arcee checkpoint (conversion/llama.py and arcee.py there)."""
     import gguf
@@ -63,7 +67,10 @@ def write_gguf(
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-    add_tokenizer(writer, checkpoint)
+    if tokenizer:
+        tokenizer(writer)
+    else:
+        add_tokenizer(writer, checkpoint)
     for name, tensor in load_file(checkpoint / "model.safetensors").items():
         data = tensor.float().numpy()
         stem = name.removesuffix(".weight")

@@ -96,8 +96,8 @@ def test_gguf_file_brings_its_tokenizer(tiny_checkpoint: Path, tmp_path: Path, m
     from ov_afm.conversion import sources
 
     monkeypatch.setenv("OV_AFM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(test_gguf, "add_tokenizer", lambda writer, checkpoint: support.add_to_gguf(writer))
-    source = sources.resolve(test_gguf.write_gguf(tiny_checkpoint, tmp_path / "spm.gguf"))
+    path = test_gguf.write_gguf(tiny_checkpoint, tmp_path / "spm.gguf", tokenizer=support.add_to_gguf)
+    source = sources.resolve(path)
     tokenizer = AutoTokenizer.from_pretrained(source.path)
     # The file does not say so; llama.cpp takes these.
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == ("<s>", "</s>", "<unk>")

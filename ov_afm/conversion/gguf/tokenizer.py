@@ -18,7 +18,7 @@ from typing import Any
 
 from ...errors import SourceError
 from .. import sentence_pieces
-from ..sentence_pieces import CONTROL, UNKNOWN, USER_DEFINED, Pieces
+from ..sentence_pieces import CONTROL, UNKNOWN, USER_DEFINED, Pieces, Prefix
 from .config import need
 
 __all__ = ["PRE_TOKENIZERS", "pre_tokenizer", "with_defaults", "write_tokenizer"]
@@ -179,7 +179,7 @@ def _byte_level(fields: Mapping[str, Any], tokens: list[str], pre: str) -> Any:
 
 def _sentence_piece(fields: Mapping[str, Any], tokens: list[str]) -> Any:
     scores, types = (fields[f"tokenizer.ggml.{name}"] for name in ("scores", "token_type"))
-    prefix = "always" if fields.get("tokenizer.ggml.add_space_prefix", True) else "never"
+    prefix: Prefix = "always" if fields.get("tokenizer.ggml.add_space_prefix", True) else "never"
     return sentence_pieces.build(Pieces(tokens, scores, types, prefix))
 
 
