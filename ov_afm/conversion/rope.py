@@ -33,6 +33,7 @@ KINDS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "llama3": ({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}, set()),
 }
+NUMBERS = {"rope_theta", *KINDS["yarn"][0], *KINDS["yarn"][1], *KINDS["llama3"][0]} - {"truncate", "finetuned"}
 BY_LENGTH = ("dynamic", "longrope", "su")
 
 
@@ -95,6 +96,9 @@ def _problem_of(config: Mapping[str, Any], rope: Mapping[str, Any]) -> str | Non
     if kind not in KINDS:
         return f"is of kind {kind}; supported are {', '.join(KINDS)}"
     needed, allowed = KINDS[kind]
+    for key, value in rope.items():
+        if key in NUMBERS and value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            return f"has {key} {str(value)[:40]!r}, where a number is needed"
     missing = sorted(needed - {key for key, value in rope.items() if value is not None})
     if missing:
         return f"of kind {kind} lacks {missing[0]}"

@@ -25,7 +25,8 @@ from .sentence_pieces import NORMAL, UNUSED, Pieces, Prefix
 __all__ = ["check_rows", "load"]
 
 MODEL, CONFIG = "tokenizer.model", "tokenizer_config.json"
-BESIDE = ("special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+ADDED = "added_tokens.json"
+BESIDE = ("special_tokens_map.json", "chat_template.jinja")
 UNIGRAM, BPE = 1, 2
 # Settings of transformers' own class, which `tokenizer.json` says now.
 OF_THE_CLASS = ("legacy", "sp_model_kwargs", "add_prefix_space", "add_bos_token", "add_eos_token")
@@ -78,6 +79,7 @@ def _write(checkpoint: Path, folder: Path) -> None:
         raise SourceError(f"{path} {problem}; {HELP}", code="tokenizer-unsupported")
     try:
         tokenizer = sentence_pieces.build(Pieces(model.texts, model.scores, model.types, _prefix(model, config)))
+        _add_tokens(tokenizer, read_json(checkpoint / ADDED) if (checkpoint / ADDED).is_file() else {})
     except ValueError as error:
         raise SourceError(
             f"{path} cannot be expressed in tokenizer.json ({error}); {HELP}", code="tokenizer-unsupported"
@@ -189,6 +191,22 @@ def _prefix(model: _Model, config: Mapping[str, Any]) -> Prefix:
     if not config.get("add_prefix_space", model.normalizer.get(3, True)):
         return "never"
     return "first" if config.get("legacy") is False else "always"
+
+
+def _add_tokens(tokenizer: Any, added: Mapping[str, Any]) -> None:
+    """Add the tokens of `added_tokens.json`, which transformers reads no more for such a tokenizer.
+
+    Raises:
+        ValueError: Their ids do not follow those of the vocabulary.
+    """
+    from tokenizers import AddedToken
+
+    for text, index in sorted(added.items(), key=lambda item: str(item[1]).zfill(12)):
+        if tokenizer.token_to_id(text) == index:
+            continue
+        if index != tokenizer.get_vocab_size():
+            raise ValueError(f"{text!r} of {ADDED} has id {index}, and {tokenizer.get_vocab_size()} is the next one")
+        tokenizer.add_tokens([AddedToken(text, normalized=False)])
 
 
 def _add_edges(tokenizer: Any, config: Mapping[str, Any], special: Mapping[str, str]) -> None:

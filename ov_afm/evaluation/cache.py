@@ -41,6 +41,18 @@ METHOD = 2
 FLOOR = -80.0
 STEPS = 65_535
 KEY = re.compile("[0-9a-f]{32}")
+# What makes token ids of texts and conversations, and text of answers.
+PROMPT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "openvino_tokenizer.xml",
+    "openvino_tokenizer.bin",
+    "openvino_detokenizer.xml",
+    "openvino_detokenizer.bin",
+)
 # A reference that was not used for so long is deleted.
 KEPT_S = 30 * 24 * 3600
 
@@ -177,7 +189,7 @@ def key_of(**fields: Any) -> str:
 
 
 def identity(model: Path, progress: console.Progress) -> dict[str, str]:
-    """sha256 of every file that determines a model's results: from its manifest, else computed.
+    """sha256 of every file that determines a model's results, of its prompts too; of weights from its manifest.
 
     Args:
         model: Model directory or checkpoint folder.
@@ -190,8 +202,10 @@ def identity(model: Path, progress: console.Progress) -> dict[str, str]:
         paths = [model / manifest.MODEL_XML, model / manifest.MODEL_BIN]
     else:
         paths = [model / "config.json", *sorted(model.glob("*.safetensors")), *sorted(model.glob("*.bin"))]
-    hashed = [path for path in paths if path.name not in recorded]
+    # People may edit these, so that the manifest need not be right about them.
+    prompts = [model / name for name in PROMPT_FILES if (model / name).is_file()]
+    hashed = [*(path for path in paths if path.name not in recorded), *prompts]
     total = sum(path.stat().st_size for path in hashed)
     with progress.step(f"identifying {model.name}", total=total, unit="B") as advance:
         computed = {path.name: manifest.sha256(path, advance) for path in hashed}
-    return {path.name: computed.get(path.name) or str(recorded[path.name]["sha256"]) for path in paths}
+    return {**{path.name: str(recorded[path.name]["sha256"]) for path in paths if path.name in recorded}, **computed}

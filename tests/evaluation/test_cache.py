@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from ov_afm.errors import OVAFMError
-from ov_afm.evaluation.cache import FLOOR, Expected, Journal, Store
+from ov_afm.evaluation.cache import FLOOR, Expected, Journal, Store, identity
+from ov_afm.model_dir import manifest
 from ov_afm.model_dir.inference import log_softmax
+from ov_afm.model_dir.manifest import Manifest
+from ov_afm.system import console
 
 
 def test_packed_distribution_is_within_its_step() -> None:
@@ -40,3 +43,22 @@ def test_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyte
     ) as caught:
         Store("reference", "key")
     assert caught.value.code == "cache-unwritable"
+
+
+def test_results_belong_to_weights_tokenizer_and_template(tmp_path: Path) -> None:
+    parts = ("model", "tokenizer", "detokenizer")
+    names = [f"openvino_{part}.{suffix}" for part in parts for suffix in ("xml", "bin")]
+    names += ["config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"]
+    for name in names:
+        (tmp_path / name).write_text("before")
+    manifest.write(tmp_path, Manifest({}, None, {}, files=manifest.scan(tmp_path)))
+    with console.Progress() as bars:
+        seen = [identity(tmp_path, bars)]
+        # Of weights the manifest tells; the others are read again, because people may edit them.
+        for name in names[2:]:
+            (tmp_path / name).write_text("after!")
+            seen.append(identity(tmp_path, bars))
+        other = {"openvino_model.bin": {"bytes": len("before"), "sha256": "0" * 64}}
+        manifest.write(tmp_path, Manifest({}, None, {}, files={**manifest.scan(tmp_path), **other}))
+        seen.append(identity(tmp_path, bars))
+    assert len({tuple(sorted(each.items())) for each in seen}) == len(seen)
