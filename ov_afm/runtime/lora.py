@@ -457,7 +457,7 @@ def engine_config(adapters: Sequence[Adapter], model: ModelDirectory) -> Any:
     config = openvino_genai.AdapterConfig(mode=openvino_genai.AdapterConfig.Mode.MODE_STATIC)
     for adapter in adapters:
         check(adapter, model)
-        base = another_base(adapter, model.manifest.source["id"]) if model.manifest else None
+        base = another_base(adapter, str(model.manifest.source.get("id", model.path.name))) if model.manifest else None
         for warning in filter(None, (base, *unused_files(adapter, model.path))):
             logger.warning(warning)
         scale = next(iter(adapter.low_rank.values())).scale
