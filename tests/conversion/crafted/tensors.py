@@ -14,6 +14,8 @@ from support.crafted import IDS, Case, Crafted
 
 from ov_afm.model_dir.inference import ir_logits
 
+# The test compares logits itself.
+QUICK = {"verify": False}
 LAYER = "model.layers.0"
 
 
@@ -31,7 +33,7 @@ def edited(changes: Mapping[str, Any], **config: Any) -> Callable[[Path], Crafte
     def make(folder: Path) -> Crafted:
         model = crafted.checkpoint(folder, **config)
         crafted.edit_tensors(folder, changes)
-        return Crafted(model)
+        return Crafted(model, options=QUICK)
 
     return make
 
@@ -71,14 +73,14 @@ def without_head(folder: Path) -> Crafted:
     assert "lm_head.weight" not in held
     bare = {name.removeprefix("model."): value for name, value in held.items()}
     crafted.edit_tensors(folder, {**dict.fromkeys(held), **bare})
-    return Crafted(model)
+    return Crafted(model, options=QUICK)
 
 
 def head_twice(folder: Path) -> Crafted:
     model = crafted.checkpoint(folder, tie_word_embeddings=True)
     embedding = crafted.tensors_of(folder)["model.embed_tokens.weight"]
     crafted.edit_tensors(folder, {"lm_head.weight": embedding.clone()})
-    return Crafted(model)
+    return Crafted(model, options=QUICK)
 
 
 def own_head(folder: Path) -> Crafted:
@@ -169,7 +171,7 @@ def kv_cache_only(folder: Path) -> Crafted:
     model = crafted.checkpoint(folder)
     fields = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}
     crafted.write_json(folder / "hf_quant_config.json", fields)
-    return Crafted(model)
+    return Crafted(model, options=QUICK)
 
 
 QUANTIZED = "the values mean nothing without their scales; start from the bf16, fp16 or fp32 checkpoint"
