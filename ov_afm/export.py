@@ -213,6 +213,8 @@ def _notes(contents: Manifest) -> list[str]:
             f"OpenVINO GenAI's own template engine does not render {', '.join(elsewhere)} as the source does "
             f"({next(iter(elsewhere.values()))}); ov-afm does, programs that leave it to GenAI do not"
         )
+    if contents.checks.get("tokenizer", {}).get("reads_spelled_bytes"):
+        notes.append("OpenVINO's tokenizer takes text that spells the token of a byte, such as <0x0A>, for that byte")
     if contents.source.get("synthetic"):
         notes.append("the weights are random (synthetic checkpoint): speed is real, words are not")
     return notes

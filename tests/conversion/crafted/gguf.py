@@ -54,9 +54,10 @@ CASES: list[Case] = [
     Case(
         "sentencepiece",
         "tokenizer `llama` (SentencePiece)",
-        "exact",
-        "the ids of llama.cpp; but text that spells a byte's token, such as `<0x0A>`, is that byte to OpenVINO",
+        "converted with a note",
+        "the ids of llama.cpp; but OpenVINO takes text that spells a byte's token, such as `<0x0A>`, for that byte",
         sentencepiece,
+        says=("<0x0A>",),
     ),
     Case(
         "no-rule",

@@ -102,10 +102,10 @@ CASES: list[Case] = [
     Case(
         "sentencepiece",
         "`tokenizer.model` alone (SentencePiece BPE)",
-        "exact",
-        "the ids of SentencePiece and llama.cpp; but text that spells a byte's token, such as `<0x0A>`, is that byte "
-        "to OpenVINO",
+        "converted with a note",
+        "the ids of SentencePiece; but OpenVINO takes text that spells a byte's token, such as `<0x0A>`, for that byte",
         sentencepiece_alone,
+        says=("<0x0A>",),
     ),
     Case(
         "sentencepiece-unigram",
