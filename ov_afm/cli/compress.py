@@ -8,6 +8,7 @@ from pathlib import Path
 from ..compress import compress
 from ..model_dir.manifest import MODEL_XML
 from ..presets import DEFAULT_MODEL
+from ..system import console
 from .command import command, command_parser
 from .info import report
 from .recipe_options import add_recipe_arguments, recipe_from_arguments
@@ -36,5 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ..export import export
 
         result = export(args.model, args.output, recipe=recipe, device=args.device, force=args.force)
+        if result.log is None:
+            console.note(f"{result.path} is this export already; nothing was done (replace it with --force)")
     report(result, as_json=args.json)
     return 0
