@@ -138,7 +138,7 @@ def _lines(fields: dict[str, Any]) -> list[str]:
 def _ends_text(stops: list[dict[str, Any]] | None) -> str:
     if stops is None:
         return "unknown"
-    ends = [f"{each['text']} ({each['id']}, of {' and '.join(each['named_by'])})" for each in stops]
+    ends = [f"{stop_tokens.shown(each['text'])} ({each['id']}, of {' and '.join(each['named_by'])})" for each in stops]
     return ", ".join(ends) or "no token: answers run to their limit"
 
 

@@ -17,7 +17,7 @@ from ..model_dir.tokenizer_files import control_tokens, special_tokens
 from .chat_template import ChatTemplate
 from .generation_config import eos_ids, read
 
-__all__ = ["GENERATION_CONFIG", "StopToken", "disagreements", "load_tokenizer", "of_folder", "stop_tokens"]
+__all__ = ["GENERATION_CONFIG", "StopToken", "disagreements", "load_tokenizer", "of_folder", "shown", "stop_tokens"]
 
 GENERATION_CONFIG, TOKENIZER, TEMPLATE = "generation_config", "tokenizer", "chat_template"
 # What an assistant says in the conversations that show where a turn ends; templates may trim it, none changes it.
@@ -41,6 +41,11 @@ class StopToken:
     def to_dict(self) -> dict[str, Any]:
         """As the manifest holds it."""
         return {"id": self.id, "text": self.text, "named_by": list(self.named_by)}
+
+
+def shown(text: str) -> str:
+    """The text of a token for people: as it is, or quoted where it would not be seen."""
+    return text if text.strip() and text.isprintable() else repr(text)
 
 
 def of_folder(folder: Path) -> tuple[StopToken, ...]:
@@ -145,8 +150,8 @@ def disagreements(tokens: tuple[StopToken, ...]) -> list[str]:
     """Notes on stop tokens that the generation configuration does not name."""
     names = {TOKENIZER: "the tokenizer's end-of-text token", TEMPLATE: "the end of a turn in the chat template"}
     return [
-        f"{token.text} ({token.id}) is {' and '.join(names[place] for place in token.named_by)}, but not among the "
-        "eos_token_id of the source's generation_config.json; answers end there too"
+        f"{shown(token.text)} ({token.id}) is {' and '.join(names[place] for place in token.named_by)}, but not "
+        "among the eos_token_id of the source's generation_config.json; answers end there too"
         for token in tokens
         if GENERATION_CONFIG not in token.named_by
     ]

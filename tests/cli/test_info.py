@@ -115,9 +115,10 @@ def test_verify_tells_an_edited_configuration_from_another_set_of_stop_tokens(
     status = info.main([str(folder), "--verify"])
     captured = capsys.readouterr()
     assert status == 0
-    assert "stop tokens  2 at export, 2, 300 now: generation_config.json was edited\n" in captured.out
+    assert "stop tokens  2 at export, 2, 300 now, as generation_config.json says\n" in captured.out
     assert "edited       generation_config.json, since the export; what it says now is used\n" in captured.out
     assert "was edited since the export" in caplog.text
+    tiny.edit_json(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
     reseal(folder)
     status, text = proved(folder, capsys)
     assert (status, text.count("\n")) == (1, 1)

@@ -95,6 +95,10 @@ def test_what_the_generation_configuration_lacks_is_noted(make: Make) -> None:
     assert note.startswith("<|im_end|> (2) is the tokenizer's end-of-text token and the end of a turn")
 
 
+def test_tokens_are_shown_so_that_they_can_be_seen() -> None:
+    assert [stop_tokens.shown(text) for text in ("<|im_end|>", " ", "a\n", "")] == ["<|im_end|>", "' '", r"'a\n'", "''"]
+
+
 def test_an_added_token_that_is_not_special_ends_a_turn_too(make: Make) -> None:
     """As in GGUF files that mark `<|im_end|>` as a user's token. It is no part of the answer's text."""
     folder = make(None, eos=TEXT)

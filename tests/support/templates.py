@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from . import tiny
+
 # ChatML with tools, calls and results, as SmolLM2 and Qwen have it; `</think>` of earlier answers is left out.
 TOOLS = """\
 {%- if tools %}
@@ -44,10 +46,7 @@ TOOLS = """\
 """
 # What jinja2 can and GenAI's own engine cannot.
 ASCII = TOOLS.replace("tool | tojson", "tool | tojson(ensure_ascii=False)")
-PLAIN = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+PLAIN = tiny.CHAT_TEMPLATE
 # No token at all ends a turn.
 ALPACA = (
     "{% for m in messages %}### {{ m['role'] | capitalize }}:\n{{ m['content'] }}\n\n{% endfor %}"
