@@ -13,6 +13,7 @@ import pytest
 
 from ov_afm import export
 from ov_afm.conversion.export_key import differences
+from ov_afm.conversion.sources import Source
 from ov_afm.errors import ConfigError, OVAFMError
 from ov_afm.model_dir import manifest
 from ov_afm.model_dir.manifest import Manifest
@@ -203,3 +204,24 @@ def test_what_an_export_lacks_is_added(
     assert ModelDirectory.open(existing, hashes=True).manifest == made.manifest
     assert stamps(existing)["openvino_model.bin"] == before
     assert export(tiny_checkpoint, existing, kernels=True).log is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "files"),
+    [
+        ("folder", {"config.json", "tokenizer.json", "LICENSE"}),
+        ("openvino", {"config.json", "tokenizer.json", "LICENSE", "notes.txt", "relu2/openvino_model.xml"}),
+        ("gguf", {"LICENSE"}),
+    ],
+)
+def test_source_has_the_files_that_shape_what_is_made_of_it(tmp_path: Path, kind: Any, files: set[str]) -> None:
+    names = ("config.json", "tokenizer.json", "LICENSE", "notes.txt", "README.md", "ov_afm.json", "model.bin")
+    (tmp_path / "relu2").mkdir()
+    (tmp_path / ".cache").mkdir()
+    for name in (*names, "relu2/openvino_model.xml", ".cache/config.json"):
+        (tmp_path / name).write_text(name)
+    terms, weights = (tmp_path / "LICENSE",), (tmp_path / "model.bin",)
+    source = Source(kind, "x", tmp_path, None, None, terms, weights, {}, False)
+    # A folder's `ov_afm.json` says of which model it was made, and may as well count.
+    assert set(source.describe()["files"]) - {"ov_afm.json"} == files
+    assert set(source.describe()["weights"]) == {"model.bin"}
