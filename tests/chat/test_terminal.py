@@ -190,7 +190,7 @@ def test_a_conversation_with_every_command(window: Window, tmp_path: Path) -> No
     window.expect("saved 2 messages")
     (tmp_path / "notes.md").write_text("mine")
     window.say(f"/save {tmp_path / 'notes.md'}")
-    window.expect("exists and is not a conversation of ov-afm chat")
+    window.expect(r"choose\s+another\s+file\s+name")
     assert (tmp_path / "notes.md").read_text() == "mine"
     for name in ("talk.json", "talk.md"):
         window.say(f"/save {tmp_path / name}")
