@@ -24,7 +24,7 @@ from ..model_dir.model_directory import ModelDirectory
 from . import device_cache
 from .properties import build
 
-__all__ = ["CHAT", "SERVE", "Measured", "Workload", "compare", "measure", "measured", "report"]
+__all__ = ["CHAT", "SERVE", "Measured", "Workload", "compare", "measure", "measured", "report", "step_ms"]
 
 SECTION = "kernels"
 # Properties that what is measured is compiled with; others (the KV cache's precision, GenAI's own) do not matter to it.
@@ -59,8 +59,8 @@ class Workload:
 
     def time_ms(self, ms: Mapping[int, float]) -> float:
         """What a request takes, from the milliseconds of a step by its tokens."""
-        decoding = sum(_step_ms(ms, tokens) / tokens for tokens in self.together) * self.new_tokens / len(self.together)
-        return decoding + _step_ms(ms, self.prompt_tokens)
+        decoding = sum(step_ms(ms, tokens) / tokens for tokens in self.together) * self.new_tokens / len(self.together)
+        return decoding + step_ms(ms, self.prompt_tokens)
 
 
 # A prompt as long as its answer. A server makes a third of its answers one by one, a third 4 and a third 16 at a time.
@@ -68,8 +68,8 @@ CHAT, SERVE = Workload(), Workload(together=(1, 4, 16))
 USES = {"chat": CHAT, "serve": SERVE}
 
 
-def _step_ms(ms: Mapping[int, float], tokens: int) -> float:
-    """Between the numbers that were measured along a line, beyond the largest in proportion."""
+def step_ms(ms: Mapping[int, float], tokens: int) -> float:
+    """Milliseconds of a step: between the numbers that were measured along a line, beyond the largest in proportion."""
     counts = sorted(ms)
     above = bisect_left(counts, tokens)
     if above == len(counts):

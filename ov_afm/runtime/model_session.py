@@ -19,10 +19,10 @@ from ..errors import DeviceError, GenerationError
 from ..model_dir.manifest import PACKED_FOLDER, installed_versions
 from ..system import resident
 from ..system.interrupt import wait_for
-from . import device_cache, self_test
+from . import device_cache, kernel_choice, self_test
 from .chat_template import ChatTemplate
 from .detokenize import Detokenizer, TextAssembler
-from .drafting import NGRAM, Drafting
+from .drafting import COSTS, LENGTHS, NGRAM, Drafting
 from .generation_config import default_config
 from .loading import LoadRequest, OnPhase, PhaseTimer, load, remember_verdict, verdict_key
 from .sampling import Params
@@ -73,7 +73,7 @@ class ModelSession:
         self.tokenizer = self.engine.get_tokenizer()
         self.template = ChatTemplate.read(self.model.path, self.tokenizer)
         self.stop_tokens = stop_tokens(self.model.path, self.tokenizer, self.template)
-        self._folder, self._kind = loaded.folder, loaded.choice.kind
+        self._folder, self._kind, self._properties = loaded.folder, loaded.choice.kind, loaded.properties
         self.kernels = self._folder.name == PACKED_FOLDER
         self.cache_tokens = loaded.cache_tokens
         self._locked = loaded.locked
@@ -146,7 +146,15 @@ class ModelSession:
         # These penalties count the tokens of the answer alone, of which the first part would become prompt.
         if config.presence_penalty or config.frequency_penalty or request.use.prefix_caching is False:
             return None
-        return Drafting(prompt, config.max_new_tokens)
+        return Drafting(prompt, config.max_new_tokens, self._draft_costs)
+
+    @functools.cached_property
+    def _draft_costs(self) -> Mapping[int, float]:
+        """What a step with drafts costs, by their length: as measured on this machine, where the model is packed."""
+        found = kernel_choice.measured(self.model, self._properties) if self.kernels else None
+        if found is None:
+            return COSTS
+        return {length: kernel_choice.step_ms(found.packed_ms, 1 + length) / found.packed_ms[1] for length in LENGTHS}
 
     def assembler(self, stop: Iterable[str] = ()) -> TextAssembler:
         """A collector of one answer's text, which ends at a stop string of the request or of the model.

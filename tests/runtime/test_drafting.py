@@ -64,3 +64,17 @@ def test_a_rest_too_short_to_pay_is_not_continued_anew(limit: int) -> None:
     prompt = list(range(200))
     drafting = Drafting(prompt, limit)
     assert not any(drafting.push(token) for token in prompt[:limit])
+
+
+def test_costs_of_this_machine_decide_how_long_drafts_are() -> None:
+    prompt = list(range(200))
+    # Half of the drafts' second tokens are wrong.
+    answer = [token if token % 2 else 500 + token for token in prompt]
+    cheap, dear = (dict(zip(LENGTHS, costs, strict=True)) for costs in ((1.0, 0.1, 2.0, 2.0), (1.0, 1.5, 2.0, 2.0)))
+    lengths = []
+    for costs in (cheap, dear):
+        drafting = Drafting(prompt, 1000, costs)
+        for token in answer[:SEEN]:
+            drafting.push(token)
+        lengths.append(drafting.length)
+    assert lengths == [LENGTHS[1], LENGTHS[0]]
