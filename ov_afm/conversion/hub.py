@@ -9,6 +9,7 @@ the cache before its sha256 is the Hub's.
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -127,12 +128,18 @@ def _needed_files(repo: str, files: Mapping[str, Any], allow_pickle: bool, trust
         )
     if ggufs:
         raise SourceError(
-            f"{repo} holds GGUF files; fetch one and name it: hf download {repo} {ggufs[0]} --local-dir .",
+            f"{repo} holds GGUF files; fetch one and name it: hf download {repo} {_all_parts(ggufs[0])} --local-dir .",
             code="hub-gguf",
         )
     raise SourceError(
         f"{repo} holds no model: neither model.safetensors nor {MODEL_XML} is there", code="weights-missing"
     )
+
+
+def _all_parts(name: str) -> str:
+    """What `hf download` needs of a GGUF file: its name, or a pattern for all the parts that it was cut into."""
+    pattern = re.sub(r"-\d{5}-of-(\d{5}\.gguf)$", r"-*-of-\1", name, flags=re.IGNORECASE)
+    return name if pattern == name else f"--include '{pattern}'"
 
 
 def _check_config(repo: str, commit: str, trust_remote_code: bool) -> None:

@@ -154,6 +154,7 @@ def test_tokenizer_alone_in_the_cache_is_no_model(hub: loopback.Hub, checkpoint:
         ({"model": REPO}, {"HF_ENDPOINT": "http://127.0.0.1:9"}, "hub-unreachable", r"127.0.0.1:9 \(.*HF_ENDPOINT"),
         ({"model": "arcee-ai/pickled"}, {}, "weights-pickled", r"^arcee-ai/pickled has .*\(pytorch_model.bin\)"),
         ({"model": "arcee-ai/ggufs"}, {}, "hub-gguf", r"fetch one and name it: hf download arcee-ai/ggufs a.gguf"),
+        ({"model": "arcee-ai/split"}, {}, "hub-gguf", r"arcee-ai/split --include 'q/a-\*-of-00002.gguf' --local-dir"),
         ({"model": "arcee-ai/other"}, {}, "architecture-unsupported", r"^architecture BertModel of arcee-ai/other"),
         ({"model": "arcee-ai/empty"}, {}, "weights-missing", r"^arcee-ai/empty holds no model"),
         ({"model": "bad--name/x"}, {}, "hub-id-invalid", r"^'bad--name/x' is no Hub id \(.*; give org/name$"),
@@ -168,6 +169,7 @@ def test_tokenizer_alone_in_the_cache_is_no_model(hub: loopback.Hub, checkpoint:
         "refused",
         "pickles",
         "gguf-only",
+        "gguf-split",
         "architecture",
         "empty",
         "no-id",
@@ -187,6 +189,7 @@ def test_hub_error_is_one_line_with_advice(
     config = (tiny_checkpoint / "config.json").read_bytes()
     hub.repos["arcee-ai/pickled"] = loopback.Repo({"config.json": config, "pytorch_model.bin": b"\x80"})
     hub.repos["arcee-ai/ggufs"] = loopback.Repo({"README.md": b"", "a.gguf": b"GGUF"})
+    hub.repos["arcee-ai/split"] = loopback.Repo({f"q/a-0000{n}-of-00002.gguf": b"GGUF" for n in (1, 2)})
     hub.repos["arcee-ai/empty"] = loopback.Repo({"README.md": b""})
     other = b'{"architectures": ["BertModel"]}'
     hub.repos["arcee-ai/other"] = loopback.Repo({"config.json": other, WEIGHTS: b"0" * 99})
