@@ -122,6 +122,9 @@ def build(job: Job) -> Converted:
         tokenizer = write_tokenizer(job.checkpoint, job.output, trust_remote_code=job.trust_remote_code)
         source_tokenizer.check_rows(tokenizer, int(read_config(job.checkpoint)["vocab_size"]), job.checkpoint.name)
         checks: dict[str, Any] = {}
+        if job.prove:
+            # Before the work of minutes: tokenizer and template are final.
+            checks = verify.tokenizer_equal(job.checkpoint, job.output, trust_remote_code=job.trust_remote_code)
         if job.prove and job.adapters:
             emit(Step("merging"))
             checks["adapters"] = _compare_merge(job)
@@ -147,10 +150,7 @@ def build(job: Job) -> Converted:
         compression["notes"] = [*notes, *compression.get("notes", [])]
     if job.prove:
         emit(Step("verifying"))
-        reference = job.reference if job.reference.exists() else None
-        checks |= verify.measure(
-            job.checkpoint, job.output, reference=reference, trust_remote_code=job.trust_remote_code
-        )
+        checks["compression"] = verify.compression_cost(job.output / MODEL_XML, job.reference)
     return Converted(compression, checks, generation)
 
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ExportError, GenerationError, last_line
 from ..model_dir.geometry import Geometry
 from ..model_dir.inference import ir_logits
-from ..model_dir.manifest import MODEL_XML
 from ..model_dir.model_directory import read_config
 from ..quantization.cost import cost
 from ..runtime.chat_template import ChatTemplate
@@ -30,7 +29,7 @@ __all__ = [
     "compression_cost",
     "judge",
     "logits_equal",
-    "measure",
+    "prebuilt_checks",
     "save_reference",
     "source_logits",
     "tokenizer_equal",
@@ -48,26 +47,12 @@ BYTE_TOKEN = "<0x0A>"
 CONTROL_TOKENS = 32
 
 
-def measure(
-    checkpoint: Path, model_dir: Path, *, reference: Path | None, trust_remote_code: bool = False
-) -> dict[str, Any]:
-    """All that is checked once a model directory has its final weights: tokenizer, template, cost of compression.
-
-    Args:
-        checkpoint: Hugging Face checkpoint folder.
-        model_dir: Model directory.
-        reference: File that `save_reference` wrote; None where the source did not fit in memory.
-        trust_remote_code: Let transformers run the checkpoint's own code.
-    """
-    checks = tokenizer_equal(checkpoint, model_dir, trust_remote_code=trust_remote_code)
-    if checkpoint == model_dir:
-        # An OpenVINO model that is taken as it is: nothing has looked at its tokenizer before.
-        rows = int(read_config(model_dir)["vocab_size"])
-        source_tokenizer.check_rows(source_tokenizer.load(model_dir), rows, model_dir.name)
-    if reference is None:
-        checks["compression"] = {"skipped": "the uncompressed model does not fit in memory"}
-    else:
-        checks["compression"] = compression_cost(model_dir / MODEL_XML, reference)
+def prebuilt_checks(model_dir: Path) -> dict[str, Any]:
+    """What can be checked of an OpenVINO model that is taken as it is: its tokenizer and its template."""
+    checks = tokenizer_equal(model_dir, model_dir)
+    # Nothing has looked at its tokenizer before.
+    rows = int(read_config(model_dir)["vocab_size"])
+    source_tokenizer.check_rows(source_tokenizer.load(model_dir), rows, model_dir.name)
     return checks
 
 
@@ -406,8 +391,10 @@ def save_reference(model: Any, ids: Sequence[int], path: Path) -> None:
 
 
 def compression_cost(ir: Path, reference: Path) -> dict[str, Any]:
-    """`cost.cost` of a compressed IR against the logits that `save_reference` wrote."""
+    """`cost.cost` of a compressed IR against the logits that `save_reference` wrote, if the source fitted in memory."""
     import numpy as np
 
+    if not reference.exists():
+        return {"skipped": "the uncompressed model does not fit in memory"}
     with np.load(reference) as saved:
         return cost(ir, saved["ids"].tolist(), saved["logits"])
