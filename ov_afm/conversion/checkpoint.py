@@ -22,6 +22,7 @@ __all__ = [
     "SUPPORTED",
     "StoredTensor",
     "check_config",
+    "check_quantization_files",
     "check_tokenizer",
     "find_weights",
     "license_files",
@@ -195,7 +196,7 @@ def find_weights(folder: Path, *, allow_pickle: bool = False) -> tuple[Path, ...
         SourceError: There are none, or it is unclear which they are; one is missing or damaged; they are quantized; or
             only pickles exist and are not allowed.
     """
-    _check_quantization_files(folder)
+    check_quantization_files(folder, folder)
     found = _found(folder, SAFETENSORS) or _found(folder, PICKLE)
     if (folder / "adapter_config.json").exists():
         raise _adapter(folder, beside_a_model=bool(found))
@@ -265,14 +266,23 @@ def _listed(index: Path) -> list[str]:
     return names
 
 
-def _check_quantization_files(folder: Path) -> None:
+def check_quantization_files(folder: Path, where: object) -> None:
+    """Refuse a checkpoint that a file beside its weights calls quantized.
+
+    Args:
+        folder: The checkpoint; its weights need not be there.
+        where: What to call the model in messages.
+
+    Raises:
+        SourceError: There is such a file.
+    """
     for name, keys in QUANTIZATION_FILES.items():
         if (folder / name).is_file():
             value: Any = read_json(folder / name)
             for key in keys:
                 value = value.get(key) if isinstance(value, dict) else None
             if value is not None:
-                raise _quantized(folder, f"{name} says {keys[-1]} {value}")
+                raise _quantized(where, f"{name} says {keys[-1]} {value}")
 
 
 def _check_unpacked(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:

@@ -92,7 +92,7 @@ def fetch(
         files: dict[str, Any] = {sibling.rfilename: sibling for sibling in info.siblings or ()}
         names = _needed_files(repo, files, allow_pickle, trust_remote_code)
         if MODEL_XML not in names:
-            _check_config(repo, commit, trust_remote_code)
+            _check_config(repo, commit, names, trust_remote_code)
         path = _download(repo, commit, [files[name] for name in names], progress)
         _remember(path, revision or constants.DEFAULT_REVISION)
         expected = {name: files[name].lfs.sha256 for name in names if files[name].lfs}
@@ -142,18 +142,22 @@ def _all_parts(name: str) -> str:
     return name if pattern == name else f"--include '{pattern}'"
 
 
-def _check_config(repo: str, commit: str, trust_remote_code: bool) -> None:
-    """Refuse a model by its configuration, before gigabytes are fetched."""
+def _check_config(repo: str, commit: str, names: Sequence[str], trust_remote_code: bool) -> None:
+    """Refuse a model by its configurations, before gigabytes are fetched."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        config = checkpoint.read_json(Path(hf_hub_download(repo, "config.json", revision=commit)))
+        path = Path(hf_hub_download(repo, "config.json", revision=commit))
+        config = checkpoint.read_json(path)
     except EntryNotFoundError as error:
         raise SourceError(
             f"{repo} is no checkpoint: config.json is missing; name a repository of a model", code="config-missing"
         ) from error
     checkpoint.check_config(config, repo, trust_remote_code=trust_remote_code)
+    for name in checkpoint.QUANTIZATION_FILES.keys() & set(names):
+        hf_hub_download(repo, name, revision=commit)
+    checkpoint.check_quantization_files(path.parent, repo)
 
 
 def _download(repo: str, commit: str, files: Sequence[Any], progress: Progress | None) -> Path:

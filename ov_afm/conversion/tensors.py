@@ -228,9 +228,9 @@ def _check_frequencies(where: str, stored: Mapping[str, Any], model: Any) -> Non
         count = len(value)
         theta = model.config.rope_parameters["rope_theta"]
         plain = theta ** -(torch.arange(count) / count)
-        # 8 bits of mantissa are what a bfloat16 of them holds.
+        # What a bfloat16 of them holds, and what the smallest step of a float16 does.
         if not any(
-            len(each) == count and torch.allclose(value.float(), each.float(), rtol=2**-7)
+            len(each) == count and torch.allclose(value.float(), each.float(), rtol=2**-7, atol=2**-24)
             for each in (plain, model.model.rotary_emb.inv_freq)
         ):
             raise SourceError(

@@ -156,6 +156,7 @@ def test_tokenizer_alone_in_the_cache_is_no_model(hub: loopback.Hub, checkpoint:
         ({"model": "arcee-ai/ggufs"}, {}, "hub-gguf", r"fetch one and name it: hf download arcee-ai/ggufs a.gguf"),
         ({"model": "arcee-ai/split"}, {}, "hub-gguf", r"arcee-ai/split --include 'q/a-\*-of-00002.gguf' --local-dir"),
         ({"model": "arcee-ai/other"}, {}, "architecture-unsupported", r"^architecture BertModel of arcee-ai/other"),
+        ({"model": "arcee-ai/fp8"}, {}, "weights-quantized", r"^weights of arcee-ai/fp8 are .*quant_algo FP8\)"),
         ({"model": "arcee-ai/empty"}, {}, "weights-missing", r"^arcee-ai/empty holds no model"),
         ({"model": "bad--name/x"}, {}, "hub-id-invalid", r"^'bad--name/x' is no Hub id \(.*; give org/name$"),
     ],
@@ -171,6 +172,7 @@ def test_tokenizer_alone_in_the_cache_is_no_model(hub: loopback.Hub, checkpoint:
         "gguf-only",
         "gguf-split",
         "architecture",
+        "quantized",
         "empty",
         "no-id",
     ],
@@ -192,6 +194,8 @@ def test_hub_error_is_one_line_with_advice(
     hub.repos["arcee-ai/split"] = loopback.Repo({f"q/a-0000{n}-of-00002.gguf": b"GGUF" for n in (1, 2)})
     hub.repos["arcee-ai/empty"] = loopback.Repo({"README.md": b""})
     other = b'{"architectures": ["BertModel"]}'
+    quantized = {"config.json": config, "hf_quant_config.json": b'{"quantization": {"quant_algo": "FP8"}}'}
+    hub.repos["arcee-ai/fp8"] = loopback.Repo({**quantized, WEIGHTS: b"0" * 99})
     hub.repos["arcee-ai/other"] = loopback.Repo({"config.json": other, WEIGHTS: b"0" * 99})
     with pytest.raises(SourceError, match=message) as raised:
         hub.client(tmp_path, **env).run(resolve, **options)

@@ -93,3 +93,12 @@ def test_head_of_its_own_is_no_embedding(source: Path) -> None:
     crafted.checkpoint(source, tie_word_embeddings=True)
     loaded = tensors.load(source)
     assert (loaded.model.config.tie_word_embeddings, loaded.notes) == (True, [])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounded_frequencies_are_those_of_the_configuration(tmp_path: Path, dtype: Any) -> None:
+    source = tmp_path / "source"
+    crafted.checkpoint(source, rope_parameters={"rope_type": "default", "rope_theta": 1e6}, head_dim=64)
+    frequencies = (1e6 ** -(torch.arange(32) / 32)).to(dtype)
+    crafted.edit_tensors(source, {"model.layers.0.self_attn.rotary_emb.inv_freq": frequencies})
+    assert tensors.load(source).notes == []
