@@ -59,7 +59,7 @@ def check_lock(size: int) -> None:
             code="lock-unavailable",
         )
     # Pages that nobody touches count towards the limit, and take no memory.
-    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as probe:
+    with contextlib.suppress(OSError), mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as probe:
         _lock(_address(probe), size, MLOCK_ONFAULT)
 
 
@@ -94,8 +94,13 @@ def lock_own_memory() -> int:
     total = 0
     for begin, end in PRIVATE_MEMORY.findall(MAPS.read_text(encoding="utf-8")):
         start, size = int(begin, 16), int(end, 16) - int(begin, 16)
-        _lock(start, size, MLOCK_ONFAULT)
-        total += size
+        try:
+            _lock(start, size, MLOCK_ONFAULT)
+            total += size
+        except DeviceError:
+            # Another thread may have freed it meanwhile.
+            if f"{begin}-{end} " in MAPS.read_text(encoding="utf-8"):
+                raise
     return total
 
 

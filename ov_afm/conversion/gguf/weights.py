@@ -143,6 +143,7 @@ def convert(path: Path, folder: Path, on_bytes: OnBytes = lambda *_: None) -> No
             "free some space, or set OV_AFM_CACHE to a folder on a larger disk",
             code="disk-full",
         )
+    _check_shapes(path.name, weights, config)
     _write_weights(folder / "model.safetensors", weights, config, dtype, lambda size: on_bytes(size, needed))
     license_id = fields.get("general.license")
     if license_id:
@@ -162,6 +163,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         own, found = _read_file(file)
         fields = fields or own
         count, number = own.get("split.count", 1), own.get("split.no", 0)
+        if not (isinstance(count, int) and isinstance(number, int)):
+            raise SourceError(f"split.count of {file.name} is {count!r}; fetch the file again", code="gguf-split")
         if max(count, 1) != len(files) or number != index:
             raise SourceError(
                 f"{file.name} says that it is part {number + 1} of {count}, and its name says another; give the parts "
@@ -218,6 +221,31 @@ def _renamed(file: str, arch: str, tensors: Mapping[str, Any], fields: Mapping[s
         problem = f"lacks tensor {missing[0]}" if missing else f"has tensor {unknown[0]}, which has no place in {arch}"
         raise SourceError(f"{file} {problem}; use the safetensors model", code="gguf-tensors")
     return {names[name]: tensor for name, tensor in tensors.items() if name in names}
+
+
+def _check_shapes(file: str, tensors: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse tensors whose sizes are not those that the metadata names."""
+    hidden, inner, head_dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    queries, keys = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+    shapes = {
+        "q_proj": (queries, hidden),
+        "k_proj": (keys, hidden),
+        "v_proj": (keys, hidden),
+        "o_proj": (hidden, queries),
+        "gate_proj": (inner, hidden),
+        "up_proj": (inner, hidden),
+        "down_proj": (hidden, inner),
+        "embed_tokens": (config["vocab_size"], hidden),
+        "lm_head": (config["vocab_size"], hidden),
+    }
+    for name, tensor in tensors.items():
+        found = tuple(int(size) for size in reversed(tensor.shape))
+        expected = shapes.get(name.split(".")[-2], (hidden,))
+        if found != expected:
+            raise SourceError(
+                f"{tensor.name} of {file} has sizes {found}, and its metadata says {expected}; fetch the file again",
+                code="gguf-tensors",
+            )
 
 
 def _dtype(count: int, tensors: Iterable[Any]) -> str:
