@@ -19,7 +19,7 @@ from ov_afm.errors import ConfigError, ExtensionError, OVAFMError
 from ov_afm.kernels import extension, graph, pack, profile, select
 from ov_afm.model_dir import manifest
 from ov_afm.model_dir.inference import EXACT, decoder_inputs, input_names
-from ov_afm.model_dir.model_directory import PACKED_FOLDER
+from ov_afm.model_dir.model_directory import PACKED_FOLDER, ModelDirectory
 from ov_afm.quantization.calibration import PACKAGED_TEXT
 
 pytestmark = [pytest.mark.native, pytest.mark.usefixtures("library")]
@@ -241,6 +241,20 @@ def test_a_failed_run_leaves_no_half_model(plain: Path, tmp_path: Path, monkeypa
     with pytest.raises(OVAFMError, match="differs"):
         pack.transform(model)
     assert not (model / PACKED_FOLDER).exists()
+
+
+def test_killed_before_the_manifest_is_written_the_model_stays_whole(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pack, "_note", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pack.transform(copy, threshold=0.01)
+    # The new packed model is there, and the manifest lists no files of the old one.
+    assert ModelDirectory.open(copy, hashes=True).manifest is not None
+    assert (copy / PACKED_FOLDER / "openvino_model.xml").exists()
 
 
 def test_no_manifest_is_invented_for_a_directory_without_one(plain: Path, tmp_path: Path) -> None:
