@@ -33,8 +33,8 @@ class OwnedActivations : public Activations {
   OwnedActivations(const Kernels& kernels, size_t inputs_, size_t group_, size_t tokens_, int bits)
       : units_(tokens_ * inputs_ * static_cast<size_t>(bits) / 32 + kBehind),
         scales_(tokens_ * 2 * ((inputs_ + group_ - 1) / group_)),
-        sums_(tokens_ * 2 * ((inputs_ + group_ - 1) / group_)) {
-    units = units_.data(), scales = scales_.data(), sums = sums_.data();
+        offsets_(tokens_ * 2 * ((inputs_ + group_ - 1) / group_)) {
+    units = units_.data(), scales = scales_.data(), offsets = offsets_.data();
     inputs = inputs_, group = group_, tokens = tokens_;
     words = bits == 16 && kernels.words, planes = bits == 16 && !words ? 2 : 1;
   }
@@ -42,7 +42,7 @@ class OwnedActivations : public Activations {
  private:
   Buffer<int32_t> units_;
   Buffer<float> scales_;
-  Buffer<int32_t> sums_;
+  Buffer<float> offsets_;
 };
 
 // Inputs that are quantized together: for 8 bits as few as stock OpenVINO takes, which is what its fidelity needs.

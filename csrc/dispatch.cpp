@@ -130,7 +130,7 @@ const Kernels& best_kernels() {
 }
 
 int default_activation_bits(const Kernels& kernels, size_t tokens) {
-  return tokens == 1 || kernels.words ? 16 : 8;
+  return tokens == 1 || tokens >= kernels.wide || kernels.words ? 16 : 8;
 }
 
 }  // namespace relu2

@@ -66,6 +66,9 @@ inline M512i srli_epi16(const M512i& a, int bits) {
 inline M512i slli_epi16(const M512i& a, int bits) {
   return {_mm256_slli_epi16(a.low, bits), _mm256_slli_epi16(a.high, bits)};
 }
+inline M512i slli_epi32(const M512i& a, int bits) {
+  return {_mm256_slli_epi32(a.low, bits), _mm256_slli_epi32(a.high, bits)};
+}
 inline M512i cvtepu8_epi32(__m128i a) {
   return {_mm256_cvtepu8_epi32(a), _mm256_cvtepu8_epi32(_mm_srli_si128(a, 8))};
 }
@@ -136,7 +139,7 @@ inline void tile_stored(int from, void* base, size_t stride) {
   for (size_t r = 0; r < t.rows[from]; r++)
     std::memcpy(static_cast<uint8_t*>(base) + r * stride, t.data[from][r], t.row_bytes[from]);
 }
-// TDPBSUD, TDPBUSD: c[m][n] += the four bytes of a[m][k] (signed, unsigned) times those of b[k][n] (unsigned, signed)
+// TDPBSSD, TDPBUSD: c[m][n] += the four bytes of a[m][k] (signed, unsigned) times those of b[k][n] (signed)
 template <class A, class B>
 void tile_dp(int c, int a, int b) {
   Tiles& t = tiles();
@@ -165,7 +168,7 @@ void tile_dp(int c, int a, int b) {
 #undef _tile_zero
 #undef _tile_loadd
 #undef _tile_stored
-#undef _tile_dpbsud
+#undef _tile_dpbssd
 #undef _tile_dpbusd
 #define __m512i emulated::M512i
 #define __m512 emulated::M512
@@ -181,6 +184,7 @@ void tile_dp(int c, int a, int b) {
 #define _mm512_srli_epi16 emulated::srli_epi16
 #define _mm512_xor_si512 emulated::xor_si512
 #define _mm512_slli_epi16 emulated::slli_epi16
+#define _mm512_slli_epi32 emulated::slli_epi32
 #define _mm512_unpacklo_epi8 emulated::unpacklo_epi8
 #define _mm512_unpackhi_epi8 emulated::unpackhi_epi8
 #define _mm512_unpacklo_epi16 emulated::unpacklo_epi16
@@ -198,5 +202,5 @@ void tile_dp(int c, int a, int b) {
 #define _tile_zero emulated::tile_zero
 #define _tile_loadd emulated::tile_loadd
 #define _tile_stored emulated::tile_stored
-#define _tile_dpbsud emulated::tile_dp<int8_t, uint8_t>
+#define _tile_dpbssd emulated::tile_dp<int8_t, int8_t>
 #define _tile_dpbusd emulated::tile_dp<uint8_t, int8_t>

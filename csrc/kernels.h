@@ -12,19 +12,22 @@ namespace relu2 {
 // while the weights pass, and 64 is enough for arithmetic to outweigh reading the weights again.
 constexpr size_t kChunk = 64;
 
+// Slots that a matrix unit takes at a time.
+constexpr size_t kMatrixSlots = 16;
+
 // Quantized activations. An 8-bit token is one row of bytes. A 16-bit token is two where there is a dot product of bytes:
-// a value is high * 254 + low for signed bytes and high * 256 + low for unsigned ones, which is exact. Elsewhere it is
+// a value is high * 256 + low, which is exact. Elsewhere it is
 // one row of 16-bit words. Rows are "slots"; slot s belongs to token s / planes.
 //
 // Every 32-bit "unit" holds four consecutive inputs of one slot as bytes, or as words the first and third of them, and
 // the next unit the other two. Slots are grouped in tiles (see Tiles). Group g
 // of the tile that begins at slot t is at units[g * slots * (units of a whole group) + t * u], where u is the number of units of a slot
-// in that group, ordered [unit][slot of the tile]; for a matrix unit it is [slot of the tile][unit]. Scales and sums are
-// [group][slot].
+// in that group, ordered [unit][slot of the tile]; for a matrix unit it is [slot of the tile][unit]. Scales and offsets
+// are [group][slot].
 struct Activations {
   int32_t* units = nullptr;
   float* scales = nullptr;  // one per `group` inputs; zero where all of them are
-  int32_t* sums = nullptr;  // of the quantized values of a group, for the zero points
+  float* offsets = nullptr;  // sums of the values of a group as they were rounded, for the zero points
   size_t inputs = 0;        // padded
   size_t group = 0;
   size_t tokens = 0;
@@ -35,19 +38,26 @@ struct Activations {
   RELU2_INLINE size_t slots() const { return tokens * planes; }
   RELU2_INLINE size_t group_units(size_t g) const {
     const size_t begin = g * group;
-    return ((begin + group < inputs ? begin + group : inputs) - begin) / (words ? 2 : 4);
+    return ((begin + group < inputs ? begin + group : inputs) - begin) >> (words ? 1 : 2);
   }
   RELU2_INLINE int32_t* at(size_t g, size_t slot) const {
-    return units + g * slots() * (group / (words ? 2 : 4)) + slot * group_units(g);
+    return units + g * slots() * (group >> (words ? 1 : 2)) + slot * group_units(g);
   }
 };
 
-// Slots in tiles of balanced widths, `widest` at most: 8 slots in tiles of 6 are 4 + 4, 16 are 6 + 5 + 5.
+// Slots in tiles of balanced widths, `widest` at most: 8 slots in tiles of 6 are 4 + 4, 16 are 5 + 5 + 6. Tiles of a
+// matrix unit are full but for the last, so that both planes of a token are in one.
 struct Tiles {
-  size_t slots, count;
+  size_t slots, count, width, narrow;  // the first `narrow` tiles have that width, the others one more
 
-  RELU2_INLINE Tiles(size_t slots_, size_t widest) : slots(slots_), count((slots_ + widest - 1) / widest) {}
-  RELU2_INLINE size_t begin(size_t i) const { return slots * i / count; }
+  RELU2_INLINE Tiles(size_t slots_, size_t widest)
+      : slots(slots_), count((slots + widest - 1) / widest), width(widest), narrow(count) {
+    if (widest < kMatrixSlots && count > 0) width = slots / count, narrow = count - slots % count;
+  }
+  RELU2_INLINE size_t begin(size_t i) const {
+    const size_t slot = i * width + (i > narrow ? i - narrow : 0);
+    return slot < slots ? slot : slots;
+  }
 };
 
 // Cache lines of the phase that comes next, fetched a few at a time while the present one computes, so that memory
@@ -70,6 +80,7 @@ struct Kernels {
   size_t few;   // slots that are computed straight from packed weights, in one tile
   size_t tile;  // widest tile of more slots
   size_t rows;  // the number of rows that `down` takes is a multiple of it where there are more slots, else of 4
+  size_t wide;  // from so many tokens on, 16-bit activations in large groups take less time than 8-bit ones in small
 
   // Quantizes the tokens of a tile that begins at `slot`: rows of `x` to signed bytes; false if a value is not finite.
   bool (*quantize)(const float* x, size_t stride, size_t size, const Activations& to, size_t slot, size_t width);

@@ -30,8 +30,10 @@ bool emulation_is_exact(const uint8_t (&bytes)[96]) {
   };
   // The tile's product of a row of four bytes with columns is the dot product with the row in every lane.
   const __m256i row = _mm256_broadcastd_epi32(_mm256_castsi256_si128(b));
-  return same(emulated::dpbusd(src, a, b), sum) &&
-         same(tile(emulated::tile_dp<int8_t, uint8_t>), emulated::dpbusd(src, a, row)) &&
+  const __m256i top = _mm256_set1_epi8(-128);  // a signed byte is an unsigned one, of which the top bit is flipped, less 128
+  const __m256i both_signed = _mm256_sub_epi32(emulated::dpbusd(src, _mm256_xor_si256(a, top), row),
+                                               emulated::dpbusd(_mm256_setzero_si256(), top, row));
+  return same(emulated::dpbusd(src, a, b), sum) && same(tile(emulated::tile_dp<int8_t, int8_t>), both_signed) &&
          same(tile(emulated::tile_dp<uint8_t, int8_t>), emulated::dpbusd(src, row, a));
 }
 

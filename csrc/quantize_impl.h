@@ -41,9 +41,8 @@ RELU2_INLINE int32_t round_to_int(float x) {
   return static_cast<int32_t>(b.u - 0x4b400000u);
 }
 
-// Levels of signed values: one byte, or two bytes of -127..127 of which the higher counts 254 (one level more would
-// round the higher one to 128).
-constexpr float kSigned8 = 127, kHigh = 254, kSigned16 = 127 * kHigh + 126;
+// Levels of signed values: one byte, or two bytes of which the higher counts 256.
+constexpr float kSigned8 = 127, kSigned16 = 127 * 256 + 127;
 // Levels of unsigned values.
 constexpr float kUnsigned8 = 255, kUnsigned16 = 65535;
 // Levels of 16-bit words, signed for both.
@@ -81,21 +80,18 @@ bool quantize(const float* x, size_t stride, size_t size, const Activations& to,
       alignas(64) uint8_t bytes[kMaxGroup] = {};
       int32_t q[kMaxGroup] = {}, sum = 0;
       if (step.scale > 0) {
-        if (to.planes == 1) {
-          for (size_t i = 0; i < valid; i++) q[i] = round_to_int(row[i] * step.inverse);
-        } else if (s % 2 == 0) {
-          for (size_t i = 0; i < valid; i++) q[i] = round_to_int(round_to_int(row[i] * step.inverse) * (1 / kHigh));
-        } else {
+        for (size_t i = 0; i < valid; i++) q[i] = round_to_int(row[i] * step.inverse);
+        if (to.planes == 2)
           for (size_t i = 0; i < valid; i++) {
-            const int32_t whole = round_to_int(row[i] * step.inverse);
-            q[i] = whole - 254 * round_to_int(whole * (1 / kHigh));
+            const int32_t low = static_cast<int8_t>(q[i]);
+            q[i] = s % 2 ? low : (q[i] - low) >> 8;
           }
-        }
         for (size_t i = 0; i < kMaxGroup; i++) bytes[i] = static_cast<uint8_t>(q[i]), sum += q[i];
       }
       to.words ? store_words(q, n, tile, s - slot, width) : store_slot<kRows>(bytes, n / 4, tile, s - slot, width);
-      to.scales[group * to.slots() + s] = to.planes == 2 && s % 2 == 0 ? step.scale * kHigh : step.scale;
-      to.sums[group * to.slots() + s] = sum;
+      const float scale = to.planes == 2 && s % 2 == 0 ? step.scale * 256 : step.scale;
+      to.scales[group * to.slots() + s] = scale;
+      to.offsets[group * to.slots() + s] = scale * static_cast<float>(sum);
     }
   }
   return finite;
@@ -145,7 +141,7 @@ void squares(const float* z, size_t stride, float threshold, const uint8_t* rows
         store_slot<kRows>(bytes, n / 4, to.at(0, slot), s - slot, width);
       }
       to.scales[s] = to.words ? step.scale : step.scale * unit_scale * (shift ? 256.f : 1.f);
-      to.sums[s] = sum;
+      to.offsets[s] = to.scales[s] * static_cast<float>(sum);
     }
   }
 }

@@ -7,26 +7,26 @@
 
 namespace {
 
-// The numbers of tile registers must be literals. Either activations are unsigned and weights signed, or the reverse.
-#define RELU2_ADD_VECTOR(n)               \
-  _tile_loadd(5, w + n * 64, kVectors * 64); \
-  if (kSigned)                            \
-    _tile_dpbusd(n, 4, 5);                \
-  else                                    \
-    _tile_dpbsud(n, 4, 5)
+// The numbers of tile registers must be literals. Weights are signed, and activations but for squares.
+#define RELU2_ADD_VECTOR(n, b)              \
+  if (kSquares)                             \
+    _tile_dpbusd(n, 4, b);                  \
+  else                                      \
+    _tile_dpbssd(n, 4, b)
 
 struct Amx : Avx512Vnni {
   static constexpr bool kMatrix = true;
 
-  // Shapes of the tile registers in the CPU's format: four of 16 x 16 sums, one of 16 slots, one of 16 outputs.
+  // Shapes of the tile registers in the CPU's format: four of 16 x 16 sums, one of 16 slots, three of
+  // 16 outputs in turns.
   struct alignas(64) Shapes {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t row_bytes[16];
     uint8_t rows[16];
 
     constexpr explicit Shapes(int inputs)
-        : row_bytes{64, 64, 64, 64, static_cast<uint16_t>(inputs), 64},
-          rows{16, 16, 16, 16, 16, static_cast<uint8_t>(inputs / 4)} {}
+        : row_bytes{64, 64, 64, 64, static_cast<uint16_t>(inputs), 64, 64, 64},
+          rows{16, 16, 16, 16, 16, static_cast<uint8_t>(inputs / 4), static_cast<uint8_t>(inputs / 4), static_cast<uint8_t>(inputs / 4)} {}
   };
 
   // The unit, in shape for quantization groups of so many units, a multiple of 8.
@@ -41,7 +41,7 @@ struct Amx : Avx512Vnni {
     Unit& operator=(const Unit&) = delete;
 
     // Sums of 16 slots [slot][unit] with decoded weights [unit][vector].
-    template <bool kSigned>
+    template <bool kSquares>
     RELU2_INLINE void multiply(const uint8_t* weights, const int32_t* x, int32_t (*sums)[16][16]) const {
       __asm__ volatile("" ::: "memory");  // GCC does not know that tiles are loaded from memory
       _tile_zero(0);
@@ -51,10 +51,14 @@ struct Amx : Avx512Vnni {
       for (size_t u = 0; u < units_; u += step_) {
         const uint8_t* w = weights + u * kVectors * 64;
         _tile_loadd(4, x + u, units_ * 4);
-        RELU2_ADD_VECTOR(0);
-        RELU2_ADD_VECTOR(1);
-        RELU2_ADD_VECTOR(2);
-        RELU2_ADD_VECTOR(3);
+        _tile_loadd(5, w, kVectors * 64);
+        _tile_loadd(6, w + 64, kVectors * 64);
+        _tile_loadd(7, w + 128, kVectors * 64);
+        RELU2_ADD_VECTOR(0, 5);
+        _tile_loadd(5, w + 192, kVectors * 64);
+        RELU2_ADD_VECTOR(1, 6);
+        RELU2_ADD_VECTOR(2, 7);
+        RELU2_ADD_VECTOR(3, 5);
       }
       _tile_stored(0, sums[0], 64);
       _tile_stored(1, sums[1], 64);

@@ -35,6 +35,11 @@ struct Avx2 {
   static constexpr int kNibble = 1;
 #endif
   static constexpr bool kMatrix = false;
+  struct alignas(32) Constant {
+    uint64_t v[4];
+  };
+  static constexpr Constant kLowNibbles = {{0x0f0f0f0f0f0f0f0f, 0x0f0f0f0f0f0f0f0f, 0x0f0f0f0f0f0f0f0f, 0x0f0f0f0f0f0f0f0f}};
+  static constexpr Constant kOnes = {{0x0001000100010001, 0x0001000100010001, 0x0001000100010001, 0x0001000100010001}};
   using I = __m256i;
   using F = __m256;
 
@@ -54,6 +59,32 @@ struct Avx2 {
   static I unpack_lo16(I a, I b) { return _mm256_unpacklo_epi16(a, b); }
   static I unpack_hi16(I a, I b) { return _mm256_unpackhi_epi16(a, b); }
 
+  // Constants that stay in memory, for they would take one of 16 registers; and sums that stay in their register, where
+  // GCC otherwise copies them around and spills some.
+  RELU2_INLINE static I low_nibbles(I v) {
+#if defined(_MSC_VER) || defined(RELU2_EMULATE)
+    return bit_and(v, _mm256_set1_epi8(0x0f));
+#else
+    __asm__("vpand %1, %0, %0" : "+x"(v) : "m"(kLowNibbles));
+    return v;
+#endif
+  }
+  RELU2_INLINE static I pair_sums(I v) {
+#if defined(_MSC_VER) || defined(RELU2_EMULATE)
+    return _mm256_madd_epi16(v, _mm256_set1_epi16(1));
+#else
+    __asm__("vpmaddwd %1, %0, %0" : "+x"(v) : "m"(kOnes));
+    return v;
+#endif
+  }
+  RELU2_INLINE static I plus(I acc, I v) {
+#if defined(_MSC_VER) || defined(RELU2_EMULATE)
+    return _mm256_add_epi32(acc, v);
+#else
+    __asm__("vpaddd %1, %0, %0" : "+x"(acc) : "x"(v));
+    return acc;
+#endif
+  }
   static I bit_xor(I a, I b) { return _mm256_xor_si256(a, b); }
 #ifdef RELU2_AVXVNNI_PRIMITIVE
   // See Avx512Vnni.
@@ -73,22 +104,21 @@ struct Avx2 {
     __asm__(RELU2_VEX "vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(u), "x"(s));
     return acc;
 #else
-    const I ones = _mm256_set1_epi16(1);
-    if constexpr (kSmall) return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), ones));
+    if constexpr (kSmall) return plus(acc, pair_sums(_mm256_maddubs_epi16(u, s)));
     // maddubs would saturate: even and odd bytes of `u` in turn, widened.
     const I even =
         _mm256_madd_epi16(_mm256_and_si256(u, _mm256_set1_epi16(0xff)), _mm256_srai_epi16(_mm256_slli_epi16(s, 8), 8));
     const I odd = _mm256_madd_epi16(_mm256_srli_epi16(u, 8), _mm256_srai_epi16(s, 8));
-    return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+    return plus(acc, _mm256_add_epi32(even, odd));
 #endif
   }
   // acc + two products of words
-  static I dot_words(I acc, I a, I b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
+  RELU2_INLINE static I dot_words(I acc, I a, I b) { return plus(acc, _mm256_madd_epi16(a, b)); }
   // Two of `dot`; products that fit into 16 bits are added there, so that one widening serves both.
   static constexpr bool kPairs = RELU2_PAIRS;
   RELU2_INLINE static I dot_pair(I acc, I u0, I s0, I u1, I s1) {
     const I sum = _mm256_add_epi16(_mm256_maddubs_epi16(u0, s0), _mm256_maddubs_epi16(u1, s1));
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)));
+    return plus(acc, pair_sums(sum));
   }
   RELU2_INLINE static I keep(I a) {
 #if !defined(_MSC_VER) && !defined(RELU2_EMULATE)

@@ -36,6 +36,7 @@ struct Avx512Vnni {
   static I unpack_lo16(I a, I b) { return _mm512_unpacklo_epi16(a, b); }
   static I unpack_hi16(I a, I b) { return _mm512_unpackhi_epi16(a, b); }
 
+  static I low_nibbles(I v) { return bit_and(v, set1(0x0f0f0f0f)); }
   static I bit_xor(I a, I b) { return _mm512_xor_si512(a, b); }
   // Codes c of 4 bits as signed bytes 16 (c - 8): c ^ 8 is c - 8 in two's complement, and in the high half of a byte it
   // is 16 times that.
@@ -62,6 +63,7 @@ struct Avx512Vnni {
   }
   static I add32(I a, I b) { return _mm512_add_epi32(a, b); }
   static I mul32(I a, I b) { return _mm512_mullo_epi32(a, b); }
+  static I times256(I a) { return _mm512_slli_epi32(a, 8); }
   static I sub32(I a, I b) { return _mm512_sub_epi32(a, b); }
   static I load_u8(const uint8_t* p) {
     return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

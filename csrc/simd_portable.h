@@ -35,6 +35,7 @@ struct Portable {
     for (int i = 0; i < N; i++) r.lane[i] = v;
     return r;
   }
+  static I low_nibbles(I v) { return bit_and(v, set1(0x0f0f0f0f)); }
   static I bit_and(I a, I b) {
     for (int i = 0; i < N; i++) a.lane[i] &= b.lane[i];
     return a;
