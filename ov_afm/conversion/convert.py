@@ -28,7 +28,6 @@ from ..runtime import chat_template, lora
 from ..system.atomic import disk_full_as_error, write_json, write_text
 from ..system.child_process import Progress, Step, emit
 from . import generation_config, merge_adapters, source_tokenizer, verify
-from .gguf.tokenizer import pre_tokenizer
 from .tensors import as_export_error, load
 
 __all__ = ["STEPS", "Converted", "Job", "build"]
@@ -258,6 +257,8 @@ def convertible(tokenizer: Any) -> Any:
     ]
     if steps != [("Digits", True, None), ("ByteLevel", None, True)]:
         return tokenizer
+    from .gguf.tokenizer import pre_tokenizer
+
     equivalent = copy.deepcopy(tokenizer)
     equivalent.backend_tokenizer.pre_tokenizer = pre_tokenizer("smollm")
     return equivalent

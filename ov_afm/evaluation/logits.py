@@ -38,8 +38,9 @@ class IrModel:
 
     Args:
         model_dir: The model directory.
-        runtime_defaults: As `Pipeline` loads it on CPU (KV cache u8, bf16 where the processor has it, ReLU² kernels
-            where packed), instead of at f32, which keeps the runtime's rounding apart from that of the weights.
+        runtime_defaults: With what `Pipeline` sets on CPU (KV cache u8, bf16 where the processor has it) and the ReLU²
+            kernels wherever the model is packed for them, also where `Pipeline` finds the plain model faster; instead
+            of at f32, which keeps the runtime's rounding apart from that of the weights.
 
     Attributes:
         name: Name of its folder.

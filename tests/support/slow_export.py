@@ -25,7 +25,7 @@ def build(job: convert.Job, stop_in: str, ready: Path) -> convert.Converted:
         (job.work / f"{step}.bin").write_bytes(b"x" * 1000)
         if step == stop_in:
             _stop(ready)
-    return convert.Converted({}, {})
+    return convert.Converted({}, {}, {})
 
 
 def _stop(ready: Path) -> None:

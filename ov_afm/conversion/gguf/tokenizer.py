@@ -107,9 +107,22 @@ def write_tokenizer(folder: Path, fields: Mapping[str, Any], name: str, max_leng
     for key, ours in (("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")):
         token_id = fields.get(f"tokenizer.ggml.{key}_token_id")
         if token_id is not None:
+            if type(token_id) is not int or not 0 <= token_id < len(tokens):
+                raise SourceError(
+                    f"{key}_token_id of {name} is {token_id!r}, which is no token of its {len(tokens)}; "
+                    "use the safetensors model",
+                    code="gguf-tokenizer-damaged",
+                )
             config[f"{ours}_token"] = tokens[token_id]
     template = fields.get("tokenizer.chat_template")
-    named = {each: fields.get(f"{NAMED_TEMPLATE}{each}") for each in fields.get("tokenizer.chat_templates", ())}
+    names = fields.get("tokenizer.chat_templates", [])
+    named = {each: fields.get(f"{NAMED_TEMPLATE}{each}") for each in names} if isinstance(names, list) else {"": names}
+    if not all(isinstance(text, str | None) for text in (template, *named.values())) or not all(
+        isinstance(each, str) for each in named
+    ):
+        raise SourceError(
+            f"a chat template of {name} is no text; use the safetensors model", code="gguf-tokenizer-damaged"
+        )
     if named:
         named |= {"default": template} if template else {}
         config["chat_template"] = [{"name": each, "template": text} for each, text in named.items()]
