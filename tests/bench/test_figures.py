@@ -58,8 +58,7 @@ def test_documents_say_what_the_records_say() -> None:
     again = "run: python benchmarks/figures.py"
     assert (records.ROOT / "docs" / "speed.md").read_text(encoding="utf-8") == figures.page(recorded), again
     readme = (records.ROOT / "README.md").read_text(encoding="utf-8")
-    if figures.BEGIN in readme:
-        assert readme == figures.with_table(readme, figures.short(recorded)), again
+    assert readme == figures.with_table(readme, figures.short(recorded)), again
 
 
 def test_each_cpu_is_a_column_and_a_loss_is_bold() -> None:
