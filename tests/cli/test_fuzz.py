@@ -31,6 +31,8 @@ from ov_afm.errors import OVAFMError
 from ov_afm.model_dir import manifest
 from ov_afm.system.child_process import ChildProcess
 
+pytestmark = pytest.mark.slow
+
 SECONDS = float(os.environ.get("OV_AFM_FUZZ_SECONDS", "0"))
 # Time for one command in the suite, and the most examples in it.
 SUITE_S, EXAMPLES = 0.8, 120

@@ -18,6 +18,8 @@ from ov_afm.conversion import merge_adapters
 from ov_afm.errors import ConfigError, SourceError
 from ov_afm.runtime import lora
 
+pytestmark = pytest.mark.slow
+
 IDS = [(7 * i * i + 3 * i + 11) % 500 for i in range(1, 41)]
 HEAD = f"{lora.PREFIX}lm_head.weight"
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
