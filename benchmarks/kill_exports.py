@@ -34,8 +34,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from program import check_counts, program
 
-from ov_afm.errors import OVAFMError
+from ov_afm.errors import ConfigError, OVAFMError
 from ov_afm.model_dir.manifest import FILE_NAME, sha256
 from ov_afm.model_dir.model_directory import PACKED_FOLDER, ModelDirectory
 
@@ -76,6 +77,9 @@ class Workspace:
 
     Args:
         folder: Where all of it is; what an earlier run made is used again.
+
+    Raises:
+        ConfigError: Other things lie in the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -95,7 +99,10 @@ class Workspace:
             Act("compress --force", ("compress", str(self.older), "-o", str(self.output), "--force"), replaces=True),
             Act("kernels", ("kernels", str(self.output), "--threshold", "0.01"), replaces=True, packs=True),
         )
+        if folder.exists() and not self.records.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} holds something else; give a new folder, for what is killed there is replaced")
         folder.mkdir(parents=True, exist_ok=True)
+        self.records.touch()  # first, so that the folder is known as this program's
         self._prepare()
         self.bystanders = digests(self.checkpoint, self.older, *(self.models / name for name in BYSTANDERS))
 
@@ -267,13 +274,16 @@ def tell(path: Path, show: Callable[[str], object] = print) -> int:
     return len(problems)
 
 
+@program
 def main() -> int:
+    """Kill until enough are counted or the time is over, and tell what was left."""
     parser = argparse.ArgumentParser(description="kill exports at random moments and look at what they leave")
     parser.add_argument("work_dir", type=Path, help="folder of the experiment; nothing else may be in it")
     parser.add_argument("--kills", type=int, default=200, help="kills in all, those in WORK_DIR/kills.jsonl included")
     parser.add_argument("--seconds", type=float, default=220, help="end this piece after that long")
     parser.add_argument("--seed", type=int, help="of the moments (default: the number of kills so far)")
     args = parser.parse_args()
+    check_counts(args, {"kills": 1, "seconds": 1})
     begun = time.monotonic()
     workspace = Workspace(args.work_dir.resolve())
     earlier = workspace.records.read_text(encoding="utf-8").splitlines() if workspace.records.exists() else []

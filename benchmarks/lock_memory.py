@@ -25,8 +25,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from program import check_counts, program
+
+from ov_afm.errors import ConfigError
 from ov_afm.model_dir.manifest import MODEL_BIN
-from ov_afm.model_dir.model_directory import PACKED_FOLDER
+from ov_afm.model_dir.model_directory import PACKED_FOLDER, ModelDirectory
 
 LIMIT_FILES = ("memory.limit_in_bytes", "memory.max")
 NEW_TOKENS = 16
@@ -170,13 +173,19 @@ def show(title: str, rows: list[dict[str, float]]) -> None:
         print(f"{title:14} {name:20} {statistics.median(values):10.2f}  ({min(values):.2f} to {max(values):.2f})")
 
 
+@program
 def main() -> None:
+    """Measure both tables."""
     parser = argparse.ArgumentParser(description="the first token after memory was short, with and without a lock")
     parser.add_argument("model", type=Path, help="model directory with packed weights (relu2/)")
     parser.add_argument("--limit-gb", type=float, default=2.0, help="memory of the control group")
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
+    check_counts(args, {"runs": 1})
+    ModelDirectory.open(args.model)
     weights, limit = args.model / PACKED_FOLDER / MODEL_BIN, int(args.limit_gb * 1e9)
+    if not weights.exists():
+        raise ConfigError(f"{args.model} has no packed weights; run: ov-afm kernels {args.model}")
     with control_group(limit) as group, tempfile.TemporaryDirectory(dir=args.model.parent) as folder:
         other = Path(folder) / "other"
         with other.open("wb") as stream:  # holes read as zeros, and take memory like any other page
@@ -201,4 +210,4 @@ if __name__ == "__main__":
         os.dup2(2, 1)
         engine(sys.argv[2], json.loads(sys.argv[3]), answers)
     else:
-        main()
+        sys.exit(main())

@@ -92,7 +92,6 @@ RELU2_HALVES(M512i, unpacklo_epi8, _mm256_unpacklo_epi8)
 RELU2_HALVES(M512i, unpackhi_epi8, _mm256_unpackhi_epi8)
 RELU2_HALVES(M512i, unpacklo_epi16, _mm256_unpacklo_epi16)
 RELU2_HALVES(M512i, unpackhi_epi16, _mm256_unpackhi_epi16)
-RELU2_HALVES(M512i, mullo_epi32, _mm256_mullo_epi32)
 RELU2_HALVES(M512i, add_epi32, _mm256_add_epi32)
 RELU2_HALVES(M512i, sub_epi32, _mm256_sub_epi32)
 RELU2_HALVES(M512, mul_ps, _mm256_mul_ps)
@@ -189,7 +188,6 @@ void tile_dp(int c, int a, int b) {
 #define _mm512_unpackhi_epi8 emulated::unpackhi_epi8
 #define _mm512_unpacklo_epi16 emulated::unpacklo_epi16
 #define _mm512_unpackhi_epi16 emulated::unpackhi_epi16
-#define _mm512_mullo_epi32 emulated::mullo_epi32
 #define _mm512_add_epi32 emulated::add_epi32
 #define _mm512_sub_epi32 emulated::sub_epi32
 #define _mm512_cvtepu8_epi32 emulated::cvtepu8_epi32

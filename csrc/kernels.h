@@ -16,14 +16,13 @@ constexpr size_t kChunk = 64;
 constexpr size_t kMatrixSlots = 16;
 
 // Quantized activations. An 8-bit token is one row of bytes. A 16-bit token is two where there is a dot product of bytes:
-// a value is high * 256 + low, which is exact. Elsewhere it is
-// one row of 16-bit words. Rows are "slots"; slot s belongs to token s / planes.
+// a value is high * 256 + low, which is exact. Elsewhere it is one row of 16-bit words. Rows are "slots"; slot s belongs
+// to token s / planes.
 //
 // Every 32-bit "unit" holds four consecutive inputs of one slot as bytes, or as words the first and third of them, and
-// the next unit the other two. Slots are grouped in tiles (see Tiles). Group g
-// of the tile that begins at slot t is at units[g * slots * (units of a whole group) + t * u], where u is the number of units of a slot
-// in that group, ordered [unit][slot of the tile]; for a matrix unit it is [slot of the tile][unit]. Scales and offsets
-// are [group][slot].
+// the next unit the other two. Slots are grouped in tiles (see Tiles). Group g of the tile that begins at slot t is at
+// units[g * slots * (units of a whole group) + t * u], where u is the number of units of a slot in that group, ordered
+// [unit][slot of the tile]; for a matrix unit it is [slot of the tile][unit]. Scales and offsets are [group][slot].
 struct Activations {
   int32_t* units = nullptr;
   float* scales = nullptr;  // one per `group` inputs; zero where all of them are

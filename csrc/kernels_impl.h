@@ -390,8 +390,11 @@ struct Spans {
   size_t groups, each, weight_group, units, last;
 
   RELU2_INLINE Spans(const UpMatrix& m, const Activations& x)
-      : groups(x.groups()), each((m.group < kMaxGroup ? m.group : kMaxGroup) / x.group), weight_group((m.group + x.group - 1) / x.group),
-        units(x.group_units(0)), last(x.group_units(groups - 1)) {}
+      : groups(x.groups()),
+        each((m.group < kMaxGroup ? m.group : kMaxGroup) / x.group),
+        weight_group((m.group + x.group - 1) / x.group),  // a row of odd length is one group: round up
+        units(x.group_units(0)),
+        last(x.group_units(groups - 1)) {}
   RELU2_INLINE Span at(size_t group) const {
     return group + each < groups ? Span{group, each, units, units} : Span{group, groups - group, units, last};
   }
@@ -660,7 +663,18 @@ void square_slots(const float* z, size_t stride, float threshold, const uint8_t*
 
 template <class V>
 constexpr Kernels kernels(const char* name) {
-  return {name, V::kWords, V::kSlots, V::kMatrix ? kMatrixSlots : V::kSlots, V::kMatrix ? 32 : 4, V::kMatrix ? size_t{7} : ~size_t{0}, quantize_slots<V>, up<V>, active, square_slots<V>, down<V>};
+  constexpr size_t kNever = ~size_t{0};
+  return {name,
+          V::kWords,
+          V::kSlots,
+          V::kMatrix ? kMatrixSlots : V::kSlots,
+          V::kMatrix ? 32 : 4,
+          V::kMatrix ? V::kSlots + 1 : kNever,
+          quantize_slots<V>,
+          up<V>,
+          active,
+          square_slots<V>,
+          down<V>};
 }
 
 }  // namespace

@@ -17,8 +17,8 @@ namespace {
 struct Amx : Avx512Vnni {
   static constexpr bool kMatrix = true;
 
-  // Shapes of the tile registers in the CPU's format: four of 16 x 16 sums, one of 16 slots, three of
-  // 16 outputs in turns.
+  // Shapes of the tile registers in the CPU's format: four of 16 x 16 sums, one of 16 slots, three of 16
+  // outputs in turns.
   struct alignas(64) Shapes {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
     uint16_t row_bytes[16];

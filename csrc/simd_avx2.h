@@ -127,7 +127,6 @@ struct Avx2 {
     return a;
   }
   static I add32(I a, I b) { return _mm256_add_epi32(a, b); }
-  static I mul32(I a, I b) { return _mm256_mullo_epi32(a, b); }
   static I sub32(I a, I b) { return _mm256_sub_epi32(a, b); }
   static I load_u8(const uint8_t* p) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));

@@ -62,7 +62,6 @@ struct Avx512Vnni {
     return a;
   }
   static I add32(I a, I b) { return _mm512_add_epi32(a, b); }
-  static I mul32(I a, I b) { return _mm512_mullo_epi32(a, b); }
   static I times256(I a) { return _mm512_slli_epi32(a, 8); }
   static I sub32(I a, I b) { return _mm512_sub_epi32(a, b); }
   static I load_u8(const uint8_t* p) {

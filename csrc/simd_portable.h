@@ -83,10 +83,6 @@ struct Portable {
     for (int i = 0; i < N; i++) a.lane[i] += b.lane[i];
     return a;
   }
-  static I mul32(I a, I b) {
-    for (int i = 0; i < N; i++) a.lane[i] *= b.lane[i];
-    return a;
-  }
   static I sub32(I a, I b) {
     for (int i = 0; i < N; i++) a.lane[i] -= b.lane[i];
     return a;

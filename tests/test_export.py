@@ -7,14 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import tiny
-from support.in_process import run_in_process
+from support.in_process import no_children, run_in_process, stamps
 
 from ov_afm.cli.compress import main as compress
 from ov_afm.cli.export import main
@@ -28,7 +27,6 @@ from ov_afm.model_dir.model_directory import ModelDirectory, read_config
 from ov_afm.presets import Recipe
 from ov_afm.quantization.compress_weights import describe_weights
 from ov_afm.system import resources
-from ov_afm.system.child_process import ChildProcess
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,16 +39,7 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail the test if any conversion starts."""
-
-    def run(self: ChildProcess, function: Callable[..., Any], *_: Any, **__: Any) -> None:
-        pytest.fail(f"{function.__name__} was started")
-
-    monkeypatch.setattr(ChildProcess, "run", run)
-
-
-def stamps(folder: Path) -> dict[str, tuple[int, int]]:
-    return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.iterdir()}
+    no_children(monkeypatch)
 
 
 def recorded(folder: Path) -> Manifest:

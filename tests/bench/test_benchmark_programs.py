@@ -20,6 +20,10 @@ MISTAKES = {
     "export": ["nosuch", "--work-dir", "work"],
     "export-runs": ["nosuch", "--work-dir", "work", "--runs", "0"],
     "gguf_recipes": ["nosuch", "--work-dir", "work"],
+    "kill_exports": ["."],  # a folder with something else in it
+    "kill_exports-kills": ["work", "--kills", "0"],
+    "lock_memory": ["nosuch"],
+    "lock_memory-plain": ["MODEL"],
     "peers": ["nosuch"],
     "peers-gguf": ["MODEL", "--gguf", "nosuch/peer.gguf"],
     "peers-damaged-gguf": ["MODEL", "--gguf", "FILE"],

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.in_process import no_children, stamps
 
 from ov_afm import export
 from ov_afm.conversion.export_key import differences
@@ -32,14 +32,7 @@ def source(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(self: ChildProcess, function: Callable[..., Any], *_: Any, **__: Any) -> None:
-        pytest.fail(f"{function.__name__} was started")
-
-    monkeypatch.setattr(ChildProcess, "run", run)
-
-
-def stamps(folder: Path) -> dict[str, tuple[int, int]]:
-    return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in folder.iterdir()}
+    no_children(monkeypatch)
 
 
 def change(path: Path) -> None:
