@@ -249,7 +249,7 @@ def _existing(target: Path, source: Source, recipe: Recipe, verify: bool, bars: 
         described = source.describe(advance)
     changed = differences(existing, described, None if source.prebuilt else recipe)
     if changed:
-        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        more = f" (and {len(changed) - 1} more differences)" if len(changed) > 1 else ""
         raise ConfigError(
             f"{target} holds another model ({existing.source.get('id')}, recipe {existing.recipe.get('name')}): "
             f"{changed[0]}{more}; choose another output directory, or replace it with --force",

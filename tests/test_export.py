@@ -233,7 +233,7 @@ def test_another_export_is_refused_and_kept(
         content[-1] ^= 1
         (source / "model.safetensors").write_bytes(content)
     what = {
-        "recipe": "its recipe is int8, not int4 and 3 more",
+        "recipe": "its recipe is int8, not int4 (and 3 more differences)",
         "weights": "model.safetensors of its source has changed",
     }
     assert error_of(source, tiny_model, recipe="int4" if change == "recipe" else "int8") == (
