@@ -3,55 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import os
-import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from ..errors import DeviceError
-from ..runtime.sampling import Params
 from ..system import console
-from . import errors, protocol, structured_output
-from .errors import APIError
-from .messages import Chat, Detokenize, Generate, Prompt, Text, Tokenize, Tokens
+from . import errors, protocol
 from .middleware import RequestChecks
-from .prometheus import Metrics, RequestCounter
+from .prometheus import RequestCounter
 from .protocol import ChatCompletion, Completion
 from .registry import Models
-from .responses import Answer, EventStream, open_stream, until_gone, whole_answer
+from .service import Service, Settings
 
-__all__ = ["Service", "Settings", "build", "run"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["Settings", "build", "run"]
 
 VERSION = metadata.version("ov-afm")
 JSON_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"})
 ROUTES = JSON_ROUTES | {"/v1/models", "/health", "/metrics", "/version"}
-SEED_RANGE = 2**63
-# Below this temperature logits overflow the engine's float32; the answer is the greedy one anyway.
-COLDEST = 1e-3
-# What a request and `Params` call by the same name and mean in the same way.
-SAME_FIELDS = {"top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"}
-# What our engines cannot do, by the field that asks for it.
-UNAVAILABLE = {
-    "top_logprobs": "the engine reports only the chosen token's probability",
-    "logit_bias": "the engine has no logit bias",
-    "functions": "use tools",
-    "function_call": "use tool_choice",
-    "audio": "this model writes text",
-    "echo": "the prompt is not repeated",
-    "suffix": "the model continues text, it does not fill in",
-}
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": protocol.ErrorEnvelope} for status in (400, 401, 404, 413, 415, 429, 500, 503, 504)
 }
@@ -60,158 +36,6 @@ STREAMS: dict[int | str, dict[str, Any]] = {
     **ERRORS,
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Whole, or as a stream"},
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How the server behaves towards its clients.
-
-    Attributes:
-        api_keys: A request must send one of these keys; empty to let everyone in.
-        max_body_bytes: Longest body.
-        cors_origins: Web origins that may call; none by default.
-        keep_alive_s: Seconds between comments in a stream, which show that the server is still there.
-        log_prompts: Write prompts to the log.
-    """
-
-    api_keys: tuple[str, ...] = ()
-    max_body_bytes: int = 8 * 2**20
-    cors_origins: tuple[str, ...] = ()
-    keep_alive_s: float = 10.0
-    log_prompts: bool = False
-
-
-class Service:
-    """What the routes do.
-
-    Args:
-        models: The models on offer.
-        settings: How to behave.
-    """
-
-    def __init__(self, models: Models, settings: Settings) -> None:
-        self.models, self.settings, self.metrics = models, settings, Metrics()
-        for name, engine in models.engines.items():
-            self.metrics.watch(name, engine)
-
-    async def chat(self, body: protocol.ChatRequest, request: Request) -> Any:
-        """Answer a conversation."""
-        self._inspect(body, wants_logprobs=bool(body.logprobs))
-        if body.modalities and body.modalities != ["text"]:
-            raise APIError(f"modalities: this model writes text, found {body.modalities}", "modalities")
-        output_format, tools = structured_output.output_format(body), structured_output.tools_for(body)
-        name = self.models.resolve(body.model)
-        engine = await until_gone(request, self.models.engine(name))
-        knows_tools = engine.info is not None and engine.info.template_knows_tools
-        prompt = Chat(
-            structured_output.messages_for(body, template_knows_tools=knows_tools),
-            [tool.model_dump(exclude_none=True) for tool in tools] if tools and knows_tools else None,
-            body.chat_template_kwargs or None,
-        )
-        limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        answer = Answer(name, True, self.metrics, reads_calls=bool(tools), wants_logprobs=bool(body.logprobs))
-        return await self._answer(body, request, answer, Generate(prompt, sampling(body, limit), output_format))
-
-    async def complete(self, body: protocol.CompletionRequest, request: Request) -> Any:
-        """Continue a text."""
-        self._inspect(body, wants_logprobs=body.logprobs is not None)
-        if body.logprobs:
-            message = "logprobs above 0 asks for alternatives; the engine reports only the chosen token's"
-            raise APIError(message, "logprobs")
-        if body.best_of is not None and body.best_of != (body.n or 1):
-            raise APIError(f"best_of must equal n, found {body.best_of}", "best_of")
-        name = self.models.resolve(body.model)
-        answer = Answer(name, False, self.metrics, wants_logprobs=body.logprobs is not None)
-        task = Generate(_one_prompt(body.prompt), sampling(body, body.max_tokens))
-        return await self._answer(body, request, answer, task)
-
-    def _inspect(self, body: protocol.SamplingRequest, *, wants_logprobs: bool) -> None:
-        """Refuse what cannot be done, and log unknown fields."""
-        for field, reason in UNAVAILABLE.items():
-            if getattr(body, field, None):
-                raise APIError(f"{field} is not available: {reason}", field, "unsupported_parameter")
-        if body.model_extra:
-            # repr: a field's name is the client's text and must stay within its line.
-            unknown = [repr(key)[:60] for key in list(body.model_extra)[:10]]
-            logger.warning("ignored unknown fields: %s", ", ".join(unknown))
-        if body.stream_options is not None and not body.stream:
-            raise APIError("stream_options needs stream: true", "stream_options")
-        if wants_logprobs and body.stream:
-            raise APIError("logprobs cannot be streamed; leave one of the two out", "logprobs")
-
-    async def _answer(
-        self, body: protocol.SamplingRequest, request: Request, answer: Answer, task: Generate
-    ) -> ChatCompletion | Completion | EventStream:
-        answer.count = body.n or 1
-        answer.wants_usage = bool(body.stream_options and body.stream_options.include_usage)
-        if self.settings.log_prompts:
-            logger.warning("prompt: %s", json.dumps(asdict(task.prompt)))
-        seed = task.params.seed or 0
-        tasks = [
-            replace(task, params=replace(task.params, seed=(seed + index) % SEED_RANGE), logprobs=answer.wants_logprobs)
-            for index in range(answer.count)
-        ]
-        engine = await until_gone(request, self.models.engine(answer.model))
-        stream, lease = await until_gone(request, open_stream(engine, tasks))
-        if body.stream:
-            return EventStream(answer, stream, lease, keep_alive_s=self.settings.keep_alive_s)
-        async with lease:
-            return await until_gone(request, whole_answer(answer, stream))
-
-    async def tokenize(self, body: protocol.TokenizeRequest) -> protocol.Tokens:
-        """Tokens of text or messages."""
-        prompt: Prompt
-        if body.prompt is not None and body.messages is None:
-            prompt = Text(body.prompt, special=body.add_special_tokens is not False)
-        elif body.messages is not None and body.prompt is None:
-            chat = protocol.ChatRequest(messages=body.messages)
-            prompt = Chat(structured_output.messages_for(chat, template_knows_tools=True))
-        else:
-            raise APIError("give either prompt or messages", "prompt")
-        engine = await self.models.engine(self.models.resolve(body.model))
-        tokens = await engine.ask(Tokenize(prompt))
-        assert engine.info is not None
-        return protocol.Tokens(tokens=tokens, count=len(tokens), max_model_len=engine.info.context_length)
-
-    async def detokenize(self, body: protocol.DetokenizeRequest) -> protocol.Text:
-        """Text of tokens."""
-        engine = await self.models.engine(self.models.resolve(body.model))
-        return protocol.Text(prompt=await engine.ask(Detokenize(body.tokens)))
-
-    def list_models(self) -> protocol.ModelList:
-        """The models on offer."""
-        return protocol.ModelList(data=[self.model(name) for name in self.models.engines])
-
-    def model(self, model_id: str) -> protocol.Model:
-        """One of the models on offer."""
-        name = self.models.resolve(model_id)
-        info = self.models.engines[name].info
-        length = info.context_length if info else None
-        return protocol.Model(id=name, created=self.models.created, max_model_len=length)
-
-
-def _one_prompt(prompt: str | list[int] | list[str] | list[list[int]]) -> Text | Tokens:
-    """The prompt of a completion, text or tokens, alone or as a list's only entry."""
-    only = prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else prompt
-    if isinstance(only, str):
-        return Text(only)
-    ids = [only] if isinstance(only, int) else [each for each in only if isinstance(each, int)]
-    if not isinstance(only, int) and len(ids) != len(only):
-        raise APIError(f"one prompt a request, found {len(only)}", "prompt")
-    return Tokens(ids)
-
-
-def sampling(body: protocol.SamplingRequest, limit: int | None) -> Params:
-    """The sampling parameters that a request sets; one without a seed gets a random one."""
-    return Params(
-        **body.model_dump(include=SAME_FIELDS),
-        max_new_tokens=limit,
-        temperature=0.0 if body.temperature is not None and body.temperature < COLDEST else body.temperature,
-        top_k=None if body.top_k is None else max(body.top_k, 0),
-        seed=secrets.randbits(32) if body.seed is None else body.seed % SEED_RANGE,
-        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
-        ignore_eos=bool(body.ignore_eos),
-    )
 
 
 def build(models: Models, settings: Settings) -> FastAPI:

@@ -14,8 +14,8 @@ import pytest
 from support import serving
 from support.exact import EXACT_OPTIONS
 
-from ov_afm.serve.app import sampling
 from ov_afm.serve.protocol import CompletionRequest
+from ov_afm.serve.service import sampling
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,9 @@ from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
+from ..answers import until_gone
 from ..errors import RETRY, APIError
 from ..middleware import RequestChecks
-from ..responses import until_gone
 
 __all__ = ["Router", "conversation_of"]
 

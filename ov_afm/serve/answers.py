@@ -1,35 +1,32 @@
-"""From the engine's pieces to OpenAI's answers, whole or as server-sent events.
+"""From the engine's pieces to the parts of an answer, and the response that streams them.
 
-Both are made from the same pieces in the same way, so that the joined deltas of a stream are the
-text of the whole answer.
+Whole answers and streams are made from the same parts, so that the joined deltas of a stream are the text of the whole
+answer. The modules of `serve.wire` give parts the form of an API.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import AppStatus
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from .engine import Engine, Stream
-from .errors import APIError, as_api_error
+from .errors import APIError
 from .messages import Piece, Task, TokenLogprob
 from .prometheus import Metrics
-from .protocol import AnswerMessage, ChatChoice, ChatChunk, ChatCompletion, Choice, ChunkChoice, Completion, Usage
-from .structured_output import CallReader
+from .protocol import Usage
+from .tools import CallReader
 
-__all__ = ["Answer", "EventStream", "open_stream", "until_gone", "whole_answer"]
+__all__ = ["Answer", "EventStream", "Part", "Running", "open_stream", "until_gone"]
 
 T = TypeVar("T")
 # As nginx calls it; nobody reads it but the log and the metrics.
@@ -130,77 +127,37 @@ class Answer:
         return Part(index, piece.text, deltas, piece.logprobs, finish)
 
 
-async def whole_answer(answer: Answer, stream: Stream) -> ChatCompletion | Completion:
-    """The answer to a request that wants no stream."""
-    parts: list[list[Part]] = [[] for _ in range(answer.count)]
-    async for part in answer.parts(stream):
-        parts[part.index].append(part)
-    if answer.chat:
-        chats = [_chat_choice(index, each, answer) for index, each in enumerate(parts)]
-        return _object(answer, ChatCompletion, chats, answer.usage)
-    choices = [_completion_choice(index, each, answer) for index, each in enumerate(parts)]
-    return _object(answer, Completion, choices, answer.usage)
+@dataclass(slots=True)
+class Running:
+    """An answer that the engine has begun.
 
+    Attributes:
+        answer: The request.
+        stream: The engine's pieces; the engine has taken the request.
+        lease: What to give back at the end.
+    """
 
-def _object(answer: Answer, kind: Callable[..., T], choices: Sequence[BaseModel], usage: Usage | None) -> T:
-    return kind(id=answer.id, created=answer.created, model=answer.model, choices=choices, usage=usage)
+    answer: Answer
+    stream: Stream
+    lease: contextlib.AsyncExitStack
 
-
-def _chat_choice(index: int, parts: Sequence[Part], answer: Answer) -> ChatChoice:
-    message = AnswerMessage(content=None)
-    for part in parts:
-        for delta in part.deltas:
-            _add(message, delta)
-    if message.content is None and not message.tool_calls:
-        message.content = ""
-    entries = [{**asdict(each), "top_logprobs": []} for part in parts for each in part.logprobs]
-    logprobs = {"content": entries} if answer.wants_logprobs else None
-    return ChatChoice(index=index, message=message, logprobs=logprobs, finish_reason=parts[-1].finish or "")
-
-
-def _add(message: AnswerMessage, delta: Mapping[str, Any]) -> None:
-    if "content" in delta:
-        message.content = (message.content or "") + delta["content"]
-    for call in delta.get("tool_calls", []):
-        message.tool_calls = message.tool_calls or []
-        if call["index"] == len(message.tool_calls):
-            message.tool_calls.append({key: call[key] for key in ("id", "type")} | {"function": dict(call["function"])})
-        else:
-            message.tool_calls[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
-
-
-def _completion_choice(index: int, parts: Sequence[Part], answer: Answer) -> Choice:
-    entries = [each for part in parts for each in part.logprobs]
-    offsets = itertools.accumulate((len(each.token) for each in entries[:-1]), initial=0)
-    logprobs = {
-        "tokens": [each.token for each in entries],
-        "token_logprobs": [each.logprob for each in entries],
-        "top_logprobs": None,
-        "text_offset": list(offsets) if entries else [],
-    }
-    return Choice(
-        index=index,
-        text="".join(part.text for part in parts),
-        logprobs=logprobs if answer.wants_logprobs else None,
-        finish_reason=parts[-1].finish,
-    )
+    def parts(self) -> AsyncIterator[Part]:
+        """The answer's parts."""
+        return self.answer.parts(self.stream)
 
 
 class EventStream(EventSourceResponse):
     """An ASGI response that sends an answer as it is generated, and gives its slot back when the client leaves.
 
     Args:
-        answer: The request.
-        stream: The engine's pieces; the engine has taken the request.
+        events: The stream's events, as bytes, which sse-starlette passes on as they are.
         lease: What to give back at the end.
         keep_alive_s: Seconds between comments that show that the server is still there.
     """
 
-    def __init__(
-        self, answer: Answer, stream: Stream, lease: contextlib.AsyncExitStack, *, keep_alive_s: float
-    ) -> None:
+    def __init__(self, events: AsyncIterator[bytes], lease: contextlib.AsyncExitStack, *, keep_alive_s: float) -> None:
         super().__init__(
-            _events(answer, stream),
+            events,
             headers={"Cache-Control": "no-cache"},
             ping=keep_alive_s,
             ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
@@ -214,38 +171,6 @@ class EventStream(EventSourceResponse):
         # Not in the generator: it may be cancelled before it begins.
         async with self._lease:
             await super().__call__(scope, receive, send)
-
-
-async def _events(answer: Answer, stream: Stream) -> AsyncIterator[bytes]:
-    """A stream's events, as bytes, which sse-starlette passes on as they are."""
-    try:
-        if answer.chat:
-            for index in range(answer.count):
-                yield _event(answer, [ChunkChoice(index=index, delta={"role": "assistant", "content": ""})])
-        async for part in answer.parts(stream):
-            for choice in _choices(part, answer):
-                yield _event(answer, [choice])
-        if answer.wants_usage:
-            yield _event(answer, [], answer.usage)
-        yield b"data: [DONE]\n\n"
-    except Exception as error:  # noqa: BLE001 - the status is out already, so the error can only be an event
-        yield b"data: " + json.dumps(as_api_error(error).envelope).encode() + b"\n\n"
-
-
-def _event(answer: Answer, choices: Sequence[ChunkChoice | Choice], usage: Usage | None = None) -> bytes:
-    chunk: BaseModel = _object(answer, ChatChunk if answer.chat else Completion, choices, usage)
-    return f"data: {chunk.model_dump_json(exclude=None if answer.wants_usage else {'usage'})}\n\n".encode()
-
-
-def _choices(part: Part, answer: Answer) -> Sequence[ChunkChoice | Choice]:
-    if answer.chat:
-        choices = [ChunkChoice(index=part.index, delta=delta) for delta in part.deltas]
-        if part.finish:
-            choices.append(ChunkChoice(index=part.index, delta={}, finish_reason=part.finish))
-        return choices
-    if not part.text and not part.finish:
-        return []
-    return [Choice(index=part.index, text=part.text, finish_reason=part.finish)]
 
 
 async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -7,10 +7,11 @@ import contextlib
 import json
 from typing import Any
 
+from ov_afm.serve.answers import Answer, EventStream, Running
 from ov_afm.serve.engine import Stream
 from ov_afm.serve.messages import Piece
 from ov_afm.serve.prometheus import Metrics
-from ov_afm.serve.responses import Answer, EventStream
+from ov_afm.serve.wire import chat_completions
 
 QUIET_S = 0.3
 SCOPE = {"type": "http", "method": "POST"}
@@ -27,8 +28,8 @@ def test_silence_is_filled_with_comments_and_no_event_is_lost() -> None:
 
     async def serve() -> None:
         stream = Stream([7])
-        answer = Answer("tiny", True, Metrics())
-        response = EventStream(answer, stream, contextlib.AsyncExitStack(), keep_alive_s=QUIET_S / 3)
+        running = Running(Answer("tiny", True, Metrics()), stream, contextlib.AsyncExitStack())
+        response = EventStream(chat_completions.events(running), running.lease, keep_alive_s=QUIET_S / 3)
         serving = asyncio.create_task(response(SCOPE, never, send))
         for text, end in (("a", None), ("b", "stop")):
             await asyncio.sleep(QUIET_S)
@@ -56,7 +57,8 @@ def test_a_client_that_is_gone_before_the_first_event_keeps_nothing() -> None:
     async def serve() -> None:
         lease = contextlib.AsyncExitStack()
         lease.callback(given_back.append, True)
-        response = EventStream(Answer("tiny", True, Metrics()), Stream([7]), lease, keep_alive_s=60)
+        running = Running(Answer("tiny", True, Metrics()), Stream([7]), lease)
+        response = EventStream(chat_completions.events(running), lease, keep_alive_s=60)
         await asyncio.wait_for(response(SCOPE, gone, send), 5)
 
     asyncio.run(serve())

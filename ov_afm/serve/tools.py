@@ -1,8 +1,8 @@
-"""What an answer must look like: response formats and tool calls, both ways.
+"""Tools, both ways: how a conversation with tools is rendered, and how calls are read from an answer.
 
 A model that calls a function writes `<tool_call>`, a JSON object and `</tool_call>`, a form that
-Hermes introduced. A grammar enforces it. This module chooses the grammar, describes the tools in a
-message where the chat template cannot, and reads calls out of a stream as they appear.
+Hermes introduced. A grammar enforces it (`serve.output_format`). This module describes the tools in a message where
+the chat template cannot, and reads calls out of a stream as they appear.
 """
 
 from __future__ import annotations
@@ -10,21 +10,16 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from ..system.json_text import parse
 from .errors import APIError
 from .grammar import CALL_END
-from .messages import Function, FunctionCalls, JSONSchema, OutputFormat
-from .protocol import ChatRequest, Message, NamedTool, ResponseFormat, Tool
+from .protocol import ChatRequest, Message, Tool
 
-__all__ = ["CallReader", "messages_for", "output_format", "tools_for"]
+__all__ = ["CallReader", "messages_for", "tools_for"]
 
-MAX_SCHEMA_CHARACTERS = 64 * 1024
-# A grammar grows with repetitions, and while it is compiled nobody else is served.
-MAX_REPETITIONS = 2048
-REPETITIONS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 BEGIN = "<tool_call>"
 HEAD = re.compile(r'<tool_call>\s*\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')
 MAX_HEAD_CHARACTERS = 400
@@ -35,35 +30,6 @@ INSTRUCTION = (
 )
 
 
-def output_format(request: ChatRequest) -> OutputFormat | None:
-    """What the answer must look like; None for free text.
-
-    Raises:
-        APIError: The request contradicts itself or its schema is too large.
-    """
-    tools = tools_for(request)
-    response_format = request.response_format
-    if response_format is not None and response_format.type != "text":
-        if tools:
-            raise APIError("response_format and tools exclude each other; choose one", "response_format")
-        return _json_schema(response_format)
-    if not tools:
-        return None
-    functions = []
-    for tool in tools:
-        schema = tool.function.parameters or {}
-        _check_schema(schema, "tools")
-        # Arguments are an object, whatever else the schema leaves open.
-        functions.append(Function(tool.function.name, {"type": "object", **schema}))
-    required = request.tool_choice == "required"
-    if isinstance(request.tool_choice, NamedTool):
-        name, required = request.tool_choice.function.name, True
-        functions = [function for function in functions if function.name == name]
-        if not functions:
-            raise APIError(f"tool_choice names {name!r}, which is not among the tools", "tool_choice")
-    return FunctionCalls(functions, required, once=request.parallel_tool_calls is False)
-
-
 def tools_for(request: ChatRequest) -> list[Tool]:
     """The tools that the model may call."""
     if request.tool_choice == "none" or not request.tools:
@@ -71,32 +37,6 @@ def tools_for(request: ChatRequest) -> list[Tool]:
             raise APIError("tool_choice needs tools", "tool_choice")
         return []
     return request.tools
-
-
-def _json_schema(response_format: ResponseFormat) -> JSONSchema:
-    if response_format.type == "json_object":
-        return JSONSchema('{"type": "object"}')
-    if response_format.json_schema is None or response_format.json_schema.schema_ is None:
-        raise APIError("response_format of type json_schema needs json_schema.schema", "response_format")
-    _check_schema(response_format.json_schema.schema_, "response_format")
-    return JSONSchema(json.dumps(response_format.json_schema.schema_))
-
-
-def _check_schema(schema: Mapping[str, Any], param: str) -> None:
-    size = len(json.dumps(schema))
-    if size > MAX_SCHEMA_CHARACTERS:
-        raise APIError(f"the schema has {size} characters, {MAX_SCHEMA_CHARACTERS} are allowed", param)
-    waiting: list[Any] = [schema]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, list):
-            waiting += node
-        elif isinstance(node, dict):
-            waiting += node.values()
-            for key in REPETITIONS:
-                count = node.get(key)
-                if isinstance(count, (int, float)) and count > MAX_REPETITIONS:
-                    raise APIError(f"{key} is {count}, at most {MAX_REPETITIONS} is allowed", param)
 
 
 def messages_for(request: ChatRequest, *, template_knows_tools: bool) -> list[dict[str, Any]]:

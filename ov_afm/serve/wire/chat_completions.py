@@ -1,0 +1,109 @@
+"""OpenAI's chat completions and completions: whole answers, and the events of a stream."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from ..answers import Answer, Part, Running
+from ..errors import as_api_error
+from ..protocol import AnswerMessage, ChatChoice, ChatChunk, ChatCompletion, Choice, ChunkChoice, Completion, Usage
+
+__all__ = ["events", "whole"]
+
+T = TypeVar("T")
+
+
+async def whole(running: Running) -> ChatCompletion | Completion:
+    """The answer to a request that wants no stream."""
+    answer = running.answer
+    parts: list[list[Part]] = [[] for _ in range(answer.count)]
+    async for part in running.parts():
+        parts[part.index].append(part)
+    if answer.chat:
+        chats = [_chat_choice(index, each, answer) for index, each in enumerate(parts)]
+        return _object(answer, ChatCompletion, chats, answer.usage)
+    choices = [_completion_choice(index, each, answer) for index, each in enumerate(parts)]
+    return _object(answer, Completion, choices, answer.usage)
+
+
+def _object(answer: Answer, kind: Callable[..., T], choices: Sequence[BaseModel], usage: Usage | None) -> T:
+    return kind(id=answer.id, created=answer.created, model=answer.model, choices=choices, usage=usage)
+
+
+def _chat_choice(index: int, parts: Sequence[Part], answer: Answer) -> ChatChoice:
+    message = AnswerMessage(content=None)
+    for part in parts:
+        for delta in part.deltas:
+            _add(message, delta)
+    if message.content is None and not message.tool_calls:
+        message.content = ""
+    entries = [{**asdict(each), "top_logprobs": []} for part in parts for each in part.logprobs]
+    logprobs = {"content": entries} if answer.wants_logprobs else None
+    return ChatChoice(index=index, message=message, logprobs=logprobs, finish_reason=parts[-1].finish or "")
+
+
+def _add(message: AnswerMessage, delta: Mapping[str, Any]) -> None:
+    if "content" in delta:
+        message.content = (message.content or "") + delta["content"]
+    for call in delta.get("tool_calls", []):
+        message.tool_calls = message.tool_calls or []
+        if call["index"] == len(message.tool_calls):
+            message.tool_calls.append({key: call[key] for key in ("id", "type")} | {"function": dict(call["function"])})
+        else:
+            message.tool_calls[call["index"]]["function"]["arguments"] += call["function"]["arguments"]
+
+
+def _completion_choice(index: int, parts: Sequence[Part], answer: Answer) -> Choice:
+    entries = [each for part in parts for each in part.logprobs]
+    offsets = itertools.accumulate((len(each.token) for each in entries[:-1]), initial=0)
+    logprobs = {
+        "tokens": [each.token for each in entries],
+        "token_logprobs": [each.logprob for each in entries],
+        "top_logprobs": None,
+        "text_offset": list(offsets) if entries else [],
+    }
+    return Choice(
+        index=index,
+        text="".join(part.text for part in parts),
+        logprobs=logprobs if answer.wants_logprobs else None,
+        finish_reason=parts[-1].finish,
+    )
+
+
+async def events(running: Running) -> AsyncIterator[bytes]:
+    """The events of a stream, as bytes."""
+    answer = running.answer
+    try:
+        if answer.chat:
+            for index in range(answer.count):
+                yield _event(answer, [ChunkChoice(index=index, delta={"role": "assistant", "content": ""})])
+        async for part in running.parts():
+            for choice in _choices(part, answer):
+                yield _event(answer, [choice])
+        if answer.wants_usage:
+            yield _event(answer, [], answer.usage)
+        yield b"data: [DONE]\n\n"
+    except Exception as error:  # noqa: BLE001 - the status is out already, so the error can only be an event
+        yield b"data: " + json.dumps(as_api_error(error).envelope).encode() + b"\n\n"
+
+
+def _event(answer: Answer, choices: Sequence[ChunkChoice | Choice], usage: Usage | None = None) -> bytes:
+    chunk: BaseModel = _object(answer, ChatChunk if answer.chat else Completion, choices, usage)
+    return f"data: {chunk.model_dump_json(exclude=None if answer.wants_usage else {'usage'})}\n\n".encode()
+
+
+def _choices(part: Part, answer: Answer) -> Sequence[ChunkChoice | Choice]:
+    if answer.chat:
+        choices = [ChunkChoice(index=part.index, delta=delta) for delta in part.deltas]
+        if part.finish:
+            choices.append(ChunkChoice(index=part.index, delta={}, finish_reason=part.finish))
+        return choices
+    if not part.text and not part.finish:
+        return []
+    return [Choice(index=part.index, text=part.text, finish_reason=part.finish)]
