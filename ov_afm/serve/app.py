@@ -13,29 +13,23 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
 from ..errors import DeviceError
 from ..system import console
 from . import errors, protocol
 from .middleware import RequestChecks
 from .prometheus import RequestCounter
-from .protocol import ChatCompletion, Completion
 from .registry import Models
 from .service import Service, Settings
+from .wire import chat_completions
+from .wire.openapi import ERRORS
 
 __all__ = ["Settings", "build", "run"]
 
 VERSION = metadata.version("ov-afm")
-JSON_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize"})
-ROUTES = JSON_ROUTES | {"/v1/models", "/health", "/metrics", "/version"}
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": protocol.ErrorEnvelope} for status in (400, 401, 404, 413, 415, 429, 500, 503, 504)
-}
-
-STREAMS: dict[int | str, dict[str, Any]] = {
-    **ERRORS,
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Whole, or as a stream"},
-}
+# Each adds the routes of one API.
+APIS = (chat_completions,)
 
 
 def build(models: Models, settings: Settings) -> FastAPI:
@@ -57,14 +51,18 @@ def build(models: Models, settings: Settings) -> FastAPI:
 
     app = FastAPI(title="ov-afm", version=VERSION, lifespan=lifespan, redoc_url=None)
     errors.install(app)
+    for api in APIS:
+        api.add_routes(app, service)
     _add_routes(app, service)
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    takes_json = frozenset(route.path for route in routes if getattr(route, "body_field", None) is not None)
     # The last one added is the first that a request meets.
     app.add_middleware(
-        RequestChecks, api_keys=settings.api_keys, max_body_bytes=settings.max_body_bytes, json_routes=JSON_ROUTES
+        RequestChecks, api_keys=settings.api_keys, max_body_bytes=settings.max_body_bytes, json_routes=takes_json
     )
     if origins := settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(RequestCounter, metrics=service.metrics, routes=ROUTES)
+    app.add_middleware(RequestCounter, metrics=service.metrics, routes=frozenset(route.path for route in routes))
     return app
 
 
@@ -81,8 +79,6 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     add = app.add_api_route
     unready: dict[int | str, dict[str, Any]] = {503: {"model": protocol.Health}}
-    add("/v1/chat/completions", service.chat, methods=["POST"], response_model=ChatCompletion, responses=STREAMS)
-    add("/v1/completions", service.complete, methods=["POST"], response_model=Completion, responses=STREAMS)
     add("/tokenize", service.tokenize, methods=["POST"], response_model=protocol.Tokens, responses=ERRORS)
     add("/detokenize", service.detokenize, methods=["POST"], response_model=protocol.Text, responses=ERRORS)
     add("/v1/models", service.list_models, methods=["GET"], response_model=protocol.ModelList, responses=ERRORS)

@@ -1,4 +1,4 @@
-"""Every error in one form: OpenAI's envelope, without paths, tracebacks or addresses.
+"""Every error in the form of the API that was called, without paths, tracebacks or addresses.
 
 The engine's process raises `APIError` too and does not need FastAPI, so FastAPI is imported only where it is used.
 """
@@ -6,7 +6,7 @@ The engine's process raises `APIError` too and does not need FastAPI, so FastAPI
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DeviceError, EngineLost, GenerationError, OVAFMError
@@ -20,7 +20,8 @@ __all__ = ["APIError", "EngineBusy", "EngineTimeout", "as_api_error", "install"]
 logger = logging.getLogger(__name__)
 RETRY = {"Retry-After": "2"}
 LONGEST_VALUE = 60
-TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+ANTHROPIC_TYPES = TYPES | {413: "request_too_large", 503: "overloaded_error", 504: "timeout_error"}
 
 
 class APIError(OVAFMError):
@@ -50,15 +51,33 @@ class APIError(OVAFMError):
 
     @property
     def envelope(self) -> dict[str, Any]:
-        """The body; `protocol.ErrorEnvelope` describes it."""
+        """The body in OpenAI's form; `protocol.ErrorEnvelope` describes it."""
         kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.api_code}}
 
-    def response(self) -> JSONResponse:
-        """The answer to send."""
+    def body(self, path: str) -> dict[str, Any]:
+        """The body in the form of the API that has this path."""
+        form = next((form for prefix, form in FORMS.items() if f"{path}/".startswith(prefix)), None)
+        return self.envelope if form is None else form(self)
+
+    def response(self, path: str) -> JSONResponse:
+        """The answer to send to a request for this path."""
         from fastapi.responses import JSONResponse
 
-        return JSONResponse(self.envelope, self.status, self.headers)
+        return JSONResponse(self.body(path), self.status, self.headers)
+
+
+def _anthropic(error: APIError) -> dict[str, Any]:
+    kind = ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": str(error)}}
+
+
+def _ollama(error: APIError) -> dict[str, Any]:
+    return {"error": str(error)}
+
+
+# The form of errors, by the beginning of a path; all others have OpenAI's.
+FORMS: dict[str, Callable[[APIError], dict[str, Any]]] = {"/v1/messages/": _anthropic, "/api/": _ollama}
 
 
 class EngineBusy(GenerationError):
@@ -100,7 +119,7 @@ def install(app: FastAPI) -> None:
     from starlette.exceptions import HTTPException
 
     async def ours(request: Request, error: Exception) -> JSONResponse:
-        return as_api_error(error).response()
+        return as_api_error(error).response(request.scope["path"])
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
@@ -110,11 +129,12 @@ def install(app: FastAPI) -> None:
         }
         message = messages.get(error.status_code, str(error.detail))
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-        return APIError(message, code=code, status=error.status_code, headers=error.headers).response()
+        refusal = APIError(message, code=code, status=error.status_code, headers=error.headers)
+        return refusal.response(request.scope["path"])
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return _first_mistake(error.errors()).response()
+        return _first_mistake(error.errors()).response(request.scope["path"])
 
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)

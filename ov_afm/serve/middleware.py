@@ -51,12 +51,12 @@ class RequestChecks:
             if request.method == "POST" and scope["path"] in self._json_routes:
                 check_json(body, request.headers.get("content-type", ""))
         except APIError as error:
-            await error.response()(scope, receive, send)
+            await error.response(scope["path"])(scope, receive, send)
             return
         await self._app(scope, _replay(body, receive), send)
 
     def _check_key(self, request: Request) -> None:
-        if not self._keys or request.url.path in OPEN_ROUTES:
+        if not self._keys or request.scope["path"] in OPEN_ROUTES:
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         sent = key.strip().encode("utf-8", "surrogateescape") if scheme.lower() == "bearer" else b""

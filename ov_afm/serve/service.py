@@ -7,7 +7,6 @@ import logging
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from fastapi import Request
 
@@ -17,9 +16,7 @@ from .answers import Answer, EventStream, Running, open_stream, until_gone
 from .errors import APIError
 from .messages import Chat, Detokenize, Generate, Prompt, Text, Tokenize, Tokens
 from .prometheus import Metrics
-from .protocol import ChatCompletion, Completion
 from .registry import Models
-from .wire import chat_completions
 
 __all__ = ["Service", "Settings", "sampling"]
 
@@ -74,10 +71,6 @@ class Service:
         for name, engine in models.engines.items():
             self.metrics.watch(name, engine)
 
-    async def chat(self, body: protocol.ChatRequest, request: Request) -> Any:
-        """Answer a conversation in OpenAI's form."""
-        return await self._respond(await self.begin_chat(body, request), body, request)
-
     async def begin_chat(self, body: protocol.ChatRequest, request: Request) -> Running:
         """Begin to answer a conversation; the caller closes the lease.
 
@@ -100,8 +93,12 @@ class Service:
         answer = Answer(name, True, self.metrics, reads_calls=bool(offered), wants_logprobs=bool(body.logprobs))
         return await self._begin(body, request, answer, Generate(prompt, sampling(body, limit), answer_format))
 
-    async def complete(self, body: protocol.CompletionRequest, request: Request) -> Any:
-        """Continue a text."""
+    async def begin_completion(self, body: protocol.CompletionRequest, request: Request) -> Running:
+        """Begin to continue a text; the caller closes the lease.
+
+        Raises:
+            APIError: The request cannot be answered, or the client has left.
+        """
         self._inspect(body, wants_logprobs=body.logprobs is not None)
         if body.logprobs:
             message = "logprobs above 0 asks for alternatives; the engine reports only the chosen token's"
@@ -111,7 +108,7 @@ class Service:
         name = self.models.resolve(body.model)
         answer = Answer(name, False, self.metrics, wants_logprobs=body.logprobs is not None)
         task = Generate(_one_prompt(body.prompt), sampling(body, body.max_tokens))
-        return await self._respond(await self._begin(body, request, answer, task), body, request)
+        return await self._begin(body, request, answer, task)
 
     def _inspect(self, body: protocol.SamplingRequest, *, wants_logprobs: bool) -> None:
         """Refuse what cannot be done, and log unknown fields."""
@@ -140,14 +137,6 @@ class Service:
         engine = await until_gone(request, self.models.engine(answer.model))
         stream, lease = await until_gone(request, open_stream(engine, tasks))
         return Running(answer, stream, lease)
-
-    async def _respond(
-        self, running: Running, body: protocol.SamplingRequest, request: Request
-    ) -> ChatCompletion | Completion | EventStream:
-        if body.stream:
-            return self.event_stream(running, chat_completions.events(running))
-        async with running.lease:
-            return await until_gone(request, chat_completions.whole(running))
 
     def event_stream(self, running: Running, events: AsyncIterator[bytes]) -> EventStream:
         """The response that sends a running answer's events."""

@@ -169,9 +169,11 @@ class _Relay:
 
     async def _fail(self, error: APIError) -> None:
         if self._started:
-            await self._send({"type": "http.response.body", "body": _event(json.dumps(error.envelope).encode())})
+            await self._send(
+                {"type": "http.response.body", "body": _event(json.dumps(error.body(self._scope["path"])).encode())}
+            )
         else:
-            await error.response()(self._scope, self._receive, self._send)
+            await error.response(self._scope["path"])(self._scope, self._receive, self._send)
 
 
 def _event(body: bytes) -> bytes:

@@ -8,15 +8,52 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
+from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
-from ..answers import Answer, Part, Running
+from ..answers import Answer, Part, Running, until_gone
 from ..errors import as_api_error
-from ..protocol import AnswerMessage, ChatChoice, ChatChunk, ChatCompletion, Choice, ChunkChoice, Completion, Usage
+from ..protocol import (
+    AnswerMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatRequest,
+    Choice,
+    ChunkChoice,
+    Completion,
+    CompletionRequest,
+    SamplingRequest,
+    Usage,
+)
+from ..service import Service
+from .openapi import STREAMS
 
-__all__ = ["events", "whole"]
+__all__ = ["add_routes"]
 
 T = TypeVar("T")
+
+
+def add_routes(app: FastAPI, service: Service) -> None:
+    """Add this API's routes to the application."""
+
+    async def chat(body: ChatRequest, request: Request) -> Any:
+        """Answer a conversation."""
+        return await respond(await service.begin_chat(body, request), body, request)
+
+    async def complete(body: CompletionRequest, request: Request) -> Any:
+        """Continue a text."""
+        return await respond(await service.begin_completion(body, request), body, request)
+
+    async def respond(running: Running, body: SamplingRequest, request: Request) -> Any:
+        if body.stream:
+            return service.event_stream(running, events(running))
+        async with running.lease:
+            return await until_gone(request, whole(running))
+
+    add = app.add_api_route
+    add("/v1/chat/completions", chat, methods=["POST"], response_model=ChatCompletion, responses=STREAMS)
+    add("/v1/completions", complete, methods=["POST"], response_model=Completion, responses=STREAMS)
 
 
 async def whole(running: Running) -> ChatCompletion | Completion:
