@@ -42,6 +42,8 @@ def structured_output(output_format: OutputFormat) -> Any:
     ]
     if output_format.required:
         return kind(structural_tags_config=tags[0] if len(tags) == 1 else kind.Union(tags))
+    if output_format.answer is not None:
+        return kind(structural_tags_config=kind.Union([*tags, kind.JSONSchema(output_format.answer.schema)]))
     return kind(structural_tags_config=kind.TriggeredTags(["<tool_call>"], tags, False, output_format.once))
 
 

@@ -98,11 +98,19 @@ class Function:
 
 @dataclass(frozen=True, slots=True)
 class FunctionCalls:
-    """Calls in the answer must be calls of these functions; `required` demands a call, `once` allows no second one."""
+    """Calls in the answer must be calls of these functions.
+
+    Attributes:
+        functions: What may be called.
+        required: There must be a call.
+        once: There may be no second call.
+        answer: What an answer without calls must look like; None for free text.
+    """
 
     functions: Sequence[Function]
     required: bool = False
     once: bool = False
+    answer: JSONSchema | None = None
 
 
 OutputFormat = JSONSchema | FunctionCalls
