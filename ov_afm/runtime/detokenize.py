@@ -79,6 +79,10 @@ class TextAssembler:
         pieces: Token to its bytes, for the tokens that have any.
         stop: Strings that end the answer; neither they nor what follows is returned.
 
+    Attributes:
+        stopped: A stop string has come.
+        stop: Which one.
+
     Example:
         assembler = Detokenizer(tokenizer).assembler(stop=("###",))
         text = assembler.push(token)
@@ -94,6 +98,7 @@ class TextAssembler:
         self._taken = 0  # characters of the pending tokens' text that were used already
         self._held = ""
         self.stopped = False
+        self.stop: str | None = None
 
     def push(self, token: int) -> str:
         """Add a token; returns the text that became certain, often empty. `stopped` is set at a stop string."""
@@ -135,10 +140,11 @@ class TextAssembler:
     def _release(self, new: str) -> str:
         """Move text through the stop-string filter."""
         text = self._held + new
-        places = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
+        places = [(place, stop) for stop in self._stop if (place := text.find(stop)) >= 0]
         if places:
+            place, self.stop = min(places, key=lambda found: found[0])
             self.stopped, self._held = True, ""
-            return text[: min(places)]
+            return text[:place]
         keep = max((_overlap(text, stop) for stop in self._stop), default=0)
         cut = len(text) - keep
         self._held = text[cut:]

@@ -45,6 +45,7 @@ class Part:
         deltas: The same for chat, with tool calls apart from content.
         logprobs: One entry a token, where they were asked for.
         finish: OpenAI's `finish_reason` in an answer's last part, else None.
+        stop: The stop string that ended the answer, if one did.
     """
 
     index: int
@@ -52,6 +53,7 @@ class Part:
     deltas: list[dict[str, Any]]
     logprobs: Sequence[TokenLogprob]
     finish: str | None
+    stop: str | None = None
 
 
 @dataclass(slots=True)
@@ -124,7 +126,7 @@ class Answer:
                 deltas += reader.finish()
             if finish == "stop" and reader.calls:
                 finish = "tool_calls"
-        return Part(index, piece.text, deltas, piece.logprobs, finish)
+        return Part(index, piece.text, deltas, piece.logprobs, finish, piece.stop)
 
 
 @dataclass(slots=True)

@@ -158,7 +158,7 @@ class BatchingEngine:
             # The rest of the text may hold a stop string too.
             end = "stop" if job.text.stopped else end
             self.cancel(job.id)
-        return Piece(job.id, text, tokens, logprobs, end) if tokens or end else None
+        return Piece(job.id, text, tokens, logprobs, end, job.text.stop) if tokens or end else None
 
     def _logprob(self, token: int, logprob: float) -> TokenLogprob:
         piece = self.session.detokenizer.pieces.get(token, b"")

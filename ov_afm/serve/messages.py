@@ -191,6 +191,7 @@ class Piece:
         tokens: Tokens generated.
         logprobs: One entry a token, where they were asked for.
         end: Why the answer ends here: `stop`, `length`, or `cache` when the KV cache has no room; None if it does not.
+        stop: The stop string that ended it, if one did.
     """
 
     id: int
@@ -198,10 +199,11 @@ class Piece:
     tokens: int
     logprobs: Sequence[TokenLogprob] = ()
     end: str | None = None
+    stop: str | None = None
 
     def __reduce__(self) -> tuple[type[Piece], tuple[Any, ...]]:
         """Every token crosses the pipe as one of these; the way of a frozen dataclass takes four times as long."""
-        return Piece, (self.id, self.text, self.tokens, self.logprobs, self.end)
+        return Piece, (self.id, self.text, self.tokens, self.logprobs, self.end, self.stop)
 
 
 @dataclass(frozen=True, slots=True)

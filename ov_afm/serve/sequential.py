@@ -93,7 +93,7 @@ class SequentialEngine:
         if end is not None:
             text += assembler.finish()
             end = "stop" if assembler.stopped else end
-        return [Piece(run.job.id, text, len(tokens), end=end)] if tokens or end else []
+        return [Piece(run.job.id, text, len(tokens), end=end, stop=assembler.stop)] if tokens or end else []
 
     def cache_usage(self) -> float:
         """Share of the cache in use: all of it, as long as a request runs."""
