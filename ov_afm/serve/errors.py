@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse
 
-__all__ = ["APIError", "EngineBusy", "EngineTimeout", "as_api_error", "install"]
+__all__ = ["APIError", "EngineBusy", "EngineTimeout", "as_api_error", "first_mistake", "install"]
 
 logger = logging.getLogger(__name__)
 RETRY = {"Retry-After": "2"}
@@ -134,7 +134,7 @@ def install(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return _first_mistake(error.errors()).response(request.scope["path"])
+        return first_mistake(error.errors()).response(request.scope["path"])
 
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, invalid)
@@ -142,11 +142,11 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, ours)
 
 
-def _first_mistake(mistakes: Sequence[Mapping[str, Any]]) -> APIError:
-    """The first thing that is wrong with a body, in a line."""
+def first_mistake(mistakes: Sequence[Mapping[str, Any]], place: str = "") -> APIError:
+    """The first thing that is wrong with a body, or with the part of it at `place`, in a line."""
     first = mistakes[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
-    param = ".".join(part for part in place if part.isidentifier() or part.isdigit()) or None
+    steps = [*place.split("."), *(str(step) for step in first["loc"] if step != "body")]
+    param = ".".join(step for step in steps if step.isidentifier() or step.isdigit()) or None
     actual = first.get("input")
     value = "" if actual is None or isinstance(actual, (dict, list)) else f", found {_short(actual)}"
     message = f"{param or 'body'}: {first['msg'][:1].lower()}{first['msg'][1:]}{value}"
