@@ -13,6 +13,7 @@ from fastapi import Request
 from ..runtime.sampling import Params
 from . import output_format, protocol, tools
 from .answers import Answer, EventStream, Running, open_stream, until_gone
+from .engine import Engine
 from .errors import APIError
 from .messages import Chat, Detokenize, Generate, Prompt, Text, Tokenize, Tokens
 from .prometheus import Metrics
@@ -82,13 +83,7 @@ class Service:
             raise APIError(f"modalities: this model writes text, found {body.modalities}", "modalities")
         answer_format, offered = output_format.output_format(body), tools.tools_for(body)
         name = self.models.resolve(body.model)
-        engine = await until_gone(request, self.models.engine(name))
-        knows_tools = engine.info is not None and engine.info.template_knows_tools
-        prompt = Chat(
-            tools.messages_for(body, template_knows_tools=knows_tools),
-            [tool.model_dump(exclude_none=True) for tool in offered] if offered and knows_tools else None,
-            body.chat_template_kwargs or None,
-        )
+        prompt = _chat_prompt(body, await until_gone(request, self.models.engine(name)))
         limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         answer = Answer(name, True, self.metrics, reads_calls=bool(offered), wants_logprobs=bool(body.logprobs))
         return await self._begin(body, request, answer, Generate(prompt, sampling(body, limit), answer_format))
@@ -157,6 +152,11 @@ class Service:
         assert engine.info is not None
         return protocol.Tokens(tokens=tokens, count=len(tokens), max_model_len=engine.info.context_length)
 
+    async def count_tokens(self, body: protocol.ChatRequest) -> int:
+        """Tokens of the prompt that a conversation has."""
+        engine = await self.models.engine(self.models.resolve(body.model))
+        return len(await engine.ask(Tokenize(_chat_prompt(body, engine))))
+
     async def detokenize(self, body: protocol.DetokenizeRequest) -> protocol.Text:
         """Text of tokens."""
         engine = await self.models.engine(self.models.resolve(body.model))
@@ -172,6 +172,17 @@ class Service:
         info = self.models.engines[name].info
         length = info.context_length if info else None
         return protocol.Model(id=name, created=self.models.created, max_model_len=length)
+
+
+def _chat_prompt(body: protocol.ChatRequest, engine: Engine) -> Chat:
+    """The prompt of a conversation, as this engine's template takes it."""
+    offered = tools.tools_for(body)
+    knows_tools = engine.info is not None and engine.info.template_knows_tools
+    return Chat(
+        tools.messages_for(body, template_knows_tools=knows_tools),
+        [tool.model_dump(exclude_none=True) for tool in offered] if offered and knows_tools else None,
+        body.chat_template_kwargs or None,
+    )
 
 
 def _one_prompt(prompt: str | list[int] | list[str] | list[list[int]]) -> Text | Tokens:
