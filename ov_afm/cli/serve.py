@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][\w.:/-]{0,99}")
+ALIAS = re.compile(r"[A-Za-z0-9*?][\w.:/*?-]{0,99}")
 KEY_VARIABLE = "OV_AFM_API_KEY"
 
 
@@ -39,6 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     add_list("--model", metavar="NAME=DIR", help="a model and the name that clients use; repeatable")
     adapter = "the first model with a LoRA adapter in PEFT's format, under its own name; repeatable"
     add_list("--adapter", metavar="NAME=FILE[:WEIGHT]", help=adapter)
+    alias = "another name for a model, such as 'claude-*=NAME' (* and ? stand for other characters); repeatable"
+    add_list("--alias", metavar="NAME=MODEL", help=alias)
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens the server to the network")
     add("--port", type=int, default=8000, help="port to listen on; 0 takes a free one")
     key = f"key that clients must send; repeatable; also from {KEY_VARIABLE}"
@@ -108,6 +111,21 @@ def _adapters(arguments: argparse.Namespace, models: Mapping[str, ModelDirectory
     return adapters
 
 
+def _aliases(arguments: argparse.Namespace, models: Collection[str]) -> dict[str, str]:
+    """The other names of models; each means a model that is served."""
+    aliases = key_values(arguments.alias, "--alias")
+    for name, model in aliases.items():
+        if not ALIAS.fullmatch(name):
+            message = f"an alias is letters, digits and . _ : / - with * and ? for others, found {name!r}"
+            raise ConfigError(message, code="model-name")
+        if model not in models:
+            message = f"--alias {name}={model} names no model that is served; there are: {', '.join(models)}"
+            raise ConfigError(message, code="alias-without-model")
+        if name in models:
+            raise ConfigError(f"{name!r} names a model already; give the alias another name", code="name-taken")
+    return aliases
+
+
 def _positive(values: dict[str, Any]) -> dict[str, Any]:
     """The same values; numbers must be above 0, except for `max_queue`."""
     for name, value in values.items():
@@ -164,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         max_body_bytes=int(arguments.max_body_mb * 2**20),
         cors_origins=tuple(arguments.cors_origin),
         log_prompts=arguments.log_prompts,
+        aliases=_aliases(arguments, specs),
     )
     if arguments.ray:
         cluster = _cluster(arguments)
@@ -171,5 +190,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         deploy.run(specs, limits, settings, cluster, host=arguments.host, port=arguments.port)
     else:
-        app.run(Models(specs, limits), settings, host=arguments.host, port=arguments.port, grace_s=limits.grace_s)
+        models = Models(specs, limits, settings.aliases)
+        app.run(models, settings, host=arguments.host, port=arguments.port, grace_s=limits.grace_s)
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fnmatch
 import logging
 import time
 from collections.abc import Mapping
@@ -42,13 +43,17 @@ class Models:
     Args:
         specs: What to load, by the name that clients use; the first is the default.
         limits: Bounds of the service.
+        aliases: More names, each with the model that it means; `*` and `?` in one stand for other characters.
     """
 
-    def __init__(self, specs: Mapping[str, EngineSpec], limits: Limits) -> None:
+    def __init__(
+        self, specs: Mapping[str, EngineSpec], limits: Limits, aliases: Mapping[str, str] | None = None
+    ) -> None:
         self.engines = {
             name: Engine(spec, max_queue=limits.max_queue, request_timeout_s=limits.request_timeout_s)
             for name, spec in specs.items()
         }
+        self.aliases = dict(aliases or {})
         self.created = int(time.time())
         self._idle_unload_s = limits.idle_unload_s
         self._janitor: asyncio.Task[None] | None = None
@@ -78,15 +83,25 @@ class Models:
     def resolve(self, name: str | None) -> str:
         """The name of a model on offer; a request without one means the first.
 
+        Models come before aliases, and aliases before patterns. Clients of Ollama add `:latest` to names.
+
         Raises:
             APIError: There is no such model.
         """
         if name is None:
             return next(iter(self.engines))
-        if name not in self.engines:
-            message = f"no model {name[:MAX_NAME_CHARACTERS]!r} here; there are: {', '.join(self.engines)}"
-            raise APIError(message, "model", "model_not_found", status=404)
-        return name
+        for each in (name, name.removesuffix(":latest")):
+            if each in self.engines:
+                return each
+            if each in self.aliases:
+                return self.aliases[each]
+            for pattern, model in self.aliases.items():
+                if fnmatch.fnmatchcase(each, pattern):
+                    return model
+        message = (
+            f"no model {name[:MAX_NAME_CHARACTERS]!r} here; there are: {', '.join([*self.engines, *self.aliases])}"
+        )
+        raise APIError(message, "model", "model_not_found", status=404)
 
     async def engine(self, name: str) -> Engine:
         """A model's engine, loaded now if models are loaded on first use."""

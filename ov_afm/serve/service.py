@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 
 from fastapi import Request
 
@@ -50,6 +50,7 @@ class Settings:
         cors_origins: Web origins that may call; none by default.
         keep_alive_s: Seconds between comments in a stream, which show that the server is still there.
         log_prompts: Write prompts to the log.
+        aliases: More names of models (see `registry.Models`).
     """
 
     api_keys: tuple[str, ...] = ()
@@ -57,6 +58,7 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     keep_alive_s: float = 10.0
     log_prompts: bool = False
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
 
 class Service:
@@ -107,9 +109,9 @@ class Service:
 
     def _inspect(self, body: protocol.SamplingRequest, *, wants_logprobs: bool) -> None:
         """Refuse what cannot be done, and log unknown fields."""
-        for field, reason in UNAVAILABLE.items():
-            if getattr(body, field, None):
-                raise APIError(f"{field} is not available: {reason}", field, "unsupported_parameter")
+        for name, reason in UNAVAILABLE.items():
+            if getattr(body, name, None):
+                raise APIError(f"{name} is not available: {reason}", name, "unsupported_parameter")
         if body.model_extra:
             # repr: a field's name is the client's text and must stay within its line.
             unknown = [repr(key)[:60] for key in list(body.model_extra)[:10]]

@@ -7,6 +7,11 @@ from pathlib import Path
 import pytest
 from support import serving
 
+from ov_afm.cli import serve
+from ov_afm.serve.errors import APIError
+from ov_afm.serve.messages import EngineSpec
+from ov_afm.serve.registry import Limits, Models
+
 
 @pytest.mark.slow
 def test_models_are_loaded_on_first_use_and_unloaded_when_idle(tiny_model: Path) -> None:
@@ -27,3 +32,26 @@ def test_models_are_loaded_on_first_use_and_unloaded_when_idle(tiny_model: Path)
 
 def engines(server: serving.Server) -> int:
     return int(server.metric("engine_ready"))
+
+
+def test_aliases_and_patterns_mean_models() -> None:
+    specs = {"one": EngineSpec(Path("one")), "two": EngineSpec(Path("two"))}
+    models = Models(specs, Limits(), {"claude-*": "one", "claude-small": "two", "gpt-?": "two"})
+    meant = {name: models.resolve(name) for name in ("one", "two:latest", "claude-opus-9", "claude-small", "gpt-5")}
+    assert meant == {"one": "one", "two:latest": "two", "claude-opus-9": "one", "claude-small": "two", "gpt-5": "two"}
+    assert models.resolve("claude-small:latest") == "two"
+    for unknown in ("gpt-50", "claude", "one:other", "Claude-x"):
+        with pytest.raises(APIError) as raised:
+            models.resolve(unknown)
+        assert raised.value.status == 404
+
+
+@pytest.mark.parametrize(
+    ("alias", "reason"),
+    [("claude-*=none", "no model"), ("a b=tiny", "found 'a b'"), ("tiny=tiny", "names a model already")],
+)
+def test_an_alias_that_means_nothing_is_refused(
+    alias: str, reason: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert serve.main(["--model", f"tiny={tiny_model}", "--alias", alias]) == 1
+    assert reason in capsys.readouterr().err

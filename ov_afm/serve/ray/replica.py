@@ -32,7 +32,7 @@ class Replica:
     """
 
     async def __init__(self, specs: Mapping[str, EngineSpec], limits: Limits, settings: Settings) -> None:  # type: ignore[misc]
-        self._models = Models(specs, limits)
+        self._models = Models(specs, limits, settings.aliases)
         self._app = build(self._models, settings)
         self._lifespan = self._app.router.lifespan_context(self._app)
         await self._lifespan.__aenter__()
