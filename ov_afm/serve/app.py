@@ -22,14 +22,14 @@ from .middleware import RequestChecks
 from .prometheus import RequestCounter
 from .registry import Models
 from .service import Service, Settings
-from .wire import chat_completions
+from .wire import chat_completions, responses_api
 from .wire.openapi import ERRORS
 
 __all__ = ["Settings", "build", "run"]
 
 VERSION = metadata.version("ov-afm")
 # Each adds the routes of one API.
-APIS = (chat_completions,)
+APIS = (chat_completions, responses_api)
 
 
 def build(models: Models, settings: Settings) -> FastAPI:
