@@ -90,14 +90,13 @@ class Models:
         """
         if name is None:
             return next(iter(self.engines))
+        known = {**self.aliases, **{each: each for each in self.engines}}
         for each in (name, name.removesuffix(":latest")):
-            if each in self.engines:
-                return each
-            if each in self.aliases:
-                return self.aliases[each]
-            for pattern, model in self.aliases.items():
-                if fnmatch.fnmatchcase(each, pattern):
-                    return model
+            if each in known:
+                return known[each]
+        for pattern, model in self.aliases.items():
+            if fnmatch.fnmatchcase(name, pattern):
+                return model
         message = (
             f"no model {name[:MAX_NAME_CHARACTERS]!r} here; there are: {', '.join([*self.engines, *self.aliases])}"
         )
