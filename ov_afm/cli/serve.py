@@ -23,6 +23,7 @@ from .command import command, command_parser, given
 from .options import key_values, ov_properties
 
 if TYPE_CHECKING:
+    from ..serve.hosts import HostRules
     from ..serve.messages import EngineSpec
     from ..serve.ray.deploy import Cluster
 
@@ -42,10 +43,13 @@ def _parser() -> argparse.ArgumentParser:
     add_list("--adapter", metavar="NAME=FILE[:WEIGHT]", help=adapter)
     alias = "another name for a model, such as 'claude-*=NAME' (* and ? stand for other characters); repeatable"
     add_list("--alias", metavar="NAME=MODEL", help=alias)
-    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 opens the server to the network")
+    host = "address to listen on; localhost is 127.0.0.1 and ::1, 0.0.0.0 opens the server to the network"
+    add("--host", default="localhost", help=f"{host} (default: localhost)")
     add("--port", type=int, default=8000, help="port to listen on; 0 takes a free one")
     key = f"key that clients must send; repeatable; also from {KEY_VARIABLE}"
     add_list("--api-key", metavar="KEY", help=key)
+    allowed = "another name by which clients reach a server without a key, or * for any; repeatable"
+    add_list("--allowed-host", metavar="NAME", help=allowed)
     add_list("--cors-origin", metavar="ORIGIN", help="web origin that may call; repeatable")
     add("--max-body-mb", type=float, default=8, metavar="MB", help="longest request body")
     add("--log-prompts", action="store_true", help="write prompts to the log")
@@ -126,6 +130,21 @@ def _aliases(arguments: argparse.Namespace, models: Collection[str]) -> dict[str
     return aliases
 
 
+def _host_rules(arguments: argparse.Namespace, api_keys: Sequence[str]) -> HostRules | None:
+    """Hosts and origins that may ask; None, if a key protects the server and no names are given."""
+    from ..serve.hosts import HOST, HostRules, is_loopback
+
+    hosts: list[str] = arguments.allowed_host
+    if api_keys and not hosts:
+        return None
+    for host in hosts:
+        if host != "*" and not (host and (match := HOST.fullmatch(host)) and match["name"] == host):
+            message = f"--allowed-host takes a name or an address without port, found {host!r}"
+            raise ConfigError(message, code="allowed-host")
+    names = frozenset(host.strip("[]").lower() for host in hosts)
+    return HostRules(is_loopback(arguments.host), names, frozenset(arguments.cors_origin))
+
+
 def _positive(values: dict[str, Any]) -> dict[str, Any]:
     """The same values; numbers must be above 0, except for `max_queue`."""
     for name, value in values.items():
@@ -173,12 +192,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     require("serve", "fastapi", "uvicorn", "prometheus_client", "sse_starlette")
     specs = _specs(arguments)
-    from ..serve import app
     from ..serve.registry import Limits, Models
+    from ..serve.service import Settings
 
     limits = Limits(**_positive(given(Limits, arguments)))
-    settings = app.Settings(
-        api_keys=tuple(arguments.api_key) or tuple(filter(None, [os.environ.get(KEY_VARIABLE)])),
+    api_keys = tuple(arguments.api_key) or tuple(filter(None, [os.environ.get(KEY_VARIABLE)]))
+    settings = Settings(
+        api_keys=api_keys,
+        hosts=_host_rules(arguments, api_keys),
         max_body_bytes=int(arguments.max_body_mb * 2**20),
         cors_origins=tuple(arguments.cors_origin),
         log_prompts=arguments.log_prompts,
@@ -188,8 +209,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         cluster = _cluster(arguments)
         from ..serve.ray import deploy
 
-        deploy.run(specs, limits, settings, cluster, host=arguments.host, port=arguments.port)
+        # Ray's proxies listen on one address.
+        host = "127.0.0.1" if arguments.host == "localhost" else arguments.host
+        deploy.run(specs, limits, settings, cluster, host=host, port=arguments.port)
     else:
+        from ..serve import http_server
+
         models = Models(specs, limits, settings.aliases)
-        app.run(models, settings, host=arguments.host, port=arguments.port, grace_s=limits.grace_s)
+        http_server.run(models, settings, host=arguments.host, port=arguments.port, grace_s=limits.grace_s)
     return 0

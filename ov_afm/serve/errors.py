@@ -21,7 +21,12 @@ logger = logging.getLogger(__name__)
 RETRY = {"Retry-After": "2"}
 LONGEST_VALUE = 60
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-ANTHROPIC_TYPES = TYPES | {413: "request_too_large", 503: "overloaded_error", 504: "timeout_error"}
+ANTHROPIC_TYPES = TYPES | {
+    408: "timeout_error",
+    413: "request_too_large",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 class APIError(OVAFMError):
@@ -57,14 +62,17 @@ class APIError(OVAFMError):
 
     def body(self, path: str) -> dict[str, Any]:
         """The body in the form of the API that has this path."""
-        form = next((form for prefix, form in FORMS.items() if f"{path}/".startswith(prefix)), None)
-        return self.envelope if form is None else form(self)
+        return next((form for prefix, form in FORMS.items() if f"{path}/".startswith(prefix)), _openai)(self)
 
     def response(self, path: str) -> JSONResponse:
         """The answer to send to a request for this path."""
         from fastapi.responses import JSONResponse
 
         return JSONResponse(self.body(path), self.status, self.headers)
+
+
+def _openai(error: APIError) -> dict[str, Any]:
+    return error.envelope
 
 
 def _anthropic(error: APIError) -> dict[str, Any]:
@@ -76,8 +84,12 @@ def _ollama(error: APIError) -> dict[str, Any]:
     return {"error": str(error)}
 
 
-# The form of errors, by the beginning of a path; all others have OpenAI's.
-FORMS: dict[str, Callable[[APIError], dict[str, Any]]] = {"/v1/messages/": _anthropic, "/api/": _ollama}
+# The form of errors, by the beginning of a path. All others have OpenAI's, and so has a wrong base URL of its API.
+FORMS: dict[str, Callable[[APIError], dict[str, Any]]] = {
+    "/v1/messages/": _anthropic,
+    "/api/v1/": _openai,
+    "/api/": _ollama,
+}
 
 
 class EngineBusy(GenerationError):

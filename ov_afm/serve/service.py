@@ -15,6 +15,7 @@ from . import output_format, protocol, tools
 from .answers import Answer, EventStream, Running, open_stream, until_gone
 from .engine import Engine
 from .errors import APIError
+from .hosts import HostRules
 from .messages import Chat, Detokenize, Generate, Prompt, Text, Tokenize, Tokens
 from .prometheus import Metrics
 from .registry import Models
@@ -50,6 +51,7 @@ class Settings:
         cors_origins: Web origins that may call; none by default.
         keep_alive_s: Seconds between comments in a stream, which show that the server is still there.
         log_prompts: Write prompts to the log.
+        hosts: Hosts and origins that may ask; None for all.
         aliases: More names of models (see `registry.Models`).
     """
 
@@ -58,6 +60,7 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     keep_alive_s: float = 10.0
     log_prompts: bool = False
+    hosts: HostRules | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
 
 

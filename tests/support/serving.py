@@ -93,9 +93,9 @@ class Server:
         """A connection on which a request was sent and nothing was read; closing it is hanging up."""
         host, port = self.url.removeprefix("http://").split(":")
         data = json.dumps(body).encode()
-        head = f"POST {route} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+        head = f"POST {route} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(data)}\r\n"
         raw = socket.create_connection((host, int(port)), timeout=30)
-        raw.sendall(head.encode() + b"Connection: close\r\n\r\n" + data)
+        raw.sendall(head.encode() + b"Content-Type: application/json\r\nConnection: close\r\n\r\n" + data)
         return raw
 
     def metric(self, name: str) -> float:

@@ -22,7 +22,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..answers import until_gone
 from ..errors import RETRY, APIError
-from ..middleware import RequestChecks
+from ..middleware import BodyChecks
 
 __all__ = ["Router", "conversation_of"]
 
@@ -90,7 +90,7 @@ class Router:
 
     def __serve_build_asgi_app__(self) -> Any:
         """The application that Ray serves. Keys and JSON are checked by the replicas."""
-        return RequestChecks(self._call, api_keys=(), max_body_bytes=self._max_body_bytes, json_routes=frozenset())
+        return BodyChecks(self._call, max_body_bytes=self._max_body_bytes)
 
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

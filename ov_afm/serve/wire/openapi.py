@@ -9,7 +9,7 @@ from ..protocol import ErrorEnvelope
 __all__ = ["ERRORS", "STREAMS"]
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorEnvelope} for status in (400, 401, 403, 404, 413, 415, 429, 500, 503, 504)
+    status: {"model": ErrorEnvelope} for status in (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 503, 504)
 }
 
 STREAMS: dict[int | str, dict[str, Any]] = {
