@@ -159,6 +159,8 @@ def first_mistake(mistakes: Sequence[Mapping[str, Any]], place: str = "") -> API
     first = mistakes[0]
     steps = [*place.split("."), *(str(step) for step in first["loc"] if step != "body")]
     param = ".".join(step for step in steps if step.isidentifier() or step.isdigit()) or None
+    if first["type"] == "extra_forbidden":
+        return APIError(f"{param}: this field is not known here; leave it out", param, "unknown_parameter")
     actual = first.get("input")
     value = "" if actual is None or isinstance(actual, (dict, list)) else f", found {_short(actual)}"
     message = f"{param or 'body'}: {first['msg'][:1].lower()}{first['msg'][1:]}{value}"

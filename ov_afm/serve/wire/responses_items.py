@@ -26,6 +26,8 @@ PREFIXES = {
     "response": "resp",
 }
 SYSTEM = ("system", "developer")
+# Parts that are text.
+TEXTS = ("input_text", "output_text", "text", "refusal")
 
 
 def new_id(kind: str) -> str:
@@ -182,12 +184,16 @@ def _text(content: str | list[Any], place: str = "") -> str:
         return content
     texts = []
     for index, raw in enumerate(content):
-        part = _valid(Part, raw, f"{place}.{index}")
+        where = f"{place}.{index}"
+        kind = raw.get("type") if isinstance(raw, dict) else type(raw).__name__
+        if kind not in TEXTS:
+            message = f"{where}: this model reads text only, found a part of type {str(kind)[:60]!r}"
+            raise APIError(message, where, "unsupported_value")
+        part = _valid(Part, raw, where)
         assert isinstance(part, Part)
         text = part.refusal if part.type == "refusal" else part.text
-        if part.type not in ("input_text", "output_text", "text", "refusal") or text is None:
-            message = f"{place}.{index}: this model reads text only, found a part of type {part.type[:60]!r}"
-            raise APIError(message, f"{place}.{index}", "unsupported_value")
+        if text is None:
+            raise APIError(f"{where}: the part has no text", where)
         texts.append(text)
     return "".join(texts)
 
