@@ -160,7 +160,7 @@ class Worker:
 
     def _check(self, task: messages.Generate, tokens: Sequence[int]) -> None:
         """Refuse what the engine cannot do."""
-        session, new_tokens = self._session, task.params.max_new_tokens
+        session = self._session
         try:
             session.check_prompt_length(len(tokens))
         except GenerationError as error:
@@ -169,9 +169,6 @@ class Worker:
         if task.logprobs and not self._engine.logprobs:
             message = f"logprobs are not available on {session.device_label}; leave them out"
             raise APIError(message, "logprobs", "unsupported_parameter")
-        if new_tokens is not None and new_tokens > session.context_length:
-            message = f"max_tokens is {new_tokens} and the context is {session.context_length} tokens; ask for fewer"
-            raise APIError(message, "max_tokens", TOO_LONG)
 
 
 def run(channel: Channel, spec: messages.EngineSpec) -> None:

@@ -182,7 +182,6 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "temperature of text": ({"messages": USER, "temperature": "hot"}, "temperature"),
     "top_p 0": ({"messages": USER, "top_p": 0}, "top_p"),
     "max_tokens 0": ({"messages": USER, "max_tokens": 0}, "max_tokens"),
-    "max_tokens 1e9": ({"messages": USER, "max_tokens": 1_000_000_000}, "max_tokens"),
     "seed 2^70": ({"messages": USER, "seed": 2**70}, "seed"),
     "n 0": ({"messages": USER, "n": 0}, "n"),
     "n 1000": ({"messages": USER, "n": 1000}, "n"),
