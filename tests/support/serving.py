@@ -43,10 +43,10 @@ class Server:
         log: What it has written to standard error, by line.
     """
 
-    def __init__(self, *arguments: str | Path, port: int = 0) -> None:
+    def __init__(self, *arguments: str | Path, port: int = 0, python: str | Path = sys.executable) -> None:
         self.log: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "ov_afm", "serve", "--port", str(port), *map(str, arguments)],
+            [python, "-m", "ov_afm", "serve", "--port", str(port), *map(str, arguments)],
             stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
@@ -117,9 +117,9 @@ class Server:
 
 
 @contextmanager
-def server(*arguments: str | Path, port: int = 0) -> Iterator[Server]:
+def server(*arguments: str | Path, port: int = 0, python: str | Path = sys.executable) -> Iterator[Server]:
     """A server that is gone afterwards."""
-    running = Server(*arguments, port=port)
+    running = Server(*arguments, port=port, python=python)
     try:
         yield running
     finally:
