@@ -53,3 +53,23 @@ def requirements(group: str) -> list[str]:
     """The lines of a list of requirements in pyproject.toml: `dependencies`, or an extra's name."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     return re.findall(r'"([^"]+)"', re.search(rf"^{group} = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)[1])  # type: ignore[index]
+
+
+def node_packages(name: str, *packages: str) -> Path:
+    """A folder whose `node_modules` has these npm packages, given as `NAME@VERSION`; kept like an environment."""
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        pytest.skip("Node.js and npm are not installed")
+    folder = ROOT / f".venv-node-{name}"
+    stamp, expected = folder / "made-for", "\n".join(packages)
+    if not stamp.exists() or stamp.read_text() != expected:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        (folder / "package.json").write_text('{"private": true, "type": "module"}\n')
+        result = call(npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", *packages, cwd=folder)
+        if result.returncode:
+            if re.search(r"(?i)ENOTFOUND|ECONN|ETIMEDOUT|EAI_AGAIN|network", result.stderr):
+                pytest.skip("the npm registry is not reached")
+            pytest.fail(result.stderr[-2000:])
+        stamp.write_text(expected)
+    return folder
