@@ -19,16 +19,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, GenerationError, last_line
+from .errors import ConfigError, GenerationError, OVAFMError, last_line
 from .model_dir.model_directory import ModelDirectory
 from .runtime import lora
 from .runtime.loading import LoadRequest
 from .runtime.model_session import ModelSession
 from .runtime.properties import DEFAULT_USE, Use
 from .runtime.sampling import Params
+from .runtime.stateful import PromptCache, StatefulEngine
 from .runtime.streaming import Completion, Delta, FinishReason, Request, streamer
 
-__all__ = ["Completion", "Delta", "FinishReason", "Message", "Params", "Pipeline", "Prompt", "Use"]
+__all__ = ["Completion", "Delta", "FinishReason", "Message", "Params", "Pipeline", "Prompt", "PromptCache", "Use"]
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
@@ -50,6 +51,8 @@ class Pipeline:
         prompt_lookup: Draft tokens from the prompt itself: faster where answers quote it.
         num_assistant_tokens: Tokens drafted at a time by either. None takes 5 by a draft model; with prompt lookup it
             takes as many as pay, which follows each answer.
+        prompt_cache: Load so that computed prompts can be kept, on the CPU: in a folder that this pipeline and later
+            ones look into by themselves, or with `save_prompt` and `load_prompt` alone (`PromptCache()`).
         use: What the model is loaded for: context, threads, cache precision and what else each device takes.
         fallback: When a named GPU or NPU fails to load the model or its self-test, use the next device of `AUTO` and
             log a warning with the reason; False raises `DeviceError`.
@@ -83,6 +86,7 @@ class Pipeline:
         draft_model: str | Path | None = None,
         prompt_lookup: bool = False,
         num_assistant_tokens: int | None = None,
+        prompt_cache: PromptCache | None = None,
         use: Use = DEFAULT_USE,
         fallback: bool = True,
         warm_up: bool = True,
@@ -99,6 +103,7 @@ class Pipeline:
             num_assistant_tokens=num_assistant_tokens,
             fallback=fallback,
             adapters=lora.read_all(adapters),
+            prompt_cache=prompt_cache,
         )
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -110,8 +115,13 @@ class Pipeline:
         self._tokenizer = session.tokenizer
         self.has_chat_template = session.template is not None
 
-    def render(self, prompt: Prompt, *, raw: bool = False) -> str:
+    def render(self, prompt: Prompt, *, raw: bool = False, open_turn: bool = True) -> str:
         """The text that the model is given for a prompt: the model's chat template applied, once.
+
+        Args:
+            prompt: Text or messages.
+            raw: Leave the template out.
+            open_turn: End with the beginning of the answer's turn.
 
         Raises:
             GenerationError: The template is missing or cannot render these messages.
@@ -124,13 +134,13 @@ class Pipeline:
             raise ConfigError("raw takes text, found a list of messages")
         if self._session.template is None:
             raise GenerationError(f"{self.model_dir} has no chat template; give text instead of messages")
-        return self._session.template.render([dict(message) for message in prompt])
+        return self._session.template.render([dict(message) for message in prompt], open_turn=open_turn)
 
-    def _encode(self, prompt: Prompt, raw: bool) -> tuple[Any, int]:
+    def _encode(self, prompt: Prompt, raw: bool, *, open_turn: bool = True) -> tuple[Any, int]:
         if len(prompt) == 0:
             raise GenerationError("the prompt has 0 tokens; give it some text")
         _check_unicode(prompt)
-        text = self.render(prompt, raw=raw)
+        text = self.render(prompt, raw=raw, open_turn=open_turn)
         # A template writes its own special tokens; plain text gets the tokenizer's, unless it begins with them.
         templated = self.has_chat_template and not (raw and isinstance(prompt, str))
         begin = self._tokenizer.get_bos_token()
@@ -141,6 +151,63 @@ class Pipeline:
     def count_tokens(self, prompt: Prompt, *, raw: bool = False) -> int:
         """Tokens that a prompt has, chat template included."""
         return self._encode(prompt, raw)[1]
+
+    def save_prompt(self, prompt: Prompt, path: str | Path, *, raw: bool = False) -> int:
+        """Compute a prompt and write its KV state to a file, for all prompts that begin like it.
+
+        Messages are rendered without the beginning of an answer, so a system message alone can be saved. What is kept
+        are whole pieces of 128 tokens.
+
+        Args:
+            prompt: Text or messages, as for `stream`.
+            path: The file; an older one is replaced, in a single step.
+            raw: The text is given to the model without a template.
+
+        Returns:
+            Tokens that the file holds.
+
+        Raises:
+            ConfigError: The pipeline was loaded without `prompt_cache`.
+            GenerationError: The prompt is empty, too long, or shorter than a piece.
+            OVAFMError: The file cannot be written.
+        """
+        engine = self._stateful()
+        inputs, count = self._encode(prompt, raw, open_turn=False)
+        self._session.check_prompt_length(count)
+        target = Path(path)
+        with self._lock:
+            try:
+                return engine.save(inputs.input_ids.data[0], target)
+            except OSError as error:
+                raise OVAFMError(
+                    f"{target} cannot be written: {error.strerror}; choose another place", code="prompt-unwritable"
+                ) from error
+
+    def load_prompt(self, path: str | Path) -> int:
+        """Take a saved prompt: prompts that begin like it need not compute those tokens, and are answered the same.
+
+        Returns:
+            Tokens that the file holds.
+
+        Raises:
+            ConfigError: The pipeline was loaded without `prompt_cache`.
+            SourceError: The file is missing, damaged, or was written with another model, processor, version or
+                precision.
+        """
+        engine = self._stateful()
+        with self._lock:
+            return engine.load(Path(path))
+
+    def _stateful(self) -> StatefulEngine:
+        if self._closed.is_set():
+            raise GenerationError("the pipeline is closed")
+        engine = self._session.engine
+        if not isinstance(engine, StatefulEngine):
+            raise ConfigError(
+                "GenAI's engine does not give its KV cache away; load with Pipeline(..., prompt_cache=PromptCache())",
+                code="no-prompt-cache",
+            )
+        return engine
 
     def stream(
         self,

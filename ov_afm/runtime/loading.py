@@ -29,6 +29,7 @@ from . import properties as device_properties
 from .drafting import LENGTHS
 from .kernel_choice import CHAT, Workload
 from .properties import DEFAULT_USE, Use
+from .stateful import PromptCache, StatefulEngine
 
 __all__ = [
     "COMPARING",
@@ -50,6 +51,8 @@ OnPhase = Callable[[str, "float | None"], None]
 Scheduler = Callable[[str, Any], "int | None"]
 # Tokens that a draft model drafts at a time.
 MODEL_DRAFTS = 5
+# Properties of GenAI, which OpenVINO does not know.
+GENAI_ONLY = ("scheduler_config", "ATTENTION_BACKEND", "prompt_lookup", "draft_model", "adapters")
 # The phase of loading that happens once a machine.
 COMPARING = "comparing the kernels with OpenVINO's own operations on this CPU"
 
@@ -71,6 +74,7 @@ class LoadRequest:
         adapters: LoRA adapters, computed beside the model.
         scheduler: Load for many requests at once, with this scheduler; None for one request at a time.
         workload: A typical request; decides between a packed and a plain model where neither is always faster.
+        prompt_cache: Load so that computed prompts can be kept; None leaves the KV cache to GenAI.
     """
 
     model: ModelDirectory
@@ -84,6 +88,7 @@ class LoadRequest:
     adapters: tuple[lora.Adapter, ...] = ()
     scheduler: Scheduler | None = None
     workload: Workload = CHAT
+    prompt_cache: PromptCache | None = None
 
     def __post_init__(self) -> None:
         """Refuse options that contradict each other.
@@ -98,6 +103,24 @@ class LoadRequest:
         if self.adapters and self.draft_model is not None:
             raise ConfigError(
                 "adapters and a draft model exclude each other; choose one, or merge: ov-afm export --merge-adapter"
+            )
+        if self.prompt_cache is not None:
+            self._check_prompt_cache()
+
+    def _check_prompt_cache(self) -> None:
+        """Refuse what GenAI's own engine alone can do."""
+        given = {
+            "adapters": self.adapters,
+            "a draft model": self.draft_model,
+            "prompt lookup": self.prompt_lookup,
+            "prefix caching switched off": self.use.prefix_caching is False,
+            "a KV cache of u8": self.use.kv_cache == "u8",
+            **{name: True for name in self.user_properties if name in GENAI_ONLY},
+        }
+        if names := [name for name, value in given.items() if value]:
+            raise ConfigError(
+                f"a prompt cache does not go together with {', '.join(names)}; leave one of them out",
+                code="prompt-cache-option",
             )
 
     @property
@@ -116,7 +139,8 @@ class Loaded:
     """An engine and how it came about.
 
     Attributes:
-        engine: GenAI's `LLMPipeline`, or its `ContinuousBatchingPipeline` where there is a scheduler.
+        engine: GenAI's `LLMPipeline`, its `ContinuousBatchingPipeline` where there is a scheduler, or our
+            `StatefulEngine` where prompts are kept.
         choice: The device in use, and why.
         properties: What it was loaded with.
         folder: Folder of the IR: the model directory, or the one that is packed for the kernels.
@@ -166,13 +190,15 @@ def load(request: LoadRequest, phases: PhaseTimer) -> Loaded:
         ConfigError: The file of the compiled model belongs to another model or device.
         DeviceError: None of the devices can run it; names each one's reason.
     """
-    model = request.model
+    request, model = _with_exact_cache(request), request.model
     speeds = device_cache.speeds(model.key)
     failures: list[str] = []
     for choice in devices.choose(request.device, model.recipe, fallback=request.fallback, speeds=speeds):
         try:
             if request.scheduler and (choice.kind == "NPU" or choice.emulated):
                 raise DeviceError("it cannot batch requests")
+            if request.prompt_cache and (choice.kind != "CPU" or choice.emulated):
+                raise DeviceError("computed prompts can be kept on the CPU only")
             properties = properties_for(request, choice)
             _check_trust(request, choice, properties, phases)
             loaded = _load_on(request, choice, properties, phases)
@@ -187,6 +213,14 @@ def load(request: LoadRequest, phases: PhaseTimer) -> Loaded:
     raise DeviceError(
         f"{model.path.name} could not be loaded: {'; '.join(failures)}; see: ov-afm devices", code="no-device-works"
     )
+
+
+def _with_exact_cache(request: LoadRequest) -> LoadRequest:
+    """The same request; where prompts are kept, with a KV cache that can be put back as it was."""
+    chosen = request.use.kv_cache or request.use.exact or "KV_CACHE_PRECISION" in request.user_properties
+    if request.prompt_cache is None or chosen:
+        return request
+    return replace(request, use=replace(request.use, kv_cache="f16"))
 
 
 def properties_for(request: LoadRequest, choice: devices.Choice) -> dict[str, Any]:
@@ -347,7 +381,11 @@ def _make_engine(
         config = arguments.pop("scheduler_config", None) or openvino_genai.SchedulerConfig()
         cache_tokens = request.scheduler(choice.kind, config)
     locked = _prepare_memory(request, choice, folder, cache_tokens) if _on_cpu(choice) else None
-    if request.scheduler is None:
+    engine: Any
+    if request.prompt_cache is not None:
+        model = request.model
+        engine = StatefulEngine(folder, model.path, model.key, arguments, request.prompt_cache)
+    elif request.scheduler is None:
         engine = openvino_genai.LLMPipeline(folder, device, **arguments)
     else:
         engine = openvino_genai.ContinuousBatchingPipeline(folder, config, device, arguments)
