@@ -16,6 +16,7 @@ from ..system.json_text import parse
 
 __all__ = [
     "ADDITIONAL_TEMPLATES",
+    "SPECIAL_TOKENS",
     "TEMPLATE_FILE",
     "chat_templates",
     "control_tokens",

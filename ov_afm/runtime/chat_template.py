@@ -18,12 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GenerationError, SourceError
-from ..model_dir.tokenizer_files import chat_templates, special_tokens, superseded_templates
+from ..model_dir.tokenizer_files import SPECIAL_TOKENS, chat_templates, special_tokens, superseded_templates
 
 __all__ = ["ChatTemplate", "choose", "notes"]
 
 # Templates for one purpose, which no plain conversation is rendered with.
 PURPOSES = ("tool_use", "rag")
+# What every template may call, here and in jinja2.
+FUNCTIONS = ("raise_exception", "strftime_now", "namespace", "range", "dict", "lipsum", "cycler", "joiner")
+# A conversation that shows what a template makes of tools. Mistral's wants ids of nine characters.
+_NAME, _ARGUMENT = "find_probe", "probed argument"
+_TOOL = {"type": "function", "function": {"name": _NAME, "description": "Find.", "parameters": {"type": "object"}}}
+_ASKS = {"role": "user", "content": "Hello"}
+_CALL = {"id": "call00001", "type": "function", "function": {"name": _NAME, "arguments": {"word": _ARGUMENT}}}
+_CALLS = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
+_RESULT = {"role": "tool", "name": _NAME, "tool_call_id": "call00001", "content": "probed result"}
 
 
 def choose(templates: Mapping[str, str], where: str) -> tuple[str, str | None]:
@@ -94,8 +103,47 @@ class ChatTemplate:
 
     @property
     def knows_tools(self) -> bool:
-        """Whether tools are part of what it renders."""
-        return self.tool_use is not None or "tools" in self.text
+        """Whether tools are part of what it renders; some templates only mention the word."""
+        return _NAME in self._probe(_ASKS, tools=[_TOOL]) and _NAME not in self._probe(_ASKS)
+
+    @property
+    def knows_calls(self) -> bool:
+        """Whether calls and their results are part of what it renders."""
+        text = self._probe(_ASKS, _CALLS, _RESULT, tools=[_TOOL])
+        return all(word in text for word in (_ARGUMENT, _RESULT["content"]))
+
+    def _probe(self, *messages: Mapping[str, Any], tools: Sequence[Mapping[str, Any]] | None = None) -> str:
+        """The text of a conversation; empty where it is refused."""
+        try:
+            return self.render(messages, tools=tools)
+        except GenerationError:
+            return ""
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """Variables that it reads, such as `enable_thinking`."""
+        import jinja2.meta
+
+        return frozenset(name for tree in self._trees() for name in jinja2.meta.find_undeclared_variables(tree))
+
+    @property
+    def cuts_at(self) -> frozenset[str]:
+        """Texts that it compares with or looks for, such as the `</think>` that ends the thoughts of an answer."""
+        from jinja2 import nodes
+
+        kinds = (nodes.Call, nodes.Compare, nodes.Filter)
+        places = (place for tree in self._trees() for place in tree.find_all(kinds))
+        constants = (constant.value for place in places for constant in place.find_all(nodes.Const))
+        return frozenset(value for value in constants if isinstance(value, str))
+
+    def _trees(self) -> list[Any]:
+        """Its syntax trees; none where it is no template."""
+        import jinja2
+
+        try:
+            return [_parsed(text) for text in (self.text, self.tool_use) if text is not None]
+        except jinja2.TemplateError:
+            return []
 
     def text_for(self, tools: Sequence[Mapping[str, Any]] | None) -> str:
         """The template for a conversation with these tools."""
@@ -125,7 +173,7 @@ class ChatTemplate:
         clock = {} if now is None else {"strftime_now": now.strftime}
         given = {"messages": list(messages), "tools": tools, "documents": None, "add_generation_prompt": open_turn}
         known = {**self.special_tokens, **clock, **(options or {})}
-        if clash := given.keys() & (options or {}).keys():
+        if clash := (options or {}).keys() & {*given, *SPECIAL_TOKENS, *self.special_tokens, *FUNCTIONS}:
             raise GenerationError(
                 f"the chat template cannot take {', '.join(sorted(clash))} as an option", code="template-refuses"
             )
@@ -140,9 +188,18 @@ class ChatTemplate:
             ) from error
 
 
-@functools.lru_cache(maxsize=8)
 def _compiled(text: str) -> Any:
     """The template as jinja2 compiles it."""
+    return _environment_and_template(text)[1]
+
+
+def _parsed(text: str) -> Any:
+    """The template as a syntax tree."""
+    return _environment_and_template(text)[0].parse(text)
+
+
+@functools.lru_cache(maxsize=8)
+def _environment_and_template(text: str) -> tuple[Any, Any]:
     import jinja2
     import jinja2.ext
     import jinja2.sandbox
@@ -163,7 +220,7 @@ def _compiled(text: str) -> Any:
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raiser(jinja2.TemplateError)
     environment.globals["strftime_now"] = _strftime_now
-    return environment.from_string(text)
+    return environment, environment.from_string(text)
 
 
 def _to_json(

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
-__all__ = ["Detokenizer", "TextAssembler", "decoder"]
+__all__ = ["Detokenizer", "TextAssembler", "decoder", "overlap"]
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # SentencePiece vocabularies spell a byte as `<0xE2>`.
@@ -54,21 +54,39 @@ class Detokenizer:
     Args:
         tokenizer: The engine's `Tokenizer`.
         silent: Tokens without text, as special ones: a token that ends an answer need not be special.
+        shown: Texts of tokens that have theirs even if they are special, such as the tags around thoughts.
 
     Attributes:
         pieces: Token to its bytes, for the tokens that have any.
         decode: Tokens to text, special and silent tokens left out.
     """
 
-    def __init__(self, tokenizer: Any, silent: Set[int] = frozenset()):
+    def __init__(self, tokenizer: Any, silent: Set[int] = frozenset(), shown: Mapping[int, str] | None = None):
         self.pieces: dict[int, bytes] = {token: piece for piece, token in tokenizer.get_vocab().items()}
         decode = decoder(tokenizer.decode, self.pieces)
-        shown = [token for token in silent if decode([token])]
-        self.decode = decode if not shown else lambda tokens: decode([each for each in tokens if each not in shown])
+        loud = [token for token in silent if decode([token])]
+        quiet = {token: text for token, text in (shown or {}).items() if not decode([token])}
+        self.decode = decode if not loud else lambda tokens: decode([each for each in tokens if each not in loud])
+        if quiet:
+            self.decode = _showing(self.decode, quiet)
 
-    def assembler(self, stop: Sequence[str] = ()) -> TextAssembler:
-        """A collector of one answer's text."""
-        return TextAssembler(self.decode, self.pieces, stop)
+    def assembler(self, stop: Sequence[str] = (), whole: tuple[str, str] | None = None) -> TextAssembler:
+        """A collector of one answer's text; for the arguments see `TextAssembler`."""
+        return TextAssembler(self.decode, self.pieces, stop, whole)
+
+
+def _showing(decode: Decode, texts: Mapping[int, str]) -> Decode:
+    """The same with these texts for tokens that have none."""
+
+    def show(tokens: list[int]) -> str:
+        text, begin = "", 0
+        for place, token in enumerate(tokens):
+            if token in texts:
+                text += decode(tokens[begin:place]) + texts[token]
+                begin = place + 1
+        return text + decode(tokens[begin:])
+
+    return show
 
 
 class TextAssembler:
@@ -78,6 +96,7 @@ class TextAssembler:
         decode: Tokens to text, special tokens left out.
         pieces: Token to its bytes, for the tokens that have any.
         stop: Strings that end the answer; neither they nor what follows is returned.
+        whole: Beginning and end of parts that no stop string cuts, such as calls of functions.
 
     Attributes:
         stopped: A stop string has come.
@@ -88,7 +107,13 @@ class TextAssembler:
         text = assembler.push(token)
     """
 
-    def __init__(self, decode: Decode, pieces: Mapping[int, bytes], stop: Sequence[str] = ()):
+    def __init__(
+        self,
+        decode: Decode,
+        pieces: Mapping[int, bytes],
+        stop: Sequence[str] = (),
+        whole: tuple[str, str] | None = None,
+    ):
         self._decode = decode
         self._pieces = pieces
         self._stop = tuple(stop)
@@ -97,6 +122,8 @@ class TextAssembler:
         self._pending: list[int] = []
         self._taken = 0  # characters of the pending tokens' text that were used already
         self._held = ""
+        self._whole = whole if stop else None
+        self._within = False
         self.stopped = False
         self.stop: str | None = None
 
@@ -139,19 +166,25 @@ class TextAssembler:
 
     def _release(self, new: str) -> str:
         """Move text through the stop-string filter."""
-        text = self._held + new
-        places = [(place, stop) for stop in self._stop if (place := text.find(stop)) >= 0]
-        if places:
-            place, self.stop = min(places, key=lambda found: found[0])
-            self.stopped, self._held = True, ""
-            return text[:place]
-        keep = max((_overlap(text, stop) for stop in self._stop), default=0)
-        cut = len(text) - keep
-        self._held = text[cut:]
-        return text[:cut]
+        text, taken = self._held + new, ""
+        while True:
+            # What is looked for now: stop strings and the beginning of a whole part, or its end.
+            stops = () if self._within else self._stop
+            marks = (*stops, self._whole[self._within]) if self._whole else stops
+            places = [(place, mark) for mark in marks if (place := text.find(mark)) >= 0]
+            if not places:
+                cut = len(text) - max((overlap(text, mark) for mark in marks), default=0)
+                self._held = text[cut:]
+                return taken + text[:cut]
+            place, mark = min(places, key=lambda found: found[0])
+            if mark in stops:
+                self.stopped, self.stop, self._held = True, mark, ""
+                return taken + text[:place]
+            self._within = not self._within
+            taken, text = taken + text[: place + len(mark)], text[place + len(mark) :]
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a beginning of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if stop.startswith(text[-size:])), 0)

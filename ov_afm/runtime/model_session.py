@@ -17,6 +17,7 @@ from typing import Any
 
 from ..errors import DeviceError, GenerationError
 from ..model_dir.manifest import PACKED_FOLDER, installed_versions
+from ..model_dir.tokenizer_files import control_tokens
 from ..system import resident
 from ..system.interrupt import wait_for
 from . import device_cache, kernel_choice, self_test
@@ -25,6 +26,7 @@ from .detokenize import Detokenizer, TextAssembler
 from .drafting import COSTS, LENGTHS, NGRAM, Drafting
 from .generation_config import default_config
 from .loading import LoadRequest, OnPhase, PhaseTimer, load, remember_verdict, verdict_key
+from .reasoning import reasoning_tags
 from .sampling import Params
 from .stop_tokens import stop_tokens
 
@@ -96,7 +98,10 @@ class ModelSession:
     @functools.cached_property
     def detokenizer(self) -> Detokenizer:
         """From tokens to text; reads the whole vocabulary, which measurements do not need."""
-        return Detokenizer(self.tokenizer, silent={token.id for token in self.stop_tokens})
+        tokens = control_tokens(self.model.path)
+        tags = reasoning_tags(self.template, tokens) or ()
+        shown = {tokens[tag]: tag for tag in tags if tag in tokens}
+        return Detokenizer(self.tokenizer, {token.id for token in self.stop_tokens}, shown)
 
     def generation_config(self, params: Params, *, prompt_tokens: int) -> Any:
         """GenAI's configuration of one request.
@@ -156,13 +161,14 @@ class ModelSession:
             return COSTS
         return {length: kernel_choice.step_ms(found.packed_ms, 1 + length) / found.packed_ms[1] for length in LENGTHS}
 
-    def assembler(self, stop: Iterable[str] = ()) -> TextAssembler:
+    def assembler(self, stop: Iterable[str] = (), whole: tuple[str, str] | None = None) -> TextAssembler:
         """A collector of one answer's text, which ends at a stop string of the request or of the model.
 
         Args:
             stop: Stop strings of the request.
+            whole: Beginning and end of parts that none of them cuts.
         """
-        return self.detokenizer.assembler(tuple(sorted({*stop, *self._stop_strings})))
+        return self.detokenizer.assembler(tuple(sorted({*stop, *self._stop_strings})), whole)
 
     def check_prompt_length(self, tokens: int) -> None:
         """Refuse a prompt that is empty, or leaves no room for an answer.

@@ -23,7 +23,8 @@ from .engine import Engine, Stream
 from .errors import APIError
 from .messages import Piece, Task, TokenLogprob
 from .prometheus import Metrics
-from .protocol import Usage
+from .protocol import CompletionDetails, Usage
+from .reasoning import ReasoningReader
 from .tools import CallReader
 
 __all__ = ["Answer", "EventStream", "Part", "Running", "open_stream", "until_gone"]
@@ -42,7 +43,7 @@ class Part:
     Attributes:
         index: Which of several answers.
         text: The text as the model wrote it.
-        deltas: The same for chat, with tool calls apart from content.
+        deltas: The same for chat, as OpenAI's deltas: `content`, `tool_calls`, and `reasoning_content` for thoughts.
         logprobs: One entry a token, where they were asked for.
         finish: OpenAI's `finish_reason` in an answer's last part, else None.
         stop: The stop string that ended the answer, if one did.
@@ -65,7 +66,9 @@ class Answer:
         chat: Chat, or plain completion.
         metrics: Where its figures go.
         count: Answers asked for.
-        reads_calls: The text may hold tool calls.
+        functions: Functions whose calls the text may hold.
+        legacy_calls: The client asked for functions in OpenAI's older form.
+        reasoning: What the model's thoughts begin and end with; None where it has none, or where they stay in the text.
         wants_usage: A stream ends with a usage chunk.
         wants_logprobs: Log probabilities were asked for.
     """
@@ -74,7 +77,9 @@ class Answer:
     chat: bool
     metrics: Metrics
     count: int = 1
-    reads_calls: bool = False
+    functions: Sequence[str] = ()
+    legacy_calls: bool = False
+    reasoning: tuple[str, str] | None = None
     wants_usage: bool = False
     wants_logprobs: bool = False
     begun: float = field(default_factory=time.perf_counter)
@@ -82,6 +87,7 @@ class Answer:
     id: str = ""
     new_tokens: int = 0
     prompt_tokens: int = 0
+    reasoning_tokens: int = 0
 
     def __post_init__(self) -> None:
         """Name it as OpenAI does."""
@@ -91,12 +97,18 @@ class Answer:
     def usage(self) -> Usage:
         """Tokens so far."""
         total = self.prompt_tokens + self.new_tokens
-        return Usage(prompt_tokens=self.prompt_tokens, completion_tokens=self.new_tokens, total_tokens=total)
+        details = CompletionDetails(reasoning_tokens=self.reasoning_tokens) if self.reasoning else None
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.new_tokens,
+            total_tokens=total,
+            completion_tokens_details=details,
+        )
 
     async def parts(self, stream: Stream) -> AsyncIterator[Part]:
         """The engine's pieces in OpenAI's terms, counted and timed."""
         first, last = None, 0.0
-        readers = [CallReader() for _ in range(self.count)]
+        readers = [_Reader(self, thinking=stream.thinking) for _ in range(self.count)]
         try:
             while stream.open:
                 index, piece = await stream.get()
@@ -116,17 +128,51 @@ class Answer:
                 tpot_s = (last - first) / (self.new_tokens / self.count - 1)
                 self.metrics.tpot_s.labels(self.model).observe(tpot_s)
 
-    def _part(self, index: int, piece: Piece, reader: CallReader) -> Part:
-        finish = piece.end
-        if not self.reads_calls:
-            deltas = [{"content": piece.text}] if piece.text else []
-        else:
-            deltas = reader.push(piece.text)
-            if finish:
-                deltas += reader.finish()
-            if finish == "stop" and reader.calls:
-                finish = "tool_calls"
+    def _part(self, index: int, piece: Piece, reader: _Reader) -> Part:
+        deltas = reader.push(piece)
+        self.reasoning_tokens += reader.take_reasoning_tokens()
+        finish = "tool_calls" if piece.end == "stop" and reader.has_calls else piece.end
         return Part(index, piece.text, deltas, piece.logprobs, finish, piece.stop)
+
+
+class _Reader:
+    """Separates thoughts, calls and text of one answer; gives deltas as the wire has them."""
+
+    def __init__(self, answer: Answer, *, thinking: bool) -> None:
+        self._reasoning = ReasoningReader(answer.reasoning, thinking=thinking)
+        self._calls = CallReader(answer.functions) if answer.functions else None
+        self._undecided_tokens = self._reasoning_tokens = 0
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether the answer is calls, all of them complete."""
+        return self._calls is not None and self._calls.complete
+
+    def take_reasoning_tokens(self) -> int:
+        """Tokens of thoughts since the last call; those of their tags are among them."""
+        count, self._reasoning_tokens = self._reasoning_tokens, 0
+        return count
+
+    def push(self, piece: Piece) -> list[dict[str, Any]]:
+        """The deltas that a piece made certain."""
+        before = self._reasoning.thinking
+        taken = self._reasoning.push(piece.text)
+        if before or self._reasoning.thinking or any(kind == "reasoning_content" for kind, _ in taken):
+            self._reasoning_tokens += piece.tokens + self._undecided_tokens
+            self._undecided_tokens = 0
+        elif self._reasoning.undecided:
+            self._undecided_tokens += piece.tokens
+        if piece.end:
+            taken += self._reasoning.finish(piece.end)
+        deltas: list[dict[str, Any]] = []
+        for kind, text in taken:
+            if kind == "content" and self._calls is not None:
+                deltas += self._calls.push(text)
+            else:
+                deltas.append({kind: text})
+        if piece.end and self._calls is not None:
+            deltas += self._calls.finish(piece.end)
+        return deltas
 
 
 @dataclass(slots=True)
@@ -160,7 +206,8 @@ class EventStream(EventSourceResponse):
     def __init__(self, events: AsyncIterator[bytes], lease: contextlib.AsyncExitStack, *, keep_alive_s: float) -> None:
         super().__init__(
             events,
-            headers={"Cache-Control": "no-cache"},
+            # nginx would collect events before it passes them on.
+            headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
             ping=keep_alive_s,
             ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
         )

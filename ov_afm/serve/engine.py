@@ -40,12 +40,14 @@ class Stream:
 
     Attributes:
         prompt_tokens: Tokens of the prompt; 0 until the engine has taken the request.
+        thinking: The prompt ends within thoughts.
         open: The engine's ids of the answers that are not complete, with their index.
     """
 
     def __init__(self, ids: Sequence[int]) -> None:
         self.open = {each: index for index, each in enumerate(ids)}
         self.prompt_tokens = 0
+        self.thinking = False
         # An error ends the stream. A time-out comes this way too, not by `asyncio.wait_for`: before Python 3.12 that
         # loses a cancellation that arrives together with a piece, so a client that left would go unnoticed.
         self._answers: asyncio.Queue[messages.Answer | Exception] = asyncio.Queue()
@@ -69,7 +71,7 @@ class Stream:
             raise answer
         index = self.open[answer.id]
         if isinstance(answer, messages.PromptTokens):
-            self.prompt_tokens = answer.count
+            self.prompt_tokens, self.thinking = answer.count, answer.thinking
         elif not isinstance(answer, messages.Piece) or answer.end is not None:
             del self.open[answer.id]
         if isinstance(answer, messages.Failure):

@@ -24,7 +24,7 @@ class EngineSpec:
         device: Name of the device, as the user gave it.
         cache_size_gb: Bound of the KV cache; None takes a share of the free memory.
         max_running: Most sequences that are generated at once.
-        prefill_tokens: Most tokens in one step: a long prompt is computed in pieces of this size, and
+        prefill_tokens: Most tokens of prompts in one step: a long prompt is computed in pieces of this size, and
             a cancelled one ends with its piece.
         kv_cache: Precision of the KV cache.
         threads: CPU threads.
@@ -56,11 +56,15 @@ class Chat:
         messages: Role and content of each message, as the template names them.
         tools: Functions on offer, for a template that knows tools.
         template_options: Further variables of the template.
+        open_turn: End with the beginning of the answer's turn.
+        continues: The answer continues the last message, which is the assistant's.
     """
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] | None = None
     template_options: Mapping[str, Any] | None = None
+    open_turn: bool = True
+    continues: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +170,11 @@ ToEngine = Request | Cancel
 
 @dataclass(frozen=True, slots=True)
 class PromptTokens:
-    """The engine has taken a request whose prompt has so many tokens."""
+    """The engine has taken a request whose prompt has so many tokens; with `thinking`, it ends within thoughts."""
 
     id: int
     count: int
+    thinking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,11 +235,23 @@ Answer = PromptTokens | Piece | Result | Failure
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The model is loaded: the device that runs it, and the tokens that prompt and answer may have together."""
+    """The model is loaded.
+
+    Attributes:
+        device: The device that runs it.
+        context_length: Tokens that prompt and answer may have together.
+        template_knows_tools: Its chat template renders tools.
+        template_knows_calls: It renders calls and their results.
+        template_variables: Variables that it reads.
+        reasoning: What the model's thoughts begin and end with; None where it does not think.
+    """
 
     device: str
     context_length: int
     template_knows_tools: bool
+    template_knows_calls: bool = False
+    template_variables: frozenset[str] = frozenset()
+    reasoning: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

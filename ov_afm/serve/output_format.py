@@ -8,8 +8,8 @@ from typing import Any
 
 from .errors import APIError
 from .messages import Function, FunctionCalls, JSONSchema, OutputFormat
-from .protocol import ChatRequest, NamedTool, ResponseFormat
-from .tools import tools_for
+from .protocol import ChatRequest, ResponseFormat
+from .tools import offer
 
 __all__ = ["output_format"]
 
@@ -25,27 +25,20 @@ def output_format(request: ChatRequest) -> OutputFormat | None:
     Raises:
         APIError: The request contradicts itself or its schema is too large.
     """
-    tools = tools_for(request)
+    offered = offer(request)
     response_format = request.response_format
+    answer = None
     if response_format is not None and response_format.type != "text":
-        if tools:
-            raise APIError("response_format and tools exclude each other; choose one", "response_format")
-        return _json_schema(response_format)
-    if not tools:
-        return None
+        answer = _json_schema(response_format)
+    if not offered.tools:
+        return answer
     functions = []
-    for tool in tools:
+    for tool in offered.callable:
         schema = tool.function.parameters or {}
         _check_schema(schema, "tools")
         # Arguments are an object, whatever else the schema leaves open.
         functions.append(Function(tool.function.name, {"type": "object", **schema}))
-    required = request.tool_choice == "required"
-    if isinstance(request.tool_choice, NamedTool):
-        name, required = request.tool_choice.function.name, True
-        functions = [function for function in functions if function.name == name]
-        if not functions:
-            raise APIError(f"tool_choice names {name!r}, which is not among the tools", "tool_choice")
-    return FunctionCalls(functions, required, once=request.parallel_tool_calls is False)
+    return FunctionCalls(functions, offered.required, offered.once, answer)
 
 
 def _json_schema(response_format: ResponseFormat) -> JSONSchema:

@@ -28,13 +28,14 @@ class TextPart(RequestObject):
 
     type: StrictStr
     text: StrictStr | None = None
+    refusal: StrictStr | None = None
 
 
 class FunctionCall(RequestObject):
-    """Which function an assistant called, and with what."""
+    """Which function an assistant called, and with what: JSON text, or the object itself."""
 
     name: StrictStr
-    arguments: StrictStr = "{}"
+    arguments: StrictStr | dict[str, Any] | None = None
 
 
 class ToolCall(RequestObject):
@@ -53,6 +54,13 @@ class Message(RequestObject):
     name: StrictStr | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: StrictStr | None = None
+    refusal: StrictStr | None = None
+    # Not OpenAI's: what the model thought before an earlier answer, by the two names that servers give it.
+    reasoning_content: StrictStr | None = None
+    reasoning: StrictStr | None = None
+    # OpenAI's form before tools.
+    function_call: FunctionCall | None = None
+    audio: dict[str, Any] | None = None
 
 
 class JsonSchemaFormat(RequestObject):
@@ -73,7 +81,7 @@ class ResponseFormat(RequestObject):
 class Function(RequestObject):
     """A function that the model may call; `parameters` is a JSON schema."""
 
-    name: Annotated[StrictStr, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    name: Annotated[StrictStr, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
     description: StrictStr | None = None
     parameters: dict[str, Any] | None = None
     strict: StrictBool | None = None
@@ -99,10 +107,27 @@ class NamedTool(RequestObject):
     function: NamedFunction
 
 
+class AllowedTools(RequestObject):
+    """Tools of a request that may be called this time."""
+
+    mode: Literal["auto", "required"] = "auto"
+    tools: Annotated[list[NamedTool], Field(min_length=1)]
+
+
+class AllowedToolsChoice(RequestObject):
+    """Only some of the tools may be called."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
 class StreamOptions(RequestObject):
     """What a stream carries besides the answer."""
 
     include_usage: StrictBool | None = None
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice
 
 
 class SamplingRequest(RequestObject):
@@ -137,11 +162,18 @@ class ChatRequest(SamplingRequest):
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: StrictBool | None = None
+    # OpenAI's form before tools; the answer has it too.
+    functions: Annotated[list[Function], Field(max_length=MAX_TOOLS)] | None = None
+    function_call: Literal["none", "auto"] | NamedFunction | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    # Not OpenAI's: vLLM's names for what a chat template can do.
     chat_template_kwargs: dict[str, Any] | None = None
-    functions: list[Any] | None = None
-    function_call: Any = None
+    add_generation_prompt: StrictBool | None = None
+    continue_final_message: StrictBool | None = None
+    chat_template: StrictStr | None = None
+    documents: list[Any] | None = None
     modalities: list[StrictStr] | None = None
     audio: dict[str, Any] | None = None
 
@@ -157,12 +189,20 @@ class CompletionRequest(SamplingRequest):
 
 
 class TokenizeRequest(RequestObject):
-    """Body of `POST /tokenize`: text, or messages for the chat template."""
+    """Body of `POST /tokenize`: text, or a conversation with what else changes its prompt."""
 
     model: StrictStr | None = None
     prompt: StrictStr | None = None
-    messages: Annotated[list[Message], Field(min_length=1)] | None = None
     add_special_tokens: StrictBool | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    functions: Annotated[list[Function], Field(max_length=MAX_TOOLS)] | None = None
+    function_call: Literal["none", "auto"] | NamedFunction | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: StrictBool | None = None
+    continue_final_message: StrictBool | None = None
 
 
 class DetokenizeRequest(RequestObject):
@@ -187,12 +227,19 @@ class ErrorEnvelope(BaseModel):
     error: ErrorBody
 
 
+class CompletionDetails(BaseModel):
+    """What the tokens of an answer were."""
+
+    reasoning_tokens: int = 0
+
+
 class Usage(BaseModel):
     """Tokens that a request took."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    completion_tokens_details: CompletionDetails | None = None
 
 
 class AnswerMessage(BaseModel):
@@ -201,7 +248,9 @@ class AnswerMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
+    reasoning_content: str | None = None
     tool_calls: list[dict[str, Any]] | None = None
+    function_call: dict[str, Any] | None = None
 
 
 class ChatChoice(BaseModel):

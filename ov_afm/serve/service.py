@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass, field, replace
 from fastapi import Request
 
 from ..runtime.sampling import Params
-from . import output_format, protocol, tools
+from . import conversation, output_format, protocol, tools
 from .answers import Answer, EventStream, Running, open_stream, until_gone
-from .engine import Engine
 from .errors import APIError
 from .hosts import HostRules
-from .messages import Chat, Detokenize, Generate, Prompt, Text, Tokenize, Tokens
+from .messages import Detokenize, Generate, Prompt, Text, Tokenize, Tokens
 from .prometheus import Metrics
 from .registry import Models
 
@@ -33,11 +32,11 @@ SAME_FIELDS = {"top_p", "min_p", "repetition_penalty", "presence_penalty", "freq
 UNAVAILABLE = {
     "top_logprobs": "the engine reports only the chosen token's probability",
     "logit_bias": "the engine has no logit bias",
-    "functions": "use tools",
-    "function_call": "use tool_choice",
     "audio": "this model writes text",
     "echo": "the prompt is not repeated",
     "suffix": "the model continues text, it does not fill in",
+    "chat_template": "the model's own is used",
+    "documents": "put them into a message",
 }
 
 
@@ -86,11 +85,20 @@ class Service:
         self._inspect(body, wants_logprobs=bool(body.logprobs))
         if body.modalities and body.modalities != ["text"]:
             raise APIError(f"modalities: this model writes text, found {body.modalities}", "modalities")
-        answer_format, offered = output_format.output_format(body), tools.tools_for(body)
+        answer_format, offered = output_format.output_format(body), tools.offer(body)
         name = self.models.resolve(body.model)
-        prompt = _chat_prompt(body, await until_gone(request, self.models.engine(name)))
+        engine = await until_gone(request, self.models.engine(name))
+        prompt = conversation.prompt_of(body, engine.info)
         limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        answer = Answer(name, True, self.metrics, reads_calls=bool(offered), wants_logprobs=bool(body.logprobs))
+        answer = Answer(
+            name,
+            True,
+            self.metrics,
+            functions=[tool.function.name for tool in offered.callable],
+            legacy_calls=offered.legacy,
+            reasoning=None if engine.info is None else engine.info.reasoning,
+            wants_logprobs=bool(body.logprobs),
+        )
         return await self._begin(body, request, answer, Generate(prompt, sampling(body, limit), answer_format))
 
     async def begin_completion(self, body: protocol.CompletionRequest, request: Request) -> Running:
@@ -144,15 +152,14 @@ class Service:
 
     async def tokenize(self, body: protocol.TokenizeRequest) -> protocol.Tokens:
         """Tokens of text or messages."""
-        prompt: Prompt
-        if body.prompt is not None and body.messages is None:
-            prompt = Text(body.prompt, special=body.add_special_tokens is not False)
-        elif body.messages is not None and body.prompt is None:
-            chat = protocol.ChatRequest(messages=body.messages)
-            prompt = Chat(tools.messages_for(chat, template_knows_tools=True))
-        else:
+        if (body.prompt is None) == (body.messages is None):
             raise APIError("give either prompt or messages", "prompt")
         engine = await self.models.engine(self.models.resolve(body.model))
+        prompt: Prompt
+        if body.prompt is not None:
+            prompt = Text(body.prompt, special=body.add_special_tokens is not False)
+        else:
+            prompt = conversation.prompt_of(body, engine.info)
         tokens = await engine.ask(Tokenize(prompt))
         assert engine.info is not None
         return protocol.Tokens(tokens=tokens, count=len(tokens), max_model_len=engine.info.context_length)
@@ -160,7 +167,7 @@ class Service:
     async def count_tokens(self, body: protocol.ChatRequest) -> int:
         """Tokens of the prompt that a conversation has."""
         engine = await self.models.engine(self.models.resolve(body.model))
-        return len(await engine.ask(Tokenize(_chat_prompt(body, engine))))
+        return len(await engine.ask(Tokenize(conversation.prompt_of(body, engine.info))))
 
     async def detokenize(self, body: protocol.DetokenizeRequest) -> protocol.Text:
         """Text of tokens."""
@@ -177,17 +184,6 @@ class Service:
         info = self.models.engines[name].info
         length = info.context_length if info else None
         return protocol.Model(id=name, created=self.models.created, max_model_len=length)
-
-
-def _chat_prompt(body: protocol.ChatRequest, engine: Engine) -> Chat:
-    """The prompt of a conversation, as this engine's template takes it."""
-    offered = tools.tools_for(body)
-    knows_tools = engine.info is not None and engine.info.template_knows_tools
-    return Chat(
-        tools.messages_for(body, template_knows_tools=knows_tools),
-        [tool.model_dump(exclude_none=True) for tool in offered] if offered and knows_tools else None,
-        body.chat_template_kwargs or None,
-    )
 
 
 def _one_prompt(prompt: str | list[int] | list[str] | list[list[int]]) -> Text | Tokens:

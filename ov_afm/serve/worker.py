@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import NamedTuple
 
 from ..errors import EngineLost, GenerationError, OVAFMError, last_line
@@ -21,7 +22,7 @@ from ..system.child_process import Channel
 from . import messages
 from .batching import Job
 from .errors import APIError
-from .grammar import GrammarCheck, structured_output
+from .grammar import CALL_END, GrammarCheck, structured_output
 from .prompts import Prompter
 from .sequential import open_engine
 
@@ -30,6 +31,8 @@ __all__ = ["run"]
 logger = logging.getLogger(__name__)
 
 TOO_LONG = "context_length_exceeded"
+# Stop strings cut no call in two.
+WHOLE_CALL = ("<tool_call>", CALL_END)
 
 Send = Callable[[Sequence[messages.FromEngine]], None]
 
@@ -64,8 +67,16 @@ class Worker:
     @property
     def info(self) -> messages.ModelInfo:
         """The loaded model."""
-        session, knows_tools = self._session, self._prompter.template_knows_tools
-        return messages.ModelInfo(session.device_label, session.context_length, knows_tools)
+        session, template = self._session, self._session.template
+        info = messages.ModelInfo(session.device_label, session.context_length, template_knows_tools=False)
+        if template is not None:
+            info = replace(
+                info,
+                template_knows_tools=template.knows_tools,
+                template_knows_calls=template.knows_calls,
+                template_variables=template.variables,
+            )
+        return replace(info, reasoning=self._prompter.reasoning)
 
     def receive(self, message: messages.ToEngine) -> None:
         """Take one message of the server; returns at once."""
@@ -125,7 +136,8 @@ class Worker:
         task = request.task
         if isinstance(task, messages.Generate):
             job = self._prepare(request.id, task)
-            self._send([messages.PromptTokens(job.id, len(job.tokens))])
+            thinking = self._prompter.thinks(task.prompt, job.tokens)
+            self._send([messages.PromptTokens(job.id, len(job.tokens), thinking)])
             self._to_run.put(job)
         elif isinstance(task, messages.Tokenize):
             self._send([messages.Result(request.id, self._tokens(task.prompt))])
@@ -135,7 +147,13 @@ class Worker:
 
     def _tokens(self, prompt: messages.Prompt) -> list[int]:
         if isinstance(prompt, messages.Chat):
-            return self._prompter.chat(prompt.messages, prompt.tools, prompt.template_options)
+            return self._prompter.chat(
+                prompt.messages,
+                prompt.tools,
+                prompt.template_options,
+                open_turn=prompt.open_turn,
+                continues=prompt.continues,
+            )
         if isinstance(prompt, messages.Text):
             return self._prompter.text(prompt.text, special=prompt.special)
         largest, vocab = max(prompt.ids, default=0), self._session.model.geometry.vocab
@@ -156,7 +174,8 @@ class Worker:
             config.validate()
         except RuntimeError as error:
             raise APIError(last_line(error)) from error
-        return Job(request_id, tokens, config, self._session.assembler(task.params.stop), task.logprobs)
+        whole = WHOLE_CALL if isinstance(task.output_format, messages.FunctionCalls) else None
+        return Job(request_id, tokens, config, self._session.assembler(task.params.stop, whole), task.logprobs)
 
     def _check(self, task: messages.Generate, tokens: Sequence[int]) -> None:
         """Refuse what the engine cannot do."""

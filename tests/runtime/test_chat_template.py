@@ -96,10 +96,39 @@ def test_options_reach_the_template_and_cannot_replace_the_conversation(folder: 
     write(folder, "chat_template.jinja", "{{ enable_thinking }} {{ eos_token }} {{ messages | length }}")
     template = ChatTemplate.read(folder)
     assert template is not None
-    assert template.render(MESSAGES, options={"enable_thinking": False, "eos_token": "</s>"}) == "False </s> 1"
-    with pytest.raises(GenerationError) as caught:
-        template.render(MESSAGES, options={"messages": []})
-    assert caught.value.code == "template-refuses"
+    assert template.render(MESSAGES, options={"enable_thinking": False}) == "False <|im_end|> 1"
+    for name in ("messages", "add_generation_prompt", "eos_token", "unk_token", "raise_exception", "namespace"):
+        with pytest.raises(GenerationError, match=name) as caught:
+            template.render(MESSAGES, options={name: []})
+        assert caught.value.code == "template-refuses"
+
+
+@pytest.mark.parametrize(
+    ("text", "tool_use", "tools", "calls"),
+    [
+        (templates.TOOLS, None, True, True),
+        (templates.QWEN, None, True, True),
+        (templates.MISTRAL, None, True, True),
+        (templates.PLAIN, templates.TOOLS, True, True),
+        (templates.PLAIN, None, False, False),
+        (templates.MENTIONS, None, False, False),
+        (templates.PLAIN + "{{ tools }}", None, True, False),
+        (templates.PLAIN, "tools", False, False),
+        ("{% tools", None, False, False),
+    ],
+)
+def test_a_template_knows_tools_if_it_shows_them(text: str, tool_use: str | None, tools: bool, calls: bool) -> None:
+    template = ChatTemplate(text, tool_use, {"bos_token": "<s>", "eos_token": "</s>"})
+    assert (template.knows_tools, template.knows_calls) == (tools, calls)
+
+
+def test_what_a_template_reads_and_looks_for() -> None:
+    qwen = ChatTemplate(templates.QWEN)
+    assert {"messages", "tools", "enable_thinking"} <= qwen.variables
+    assert {"<think>", "</think>", "<tool_response>"} <= qwen.cuts_at
+    assert "thinking" in ChatTemplate(templates.GRANITE).variables
+    broken = ChatTemplate("{% if")
+    assert broken.variables == broken.cuts_at == frozenset()
 
 
 def test_a_failing_template_gives_one_line(folder: Path) -> None:
@@ -144,7 +173,6 @@ def test_the_template_is_found_wherever_it_is_kept(
     assert template is not None
     assert template.render(MESSAGES) == plain
     assert template.render(MESSAGES, tools=[{"type": "function"}]) == with_tools
-    assert template.knows_tools == (with_tools == "T")
 
 
 def test_what_a_source_leaves_open_is_noted(folder: Path) -> None:

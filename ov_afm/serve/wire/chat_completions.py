@@ -80,12 +80,30 @@ def _chat_choice(index: int, parts: Sequence[Part], answer: Answer) -> ChatChoic
             _add(message, delta)
     if message.content is None and not message.tool_calls:
         message.content = ""
+    finish = parts[-1].finish or ""
+    if answer.legacy_calls and message.tool_calls:
+        message.function_call, message.tool_calls = message.tool_calls[0]["function"], None
+        finish = _legacy(finish) or ""
     entries = [{**asdict(each), "top_logprobs": []} for part in parts for each in part.logprobs]
     logprobs = {"content": entries} if answer.wants_logprobs else None
-    return ChatChoice(index=index, message=message, logprobs=logprobs, finish_reason=parts[-1].finish or "")
+    return ChatChoice(index=index, message=message, logprobs=logprobs, finish_reason=finish)
+
+
+def _legacy(finish: str | None) -> str | None:
+    """A reason in the words of OpenAI's API before tools."""
+    return "function_call" if finish == "tool_calls" else finish
+
+
+def _legacy_delta(delta: dict[str, Any]) -> dict[str, Any]:
+    """A delta of a call as OpenAI's API before tools has it."""
+    if "tool_calls" not in delta:
+        return delta
+    return {"function_call": delta["tool_calls"][0]["function"]}
 
 
 def _add(message: AnswerMessage, delta: Mapping[str, Any]) -> None:
+    if "reasoning_content" in delta:
+        message.reasoning_content = (message.reasoning_content or "") + delta["reasoning_content"]
     if "content" in delta:
         message.content = (message.content or "") + delta["content"]
     for call in delta.get("tool_calls", []):
@@ -137,9 +155,12 @@ def _event(answer: Answer, choices: Sequence[ChunkChoice | Choice], usage: Usage
 
 def _choices(part: Part, answer: Answer) -> Sequence[ChunkChoice | Choice]:
     if answer.chat:
-        choices = [ChunkChoice(index=part.index, delta=delta) for delta in part.deltas]
-        if part.finish:
-            choices.append(ChunkChoice(index=part.index, delta={}, finish_reason=part.finish))
+        deltas, finish = part.deltas, part.finish
+        if answer.legacy_calls:
+            deltas, finish = [_legacy_delta(delta) for delta in deltas], _legacy(finish)
+        choices = [ChunkChoice(index=part.index, delta=delta) for delta in deltas]
+        if finish:
+            choices.append(ChunkChoice(index=part.index, delta={}, finish_reason=finish))
         return choices
     if not part.text and not part.finish:
         return []
