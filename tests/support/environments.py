@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import venv
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,10 @@ def install(python: Path, *arguments: str | Path) -> None:
         result = call(uv, "pip", "install", "--python", python, *arguments)
     else:
         result = call(python, "-m", "pip", "install", "--progress-bar", "off", *arguments)
+    _succeeded(result)
+
+
+def _succeeded(result: subprocess.CompletedProcess[str]) -> None:
     if result.returncode:
         if re.search(r"(?i)network|connection|dns|resolve host|timed out", result.stderr):
             pytest.skip("the package index is not reached")
@@ -39,14 +44,40 @@ def environment(name: str, *requirements: str) -> Path:
     """
     folder = ROOT / f".venv-{name}"
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    stamp = folder / "made-for"
-    expected = hashlib.sha256("\n".join([*requirements, CONSTRAINTS.read_text(), sys.version]).encode()).hexdigest()
-    if not stamp.exists() or stamp.read_text() != expected:
-        shutil.rmtree(folder, ignore_errors=True)
+
+    def make() -> None:
         venv.create(folder, with_pip=shutil.which("uv") is None)
         install(python, *requirements)
-        stamp.write_text(expected)
+
+    _made(folder, [*requirements, CONSTRAINTS.read_text(), sys.version], make)
     return python
+
+
+def node_environment(name: str, *packages: str) -> Path:
+    """A folder `.venv-node-NAME` with these npm packages, kept like an environment; a script in it can import them."""
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip("Node.js is not installed")
+    folder = ROOT / f".venv-node-{name}"
+
+    def make() -> None:
+        folder.mkdir()
+        (folder / "package.json").write_text('{"private": true, "type": "module"}')
+        quiet = ("--no-audit", "--no-fund", "--ignore-scripts", "--loglevel", "error")
+        _succeeded(call(npm, "install", *quiet, *packages, cwd=folder))
+
+    _made(folder, list(packages), make)
+    return folder
+
+
+def _made(folder: Path, key: list[str], make: Callable[[], None]) -> None:
+    """Make a folder unless it was made for the same key."""
+    stamp = folder / "made-for"
+    expected = hashlib.sha256("\n".join(key).encode()).hexdigest()
+    if not stamp.exists() or stamp.read_text() != expected:
+        shutil.rmtree(folder, ignore_errors=True)
+        make()
+        stamp.write_text(expected)
 
 
 def requirements(group: str) -> list[str]:
