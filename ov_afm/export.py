@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .conversion import convert, generation_config
+from .conversion import convert, generation_config, text_encoders
 from .conversion.export_key import differences
 from .conversion.pack_kernels import pack, pack_if_it_pays
 from .conversion.sources import Source, resolve
@@ -26,6 +26,7 @@ from .kernels import extension
 from .model_dir import manifest, outputs
 from .model_dir.manifest import PACKED_FOLDER, Manifest
 from .model_dir.model_directory import ModelDirectory, ModelResult, finish
+from .model_dir.text_encoder import TEXT_GENERATION
 from .presets import DEFAULT_MODEL, Recipe
 from .quantization import calibration
 from .quantization.compress_weights import describe_weights
@@ -61,6 +62,7 @@ def export(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     adapters: Sequence[str | Path | Adapter] = (),
+    task: str = TEXT_GENERATION,
     progress: console.Progress | None = None,
 ) -> ModelResult:
     """Export a model to a verified OpenVINO model directory.
@@ -82,6 +84,8 @@ def export(
         allow_pickle: Accept weights that exist only as pickles.
         trust_remote_code: Run Python code that comes with the checkpoint.
         adapters: LoRA adapters in PEFT's form (files, folders, or either with `:WEIGHT`) to merge before the export.
+        task: What the model is for: `text-generation`, `feature-extraction` (embeddings) or `text-classification`
+            (a reranker); see `conversion.text_encoders`.
         progress: Where to draw progress.
 
     Returns:
@@ -103,12 +107,23 @@ def export(
         # Before anything is downloaded or converted.
         outputs.check(output, force=force, inputs=inputs)
     with progress if progress is not None else console.Progress() as bars:
-        source = resolve(model, revision, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code, progress=bars)
+        source = resolve(
+            model,
+            revision,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+            task=task,
+            progress=bars,
+        )
         source = replace(source, adapters=to_merge)
-        _check_options(source, recipe)
+        _check_options(source, recipe, task)
+        writes = task == TEXT_GENERATION
+        if not writes:
+            text_encoders.check_recipe(selected, task)
+            text_encoders.read(source.path, task, source.config, source.id)
         _check_kernels(kernels, source, selected)
         target = Path(output) if output is not None else _default_output(source, selected)
-        with_golden = verify and (_golden_by_default(source, device) if golden is None else golden)
+        with_golden = writes and verify and (_golden_by_default(source, device) if golden is None else golden)
         if not force and (existing := _existing(target, source, selected, verify, bars)):
             return _complete(existing, golden=with_golden, kernels=kernels is True, bars=bars)
         log = resources.log_file(f"export-{target.name}")
@@ -128,6 +143,7 @@ def export(
                         prove=verify,
                         trust_remote_code=trust_remote_code,
                         adapters=to_merge,
+                        task=task,
                     )
                     contents = _convert(source, job, bars, log)
             if with_golden:
@@ -136,7 +152,7 @@ def export(
             finish(partial, contents, bars)
             notes = [*_notes(contents), *(note for each in to_merge for note in _adapter_notes(each, source))]
             not_packed: OVAFMError | None = None
-            if kernels is None:
+            if kernels is None and writes:
                 contents, note = pack_if_it_pays(partial, contents, device, bars, log)
                 notes += [note] if note else []
             elif kernels:
@@ -148,8 +164,16 @@ def export(
     return ModelResult(target, contents, log, notes)
 
 
-def _check_options(source: Source, recipe: str | Recipe | None) -> None:
-    """Refuse what cannot be done to an OpenVINO model."""
+def _check_options(source: Source, recipe: str | Recipe | None, task: str) -> None:
+    """Refuse what cannot be done to an OpenVINO model, or to one that writes no text."""
+    finished = manifest.read(source.path) if source.prebuilt else None
+    if source.prebuilt and (task != TEXT_GENERATION or (finished and finished.text_encoder)):
+        raise ConfigError(
+            f"{source.id} is an OpenVINO model already; copy the folder as it is, or export its checkpoint",
+            code="prebuilt-encoder",
+        )
+    if task != TEXT_GENERATION and source.adapters:
+        raise ConfigError(f"adapters are merged into models that write text, not for {task}", code="encoder-adapter")
     if source.prebuilt and source.adapters:
         raise ConfigError(
             f"{source.id} is an OpenVINO model already, nothing can be merged into it; export its checkpoint",
@@ -237,7 +261,7 @@ def _existing(target: Path, source: Source, recipe: Recipe, verify: bool, bars: 
     if not (target / manifest.FILE_NAME).exists():
         return None
     try:
-        existing = ModelDirectory.open(target).manifest
+        existing = ModelDirectory.open(target, any_task=True).manifest
     except SourceError as error:
         reason = str(error).rpartition(";")[0]
         raise ConfigError(
@@ -327,7 +351,8 @@ def _convert(source: Source, job: convert.Job, bars: console.Progress, log: Path
     """Convert a checkpoint, while the source is hashed."""
     with in_background(source.describe) as description:
         with console.step_bars(bars, convert.STEPS, in_bytes=("converting",)) as on_event:
-            built = ChildProcess(log=log, on_event=on_event, died=ExportError).run(convert.build, job)
+            build = convert.build if job.task == TEXT_GENERATION else text_encoders.build
+            built = ChildProcess(log=log, on_event=on_event, died=ExportError).run(build, job)
         for path in source.license_files:
             shutil.copyfile(path, job.output / path.name)
         with bars.step("hashing the source"):
@@ -339,6 +364,7 @@ def _convert(source: Source, job: convert.Job, bars: console.Progress, log: Path
         versions=manifest.installed_versions(),
         checks=built.checks if job.prove else dict(NOT_VERIFIED),
         generation=built.generation,
+        text_encoder=built.text_encoder,
     )
 
 

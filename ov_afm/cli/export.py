@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..export import export
 from ..model_dir import ovms
+from ..model_dir.text_encoder import TASKS
 from ..presets import DEFAULT_MODEL
 from ..system import console
 from .command import command, command_parser, given
@@ -44,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     options.add_argument("--revision", help="commit, tag or branch of a Hub repository")
     add_recipe_arguments(options)
     add = options.add_argument
+    task = "what the model is for (feature-extraction: embeddings; text-classification: a reranker)"
+    add("--task", choices=TASKS, default=TASKS[0], help=task)
     add("--no-verify", dest="verify", action="store_false", help="leave out the comparison with the source")
     golden = "record answers for the self-test of other devices (default: up to 1 B parameters, or with --device)"
     add("--golden", action=argparse.BooleanOptionalAction, help=golden)

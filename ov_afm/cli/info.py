@@ -40,18 +40,19 @@ def describe(model_dir: str | Path, *, verify: bool = False) -> dict[str, Any]:
         if verify:
             progress = stack.enter_context(console.Progress())
             advance = stack.enter_context(progress.step("hashing", total=total, unit="B"))
-        model = ModelDirectory.open(folder, hashes=verify, on_bytes=advance)
+        model = ModelDirectory.open(folder, hashes=verify, any_task=True, on_bytes=advance)
     contents = model.manifest.to_dict() if model.manifest else {"geometry": model.geometry.to_dict()}
     facts: dict[str, Any] = {
         "total_bytes": total,
         "manifest": model.manifest is not None,
         "lost_packed": model.lost_packed,
-        "kernels_here": kernel_choice.report(model, build("CPU")),
+        "kernels_here": None if model.text_encoder else kernel_choice.report(model, build("CPU")),
     }
     if verify:
         facts["proved"] = text_proof.check(model) if model.manifest else {}
     geometry = contents["geometry"] or model.geometry.to_dict()
-    shown = {"stop_tokens": _ends(folder), "edited": model.edited, **contents, "geometry": geometry}
+    ends = None if model.text_encoder else _ends(folder)
+    shown = {"stop_tokens": ends, "edited": model.edited, **contents, "geometry": geometry}
     return {"path": str(folder), **facts, **shown}
 
 
@@ -102,7 +103,7 @@ def _lines(fields: dict[str, Any]) -> list[str]:
     rows = [
         ("directory", f"{fields['path']}, {size}"),
         ("model", model),
-        ("ends at", _ends_text(fields["stop_tokens"])),
+        *_purpose(fields),
     ]
     if not fields["manifest"]:
         return _table([*rows, ("manifest", "none: made by another program; source and recipe are unknown")])
@@ -133,6 +134,20 @@ def _lines(fields: dict[str, Any]) -> list[str]:
         rows.append(("", f"on this machine: {fields['kernels_here']['text']}"))
     made_with = ", ".join(f"{name} {version}" for name, version in fields["versions"].items() if version)
     return _table([*rows, ("made with", made_with)])
+
+
+def _purpose(fields: dict[str, Any]) -> list[tuple[str, str]]:
+    """Where answers end, or what a model does that writes none."""
+    if "text_encoder" not in fields:
+        return [("ends at", _ends_text(fields["stop_tokens"]))]
+    facts = fields["text_encoder"]
+    rows = [("task", facts["task"]), ("reads", f"texts of up to {facts['max_tokens']} tokens")]
+    if not facts["pooling"]:
+        return rows
+    length = "of length 1" if facts["normalize"] else "of any length"
+    rows.append(("embedding", f"{facts['dimensions']} numbers, {length}, {facts['pooling']} pooling"))
+    default = f"; {facts['default_prompt']} by default" if facts["default_prompt"] else ""
+    return [*rows, *([("prompts", ", ".join(facts["prompts"]) + default)] if facts["prompts"] else [])]
 
 
 def _ends_text(stops: list[dict[str, Any]] | None) -> str:

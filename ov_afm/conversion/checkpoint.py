@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError
+from ..model_dir.text_encoder import EMBEDDING, RERANKING, TEXT_GENERATION
 from ..system.json_text import parse
 from .rope import check_rope
 
@@ -34,6 +35,13 @@ __all__ = [
 
 # What the tests export, run and compare with transformers.
 SUPPORTED = ("ArceeForCausalLM", "LlamaForCausalLM")
+ENCODERS = ("Bert", "Roberta", "XLMRoberta", "MPNet", "ModernBert")
+SUPPORTED_FOR: dict[str, tuple[str, ...]] = {
+    TEXT_GENERATION: SUPPORTED,
+    # sentence-transformers keeps the name of the class that was trained, whose head it does not use.
+    EMBEDDING: tuple(f"{name}{kind}" for name in ENCODERS for kind in ("Model", "ForMaskedLM")),
+    RERANKING: tuple(f"{name}ForSequenceClassification" for name in ENCODERS),
+}
 
 # What `Geometry` does not check. A text such as "false" would count as true.
 FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
@@ -52,6 +60,8 @@ PACKED = re.compile(
     r"(weight_packed|weight_shape|weight_zero_point|[a-z]*_scale(_inv|_2)?"
     r"|qweight|qzeros|g_idx|scales|biases|absmax|quant_map|nested_\w+|quant_state\.\w+|SCB)"
 )
+# Older encoders hold the numbers 0, 1, 2, ... as a tensor.
+POSITIONS = re.compile(r"(.*\.)?embeddings\.position_ids")
 # Files beside the weights that say how they were quantized, and the key that says so: modelopt, AutoGPTQ, AutoAWQ.
 QUANTIZATION_FILES = {
     "hf_quant_config.json": ("quantization", "quant_algo"),
@@ -102,13 +112,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return fields
 
 
-def check_config(config: Mapping[str, Any], where: str, *, trust_remote_code: bool = False) -> None:
+def check_config(
+    config: Mapping[str, Any], where: str, *, trust_remote_code: bool = False, task: str = TEXT_GENERATION
+) -> None:
     """Refuse a configuration that no export could serve.
 
     Args:
         config: Contents of `config.json`.
         where: What to call the model in messages.
         trust_remote_code: Allow `auto_map`, that is Python code that comes with the checkpoint.
+        task: What the model is for.
 
     Raises:
         SourceError: The architecture is not supported, a field has a value of the wrong kind, or the weights are
@@ -117,14 +130,17 @@ def check_config(config: Mapping[str, Any], where: str, *, trust_remote_code: bo
     if "auto_map" in config and not trust_remote_code:
         raise _remote_code(where, "config.json")
     architectures = config.get("architectures")
+    supported = SUPPORTED_FOR[task]
     if not isinstance(architectures, list) or not architectures:
         raise SourceError(
-            f"config.json of {where} names no architecture; supported are {', '.join(SUPPORTED)}",
+            f"config.json of {where} names no architecture; supported are {', '.join(supported)}",
             code="architecture-missing",
         )
-    if architectures[0] not in SUPPORTED:
+    if architectures[0] not in supported:
+        other = next((each for each, names in SUPPORTED_FOR.items() if architectures[0] in names), None)
+        hint = f"export it with --task {other}" if other else f"supported are {', '.join(supported)}"
         raise SourceError(
-            f"architecture {architectures[0]} of {where} is not supported; supported are {', '.join(SUPPORTED)}",
+            f"architecture {architectures[0]} of {where} is not supported for {task}; {hint}",
             code="architecture-unsupported",
         )
     _check_fields(config, where)
@@ -288,7 +304,7 @@ def check_quantization_files(folder: Path, where: object) -> None:
 def _check_unpacked(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
     """Refuse weights that are packed, or numbers that have to be scaled."""
     for name, tensor in tensors.items():
-        if tensor.dtype not in FLOATS:
+        if tensor.dtype not in FLOATS and not POSITIONS.fullmatch(name):
             raise _quantized(folder, f"{name} is {tensor.dtype}")
         if PACKED.fullmatch(name.rpartition(".")[2]):
             raise _quantized(folder, f"{name} belongs to packed weights")

@@ -21,6 +21,7 @@ from ..errors import ExportError
 from ..model_dir import tokenizer_files
 from ..model_dir.manifest import MODEL_BIN, MODEL_XML
 from ..model_dir.model_directory import read_config
+from ..model_dir.text_encoder import TEXT_GENERATION, TextEncoder
 from ..presets import Recipe
 from ..quantization.compress_weights import compress_ir
 from ..quantization.cost import text_ids
@@ -71,6 +72,7 @@ class Job:
         prove: Compare with the source.
         trust_remote_code: Let transformers run the checkpoint's own code.
         adapters: LoRA adapters to merge; the source is then the merged model.
+        task: What the model is for; see `text_encoders` for those that write no text.
     """
 
     checkpoint: Path
@@ -81,6 +83,7 @@ class Job:
     prove: bool = True
     trust_remote_code: bool = False
     adapters: tuple[lora.Adapter, ...] = ()
+    task: str = TEXT_GENERATION
 
     @property
     def ir(self) -> Path:
@@ -101,11 +104,13 @@ class Converted:
         compression: What compression did, for the manifest's recipe.
         checks: What was proved; empty where no proof was asked for.
         generation: What `generation_config.carry` did.
+        text_encoder: What a model that writes no text does with its vectors.
     """
 
     compression: dict[str, Any]
     checks: dict[str, Any]
     generation: dict[str, Any]
+    text_encoder: TextEncoder | None = None
 
 
 def build(job: Job) -> Converted:
@@ -185,8 +190,17 @@ def _compare_merge(job: Job) -> dict[str, Any]:
     return merge_adapters.compare(load_base, job.adapters)
 
 
-def write_tokenizer(checkpoint: Path, output: Path, *, trust_remote_code: bool = False) -> Any:
+def write_tokenizer(
+    checkpoint: Path, output: Path, *, trust_remote_code: bool = False, padding_side: str = "left"
+) -> Any:
     """Convert the tokenizer of a checkpoint, and copy its own files and its chat template.
+
+    Args:
+        checkpoint: Hugging Face checkpoint folder.
+        output: The future model directory.
+        trust_remote_code: Let transformers run the checkpoint's own code.
+        padding_side: Where a text is filled up to the length of others. `left` for decoders: the last position is then
+            the prompt's last token.
 
     Returns:
         The tokenizer in transformers.
@@ -201,8 +215,7 @@ def write_tokenizer(checkpoint: Path, output: Path, *, trust_remote_code: bool =
     with as_export_error(f"the tokenizer of {checkpoint.name} cannot be read", "tokenizer-not-converted"):
         tokenizer = source_tokenizer.load(checkpoint, trust_remote_code=trust_remote_code)
     with as_export_error(f"the tokenizer of {checkpoint.name} cannot be converted", "tokenizer-not-converted"):
-        # Decoder-only models are padded on the left, so that the last position is the prompt's last token.
-        tokenizer.padding_side = tokenizer.truncation_side = "left"
+        tokenizer.padding_side = tokenizer.truncation_side = padding_side
         templates = _templates(checkpoint, tokenizer)
         # The tokenizer's IR keeps one template, which GenAI takes before any file.
         tokenizer.chat_template = templates.get("default")

@@ -20,6 +20,7 @@ from typing import Any
 from ..errors import ConfigError, SourceError
 from ..model_dir import manifest
 from ..model_dir.manifest import MODEL_XML
+from ..model_dir.text_encoder import POOLING_FILE, TEXT_GENERATION
 from ..model_dir.tokenizer_files import ADDITIONAL_TEMPLATES
 from ..presets import EMBEDDED_MODEL
 from ..system.console import Progress, human_bytes, note
@@ -58,6 +59,7 @@ def fetch(
     *,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    task: str = TEXT_GENERATION,
     progress: Progress | None = None,
 ) -> Snapshot:
     """Download what a model needs of a repository, or find it in the cache.
@@ -67,6 +69,7 @@ def fetch(
         revision: Branch, tag or commit; None is the main branch.
         allow_pickle: Fetch `.bin` weights where there are no safetensors.
         trust_remote_code: Fetch the model's Python code too.
+        task: What the model is for.
         progress: Where to show the download.
 
     Raises:
@@ -92,7 +95,7 @@ def fetch(
         files: dict[str, Any] = {sibling.rfilename: sibling for sibling in info.siblings or ()}
         names = _needed_files(repo, files, allow_pickle, trust_remote_code)
         if MODEL_XML not in names:
-            _check_config(repo, commit, names, trust_remote_code)
+            _check_config(repo, commit, names, trust_remote_code, task)
         path = _download(repo, commit, [files[name] for name in names], progress)
         _remember(path, revision or constants.DEFAULT_REVISION)
         expected = {name: files[name].lfs.sha256 for name in names if files[name].lfs}
@@ -111,6 +114,7 @@ def _needed_files(repo: str, files: Mapping[str, Any], allow_pickle: bool, trust
     top = [name for name in files if "/" not in name]
     texts = [name for name in top if name.endswith(TEXTS) or checkpoint.LICENSE_NAMES.match(name)]
     texts += [name for name in files if name.startswith(f"{ADDITIONAL_TEMPLATES}/") and name.endswith(".jinja")]
+    texts += [name for name in files if name == POOLING_FILE]
     if trust_remote_code:
         texts += [name for name in top if name.endswith(".py")]
     if MODEL_XML in top:
@@ -142,7 +146,7 @@ def _all_parts(name: str) -> str:
     return name if pattern == name else f"--include '{pattern}'"
 
 
-def _check_config(repo: str, commit: str, names: Sequence[str], trust_remote_code: bool) -> None:
+def _check_config(repo: str, commit: str, names: Sequence[str], trust_remote_code: bool, task: str) -> None:
     """Refuse a model by its configurations, before gigabytes are fetched."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -154,7 +158,7 @@ def _check_config(repo: str, commit: str, names: Sequence[str], trust_remote_cod
         raise SourceError(
             f"{repo} is no checkpoint: config.json is missing; name a repository of a model", code="config-missing"
         ) from error
-    checkpoint.check_config(config, repo, trust_remote_code=trust_remote_code)
+    checkpoint.check_config(config, repo, trust_remote_code=trust_remote_code, task=task)
     for name in checkpoint.QUANTIZATION_FILES.keys() & set(names):
         hf_hub_download(repo, name, revision=commit)
     checkpoint.check_quantization_files(path.parent, repo)

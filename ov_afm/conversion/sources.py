@@ -19,6 +19,7 @@ from ..model_dir import manifest
 from ..model_dir.geometry import Geometry
 from ..model_dir.manifest import MODEL_BIN, MODEL_XML
 from ..model_dir.outputs import SYNTHETIC_KEY
+from ..model_dir.text_encoder import POOLING_FILE, TEXT_GENERATION
 from ..presets import DEFAULT_MODEL, EMBEDDED_MODEL
 from ..runtime import chat_template, generation_config
 from ..runtime.lora import Adapter
@@ -31,7 +32,16 @@ __all__ = ["Source", "resolve"]
 Kind = Literal["hub", "folder", "gguf", "embedded", "openvino"]
 # Files of a checkpoint that shape an export, besides weights and license files. All of a kind count, because
 # transformers chooses among several names (`tokenizer.4.0.json`).
-SHAPING = ("*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.model", "merges.txt", "vocab.txt", "*.py")
+SHAPING = (
+    "*.json",
+    POOLING_FILE,
+    "*.jinja",
+    "additional_chat_templates/*.jinja",
+    "*.model",
+    "merges.txt",
+    "vocab.txt",
+    "*.py",
+)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -127,6 +137,7 @@ def resolve(
     *,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    task: str = TEXT_GENERATION,
     progress: Progress | None = None,
 ) -> Source:
     """Find or fetch a model.
@@ -137,6 +148,7 @@ def resolve(
         revision: Branch, tag or commit; Hub ids only.
         allow_pickle: Accept pickled weights, which can run code when they are loaded.
         trust_remote_code: Accept a model that brings its own Python code.
+        task: What the model is for.
         progress: Where to show downloads and conversions.
 
     Returns:
@@ -147,7 +159,7 @@ def resolve(
     """
     name = os.fspath(model)
     path = expanded(name)
-    trust = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+    trust: dict[str, Any] = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code, "task": task}
     if not name.strip():
         raise SourceError(
             f"no model was named; give a Hub id such as {DEFAULT_MODEL}, a folder, a .gguf file or {EMBEDDED_MODEL}",
@@ -187,21 +199,21 @@ def _looks_like_path(name: str, model: str | Path) -> bool:
     )
 
 
-def _hub(repo: str, revision: str | None, progress: Progress | None, **trust: bool) -> Source:
+def _hub(repo: str, revision: str | None, progress: Progress | None, **trust: Any) -> Source:
     snapshot = hub.fetch(repo, revision, progress=progress, **trust)
     prebuilt = (snapshot.path / MODEL_XML).exists()
     source = _prebuilt(snapshot.path, id=repo) if prebuilt else _checkpoint(snapshot.path, "hub", repo, **trust)
     return replace(source, revision=snapshot.commit, digests=snapshot.digests)
 
 
-def _checkpoint(path: Path, kind: Kind, id: str, *, allow_pickle: bool, trust_remote_code: bool) -> Source:
+def _checkpoint(path: Path, kind: Kind, id: str, *, allow_pickle: bool, trust_remote_code: bool, task: str) -> Source:
     if not (path / "config.json").is_file():
         raise SourceError(
             f"{path} is no checkpoint: config.json is missing; give the folder that holds config.json and the weights",
             code="config-missing",
         )
     config = checkpoint.read_json(path / "config.json")
-    checkpoint.check_config(config, id, trust_remote_code=trust_remote_code)
+    checkpoint.check_config(config, id, trust_remote_code=trust_remote_code, task=task)
     weights = checkpoint.find_weights(path, allow_pickle=allow_pickle)
     checkpoint.check_tokenizer(path, trust_remote_code=trust_remote_code)
     # What cannot be read, or leaves open what is meant, is refused before any work.

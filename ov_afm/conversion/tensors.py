@@ -46,7 +46,15 @@ class Loaded:
     notes: list[str] = field(default_factory=list)
 
 
-def load(checkpoint: Path, dtype: str | None = None, *, trust_remote_code: bool = False) -> Loaded:
+def load(
+    checkpoint: Path,
+    dtype: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+    kind: str = "AutoModelForCausalLM",
+    unused: re.Pattern[str] | None = None,
+    optional: re.Pattern[str] | None = None,
+) -> Loaded:
     """Load a checkpoint, and compare what is in memory with what its files say.
 
     Args:
@@ -54,31 +62,35 @@ def load(checkpoint: Path, dtype: str | None = None, *, trust_remote_code: bool 
         dtype: Type of the weights in memory, as torch names it. None keeps the type in the files, or the one that most
             of their bytes have.
         trust_remote_code: Let transformers run the checkpoint's own code.
+        kind: transformers' class that chooses the model's.
+        unused: Tensors of the files that need no place in the model.
+        optional: Tensors of the model that the files may lack.
 
     Raises:
         SourceError: The files hold other tensors than the architecture has.
         ExportError: transformers cannot read the checkpoint, or read something else than its files.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    chooser = getattr(transformers, kind)
     files = find_weights(checkpoint, allow_pickle=True)
     stored = _read(files)
-    skeleton = _skeleton(checkpoint, trust_remote_code)
-    places = _places(checkpoint.name, stored, skeleton)
+    skeleton = _skeleton(checkpoint, chooser, trust_remote_code)
+    places = _places(checkpoint.name, stored, skeleton, unused, optional)
     common = _common_type(stored)
-    kind = getattr(torch, dtype) if dtype else common
+    wanted = getattr(torch, dtype) if dtype else common
     with as_export_error(f"transformers cannot read {checkpoint.name}", "checkpoint-unreadable"):
-        model = AutoModelForCausalLM.from_pretrained(
+        model = chooser.from_pretrained(
             checkpoint,
-            dtype=kind,
+            dtype=wanted,
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             use_safetensors=files[0].suffix == ".safetensors",
         ).eval()
     _check_frequencies(checkpoint.name, stored, model)
     _check_values(checkpoint.name, stored, places, model)
-    cast = Counter((stored[name].dtype, kind) for name in places if stored[name].dtype != kind)
+    cast = Counter((stored[name].dtype, wanted) for name in places if stored[name].dtype != wanted)
     notes = [*_untie(checkpoint.name, model), *([] if dtype else _rounded(cast))]
     return Loaded(model, common, {_change(*each): count for each, count in cast.items()}, notes)
 
@@ -120,22 +132,28 @@ def _read(files: Sequence[Path]) -> dict[str, Any]:
     return tensors
 
 
-def _skeleton(checkpoint: Path, trust_remote_code: bool) -> Any:
+def _skeleton(checkpoint: Path, chooser: Any, trust_remote_code: bool) -> Any:
     """The model without values: the tensors that transformers wants."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     trust = {"trust_remote_code": trust_remote_code}
     with as_export_error(f"transformers cannot read config.json of {checkpoint.name}", "checkpoint-unreadable"):
         config = AutoConfig.from_pretrained(checkpoint, local_files_only=True, **trust)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, **trust)
+            return chooser.from_config(config, **trust)
 
 
 # -- Before loading: names and shapes
 
 
-def _places(where: str, stored: Mapping[str, Any], skeleton: Any) -> dict[str, str]:
+def _places(
+    where: str,
+    stored: Mapping[str, Any],
+    skeleton: Any,
+    unused: re.Pattern[str] | None,
+    optional: re.Pattern[str] | None,
+) -> dict[str, str]:
     """Name in the model of each tensor in the files; exactly those of the model must be there.
 
     Raises:
@@ -151,9 +169,10 @@ def _places(where: str, stored: Mapping[str, Any], skeleton: Any) -> dict[str, s
         place = next((form for form in forms if form in expected), None)
         if place is not None and place not in places.values():
             places[name] = place
-        elif not FREQUENCIES.fullmatch(name):
+        elif not FREQUENCIES.fullmatch(name) and not (unused and unused.fullmatch(name)):
             unknown.append(name)
-    missing = _missing(expected, places.values(), skeleton)
+    lacking = _missing(expected, places.values(), skeleton)
+    missing = [name for name in lacking if not (optional and optional.fullmatch(name))]
     if unknown:
         raise _left_over(where, stored, unknown, missing, skeleton)
     if missing:
@@ -273,7 +292,8 @@ def _check_values(where: str, stored: Mapping[str, Any], places: Mapping[str, st
 
 def _untie(where: str, model: Any) -> list[str]:
     """Let the configuration say that the head is a matrix of its own, where it is one."""
-    shared = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    shared = head is None or head.weight is model.get_input_embeddings().weight
     if shared or not model.config.tie_word_embeddings:
         return []
     model.config.tie_word_embeddings = False

@@ -73,7 +73,7 @@ def _files(folder: Path, progress: console.Progress | None) -> dict[str, int]:
     """Name and size of what is sent, checked against the manifest."""
     total = sum(path.stat().st_size for path in manifest.files_of(folder))
     with byte_progress(progress, "checking sha256", total) as advance:
-        contents = ModelDirectory.open(folder, hashes=True, on_bytes=advance).manifest
+        contents = ModelDirectory.open(folder, hashes=True, any_task=True, on_bytes=advance).manifest
     if contents is None:
         shown = [path for path in manifest.files_of(folder) if not path.name.startswith(".")]
         names = [path.relative_to(folder).as_posix() for path in shown]

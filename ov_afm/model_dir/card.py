@@ -7,6 +7,7 @@ from typing import Any
 
 from ..system.console import markdown_table
 from .manifest import Manifest
+from .text_encoder import EMBEDDING, RERANKING
 
 __all__ = ["check_lines", "render"]
 
@@ -52,6 +53,16 @@ ovms --rest_port 8000 --model_path PATH_TO_THIS_FOLDER --model_name {name} --tas
 """
 
 
+ENCODER_CARD = (
+    CARD.partition("ov-afm generate")[0]
+    + """ov-afm serve --model {name}=PATH_TO_THIS_FOLDER  # answers at {route}
+```
+"""
+)
+ENCODER_CHECKS = {"encoder": "before compression, against transformers", "encoder_compression": "compression"}
+TAGS = {EMBEDDING: "feature-extraction", RERANKING: "text-ranking"}
+
+
 def render(manifest: Manifest) -> str:
     """Text of the card."""
     source, recipe, versions = manifest.source, manifest.recipe, manifest.versions
@@ -75,7 +86,12 @@ def render(manifest: Manifest) -> str:
         "context": f"{manifest.geometry.max_positions} tokens" if manifest.geometry else None,
         "made with": ", ".join(f"{package} {version}" for package, version in versions.items() if version),
     }
-    return CARD.format(
+    if encoder := manifest.text_encoder:
+        front[front.index("pipeline_tag: text-generation")] = f"pipeline_tag: {TAGS[encoder.task]}"
+        facts["context"] = f"{encoder.max_tokens} tokens"
+        facts["embedding"] = f"{encoder.dimensions} numbers, {encoder.pooling} pooling" if encoder.pooling else None
+    return (ENCODER_CARD if encoder else CARD).format(
+        route="/v1/embeddings" if encoder and encoder.pooling else "/v1/rerank",
         front="\n".join(front),
         source=origin,
         recipe=recipe["name"],
@@ -106,6 +122,7 @@ def check_lines(checks: Mapping[str, Any]) -> list[str]:
         lines.append(f"logits before compression: {_parity(parity)}")
     if merged := checks.get("adapters"):
         lines.append(f"merged adapters against PEFT: {_parity(merged)}")
+    lines += [f"{what}: {_encoder(checks[name])}" for name, what in ENCODER_CHECKS.items() if name in checks]
     if cost := checks.get("compression"):
         lines.append(f"compression: {cost.get('skipped') and 'not measured, ' + cost['skipped'] or _cost(cost)}")
     if golden := checks.get("golden"):
@@ -123,6 +140,12 @@ def _parity(parity: Mapping[str, Any]) -> str:
         f"top-1 {parity['top1_agreement']:.1%} on {parity['tokens']} tokens (f32)"
     )
     return f"{text}; left out: {parity['skipped']}" if "skipped" in parity else text
+
+
+def _encoder(check: Mapping[str, Any]) -> str:
+    if "cosine_min" in check:
+        return f"cosine at least {check['cosine_min']:.7f} on {check['texts']} texts (f32)"
+    return f"scores differ by at most {check['max_diff']:.1e} on {check['texts']} texts (f32)"
 
 
 def _cost(cost: Mapping[str, Any]) -> str:

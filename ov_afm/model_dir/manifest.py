@@ -21,6 +21,7 @@ from ..system.atomic import write_json
 from ..system.json_text import parse
 from . import manifest_fields
 from .geometry import Geometry
+from .text_encoder import TextEncoder
 
 __all__ = [
     "CARD_FILE",
@@ -67,6 +68,7 @@ class Manifest:
         checks: What verification measured, or why it was skipped.
         sparsity: Per-layer zero fraction and kernel layout, once profiled.
         generation: What was added to the source's generation configuration, and the tokens that end an answer.
+        text_encoder: What a model for embeddings or reranking does with its vectors; None for a model that writes text.
         schema: Version of this layout.
     """
 
@@ -78,11 +80,14 @@ class Manifest:
     checks: dict[str, Any] = field(default_factory=dict)
     sparsity: dict[str, Any] = field(default_factory=dict)
     generation: dict[str, Any] = field(default_factory=dict)
+    text_encoder: TextEncoder | None = None
     schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
         """As `ov_afm.json` holds it."""
-        return {**asdict(self), "geometry": self.geometry.to_dict() if self.geometry else {}}
+        fields = {**asdict(self), "geometry": self.geometry.to_dict() if self.geometry else {}}
+        del fields["text_encoder"]
+        return {**fields, "text_encoder": self.text_encoder.to_dict()} if self.text_encoder else fields
 
 
 def installed_versions() -> dict[str, str | None]:
@@ -168,6 +173,8 @@ def _checked(fields: Mapping[str, Any]) -> Manifest:
         if PurePosixPath(name).is_absolute() or not {"..", ""}.isdisjoint(name.split("/")) or "\\" in name:
             raise TypeError(f"{name!r} is no file in this directory")
     known["geometry"] = Geometry.from_dict(known["geometry"]) if known["geometry"] else None
+    if "text_encoder" in known:
+        known["text_encoder"] = TextEncoder.from_dict(known["text_encoder"])
     return Manifest(**known)
 
 

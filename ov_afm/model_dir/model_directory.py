@@ -31,6 +31,7 @@ from .manifest import (
     verify,
     write,
 )
+from .text_encoder import TextEncoder
 
 __all__ = ["PACKED_FOLDER", "ModelDirectory", "ModelResult", "finish", "read_config"]
 
@@ -81,6 +82,7 @@ class ModelDirectory:
         *,
         hashes: bool = False,
         packed: bool = True,
+        any_task: bool = False,
         on_bytes: Callable[[int], None] | None = None,
     ) -> ModelDirectory:
         """Check that a model directory is whole and that this runtime can read it.
@@ -89,11 +91,13 @@ class ModelDirectory:
             path: The folder.
             hashes: Compare sha256 too; sizes are always compared.
             packed: Check `relu2/` too, where it is. The plain model works without it.
+            any_task: Take a model for embeddings or reranking too.
             on_bytes: Gets the size of each block hashed.
 
         Raises:
             SourceError: A file is missing, truncated or altered (named), or this is no model directory; for a source
                 that must be exported first, the message has the command.
+            ConfigError: It writes no text, and that is needed.
             OVAFMError: The directory was made by a newer OpenVINO than the one installed.
         """
         folder = Path(path)
@@ -106,6 +110,8 @@ class ModelDirectory:
         contents = verify(folder, hashes=hashes, packed=packed, on_bytes=on_bytes)
         if contents is None:
             logger.info("%s has no %s: its files were not checked", folder, FILE_NAME)
+        if contents and contents.text_encoder and not any_task:
+            raise contents.text_encoder.refused(folder.resolve().name)
         for name in edited(folder, contents) if contents else ():
             logger.warning("%s was edited since the export; what it says now is used", folder / name)
         config = read_config(folder)
@@ -149,12 +155,21 @@ class ModelDirectory:
 
     @property
     def context_length(self) -> int:
-        """Tokens that prompt and answer may have together."""
+        """Tokens that prompt and answer may have together; those of one text where no text is written."""
+        if self.text_encoder:
+            return self.text_encoder.max_tokens
         return self.geometry.max_positions
+
+    @property
+    def text_encoder(self) -> TextEncoder | None:
+        """What a model for embeddings or reranking does; None for one that writes text."""
+        return self.manifest.text_encoder if self.manifest else None
 
     @property
     def parameters(self) -> int:
         """Weights of the model, norms left out."""
+        if self.text_encoder:
+            return self.text_encoder.parameters
         return self.geometry.parameters(tied=bool(self.config.get("tie_word_embeddings", False)))
 
     @property

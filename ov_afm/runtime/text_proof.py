@@ -183,6 +183,8 @@ def check(model: ModelDirectory) -> dict[str, str]:
         SourceError: Something differs, or the tokenizer cannot be loaded.
     """
     tokenizer = load_tokenizer(model.path)
+    if model.text_encoder:
+        return {"tokenizer": _compare(model, "tokenizer", of_tokenizer(tokenizer))}
     template = ChatTemplate.read(model.path, tokenizer)
     proofs = {"tokenizer": of_tokenizer(tokenizer), "chat_template": of_template(template) if template else None}
     results = {name: _compare(model, name, proof) for name, proof in proofs.items()}

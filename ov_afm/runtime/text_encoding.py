@@ -1,0 +1,232 @@
+"""A loaded model for embeddings or reranking, on GenAI's pipelines.
+
+GenAI cuts a text that is too long without a word, takes no token ids, and computes what it is given as one batch,
+padded to its longest text. So texts are counted before, sorted by length and computed in bounded batches; token ids
+become text again, and only those do that the tokenizer makes of that text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, DeviceError, GenerationError, last_line
+from ..model_dir.inference import EXACT
+from ..model_dir.text_encoder import EMBEDDING, TextEncoder
+from . import devices
+from .rules import kind_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Counted", "LoadedEncoder", "load"]
+
+# Tokens of a batch, padding included, and texts in it: more does not make a CPU faster, and memory grows with it.
+BATCH_TOKENS = 8192
+BATCH_TEXTS = 64
+# GenAI sorts scores and keeps so many; the order is the server's business.
+ALL = 2**31 - 1
+SAMPLE = "The quick brown fox jumps over the lazy dog."
+# Cosine of an embedding, or difference of a score, that a device may be off from the CPU at f32.
+DEVICE_COSINE, DEVICE_SCORE = 0.99, 0.05
+
+
+class Counted:
+    """Texts with their lengths, which a model takes as they are.
+
+    Attributes:
+        texts: The texts, prompts in front of them included.
+        tokens: The length of each, at most that of the model.
+    """
+
+    def __init__(self, texts: Sequence[str], tokens: Sequence[int]) -> None:
+        self.texts, self.tokens = list(texts), list(tokens)
+
+    def batches(self) -> Iterator[list[int]]:
+        """Places of texts that are computed together: texts of like length, so that little is padded."""
+        batch: list[int] = []
+        for index in sorted(range(len(self.texts)), key=lambda each: self.tokens[each]):
+            # They come by length, so the new one would be the longest.
+            if batch and (len(batch) == BATCH_TEXTS or (len(batch) + 1) * self.tokens[index] > BATCH_TOKENS):
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+
+class LoadedEncoder:
+    """A model for embeddings or reranking on a device.
+
+    Args:
+        folder: Its folder.
+        facts: What its manifest says of it.
+        device: The device.
+        properties: OpenVINO's properties.
+
+    Raises:
+        RuntimeError: OpenVINO cannot load it there.
+    """
+
+    def __init__(self, folder: Path, facts: TextEncoder, device: str, properties: Mapping[str, Any]) -> None:
+        import openvino_genai
+
+        self.facts, self.device = facts, device
+        embedding = facts.task == EMBEDDING
+        kind = openvino_genai.TextEmbeddingPipeline if embedding else openvino_genai.TextRerankPipeline
+        config = kind.Config()
+        config.max_length = facts.max_tokens
+        if embedding:
+            config.normalize = facts.normalize
+            config.pooling_type = getattr(openvino_genai.TextEmbeddingPipeline.PoolingType, str(facts.pooling).upper())
+        else:
+            config.top_n = ALL
+        self._pipeline: Any = kind(str(folder), device, config, **properties)
+        self._tokenizer = openvino_genai.Tokenizer(str(folder), **({} if embedding else {"add_second_input": True}))
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether the tokenizer joins a query and a text as the model needs it; GenAI would join them as plain text."""
+        return bool(self._tokenizer.supports_paired_input())
+
+    def count(self, texts: Sequence[str], *, query: str | None = None) -> list[int]:
+        """Tokens of each text, the tokens around it included; with a query, of both together."""
+        counts: list[int] = []
+        for begin in range(0, len(texts), BATCH_TEXTS):
+            part = list(texts[begin : begin + BATCH_TEXTS])
+            encoded = self._tokenizer.encode(part) if query is None else self._tokenizer.encode([query], part)
+            counts += encoded.attention_mask.data.sum(axis=1).tolist()
+        return counts
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """The text that has these tokens, with or without the tokens around a text.
+
+        Raises:
+            GenerationError: There is none.
+        """
+        try:
+            text = str(self._tokenizer.decode(list(ids)))
+        except (RuntimeError, TypeError) as error:
+            raise GenerationError(f"token ids that this model has not: {last_line(error)}") from error
+        for special in (True, False):
+            encoded = self._tokenizer.encode(text, add_special_tokens=special).input_ids.data[0].tolist()
+            if encoded == list(ids):
+                return text
+        raise GenerationError(
+            "the token ids are none that this model's tokenizer makes of a text (clients that count tokens for another "
+            "model send such); send the text itself"
+        )
+
+    def embed(self, texts: Counted, stop: Callable[[], bool] = lambda: False) -> NDArray[np.float32]:
+        """Embeddings of texts, (texts, dimensions).
+
+        Args:
+            texts: What to read.
+            stop: Asked before each batch; true ends the work.
+
+        Raises:
+            GenerationError: The model gave numbers that are none, or was stopped.
+        """
+        import numpy as np
+
+        rows = np.zeros((len(texts.texts), self.facts.dimensions), np.float32)
+        for batch in texts.batches():
+            _go_on(stop)
+            rows[batch] = self._pipeline.embed_documents([texts.texts[each] for each in batch])
+        if not np.isfinite(rows).all():
+            raise GenerationError(f"the model gives no finite numbers for these texts on {self.device}")
+        return rows
+
+    def scores(self, query: str, texts: Counted, stop: Callable[[], bool] = lambda: False) -> list[float]:
+        """How well each text answers a query, from 0 to 1.
+
+        Raises:
+            GenerationError: The model gave numbers that are none, or was stopped.
+        """
+        scores = [0.0] * len(texts.texts)
+        for batch in texts.batches():
+            _go_on(stop)
+            for place, score in self._pipeline.rerank(query, [texts.texts[each] for each in batch]):
+                scores[batch[place]] = float(score)
+        if not all(0 <= score <= 1 for score in scores):
+            raise GenerationError(f"the model gives no finite numbers for these texts on {self.device}")
+        return scores
+
+    def count_checked(self, texts: Sequence[str], *, query: str | None = None, cut: bool = False) -> Counted:
+        """Texts that fit the model.
+
+        Args:
+            texts: The texts.
+            query: The query that each is read with.
+            cut: Leave out the end of those that are too long.
+
+        Raises:
+            GenerationError: One is too long.
+        """
+        counts, limit = self.count(texts, query=query), self.facts.max_tokens
+        for index, count in enumerate(counts):
+            if count > limit and not cut:
+                raise GenerationError(
+                    f"text {index} has {count} tokens{' with the query' if query is not None else ''} and this model "
+                    f"reads {limit}; send shorter pieces, or let their ends be left out (truncate_prompt_tokens: -1 in "
+                    "the request, or ov-afm serve --truncate)"
+                )
+        return Counted(texts, [min(count, limit) for count in counts])
+
+
+def _go_on(stop: Callable[[], bool]) -> None:
+    if stop():
+        raise GenerationError("nobody waits for it any more")
+
+
+def load(folder: Path, facts: TextEncoder, device: str = "CPU", properties: Mapping[str, Any] | None = None) -> Any:
+    """Load a model for embeddings or reranking on the first device that computes it right.
+
+    Args:
+        folder: The model directory.
+        facts: What its manifest says of it.
+        device: A device's name, or `AUTO`.
+        properties: OpenVINO's properties.
+
+    Returns:
+        The `LoadedEncoder`.
+
+    Raises:
+        ConfigError: Such models do not run on that kind of device.
+        DeviceError: No device can load it, or what it computes is not what the CPU does.
+    """
+    if kind_of(device.strip().upper()) == "NPU" or device.strip().upper() == devices.EMULATED_NPU:
+        raise ConfigError(
+            f"{folder.name} is a model for {facts.purpose}, and those run on CPU and GPU here, found {device}; give it "
+            "another --device",
+            code="encoder-device",
+        )
+    failures = []
+    for choice in devices.choose(device):
+        try:
+            if choice.kind == "NPU":
+                continue
+            loaded = LoadedEncoder(folder, facts, choice.device, properties or {})
+            if choice.kind != "CPU":
+                _compare(loaded, LoadedEncoder(folder, facts, "CPU", EXACT))
+        except (RuntimeError, DeviceError) as error:
+            failures.append(f"{choice.label}: {last_line(error)}")
+            continue
+        return loaded
+    raise DeviceError(f"{folder.name} could not be loaded: {'; '.join(failures)}", code="no-device-works")
+
+
+def _compare(loaded: LoadedEncoder, exact: LoadedEncoder) -> None:
+    """Refuse a device that computes something else than the CPU."""
+    text = Counted([SAMPLE], loaded.count([SAMPLE]))
+    if loaded.facts.task != EMBEDDING:
+        one, other = (each.scores(SAMPLE, text)[0] for each in (loaded, exact))
+        wrong = abs(one - other) > DEVICE_SCORE
+    else:
+        one, other = (each.embed(text)[0] for each in (loaded, exact))
+        norms = float((one @ one) * (other @ other)) ** 0.5
+        wrong = float(one @ other) < DEVICE_COSINE * norms
+    if wrong:
+        raise DeviceError("what it computes is not what the CPU does")
