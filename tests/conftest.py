@@ -70,6 +70,15 @@ def tiny_model(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture(scope="session")
+def caller_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that begins each answer with `<tool_call>` and is random after that, uncompressed. Read-only."""
+    from ov_afm import export
+
+    checkpoint = tiny.write_caller(tmp_path_factory.mktemp("checkpoints") / "caller")
+    return export(str(checkpoint), tmp_path_factory.mktemp("models") / "caller", recipe="fp32").path
+
+
+@pytest.fixture(scope="session")
 def smollm2_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded SmolLM2-135M-Instruct exported to INT8: real language. Read-only."""
     from ov_afm import export
