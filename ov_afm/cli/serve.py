@@ -13,11 +13,14 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..model_dir.model_directory import ModelDirectory
 from ..runtime import lora
+from ..runtime.rules import kind_of
+from ..runtime.stateful import PromptCache
 from ..system.resources import require
 from .command import command, command_parser, given
 from .options import key_values, ov_properties
@@ -64,6 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=int, metavar="N", help="CPU threads")
     lock = "keep the weights in memory, whatever else wants it (CPU, Linux)"
     add("--lock-memory", action="store_true", help=lock)
+    same = "same seed, same text: one sequence at a time, and no use of earlier prompts"
+    add("--deterministic", action="store_true", help=same)
+    keep = "keep computed prompts in this folder, for the next start too; CPU, with --max-running 1"
+    add("--prompt-cache", dest="prompt_folder", type=Path, metavar="DIR", help=keep)
+    add("--prompt-cache-gb", type=float, metavar="GB", help="bound of that folder (default: 10)")
     add("--ov-config", action="append", default=[], metavar="KEY=VALUE", help="OpenVINO property; repeatable")
     add = partial(parser.add_argument_group("limits").add_argument, default=argparse.SUPPRESS)
     add("--max-queue", type=int, metavar="N", help="requests that may wait; more get status 429 (default: 64)")
@@ -162,6 +170,7 @@ def _specs(arguments: argparse.Namespace) -> dict[str, EngineSpec]:
     options = _positive(given(EngineSpec, arguments)) | {"ov_config": ov_properties(arguments.ov_config)}
     if one_at_a_time(arguments.device):
         options["max_running"] = 1
+    options |= _repeatable(arguments, options)
     specs = {
         name: EngineSpec(**options | {"model_dir": model.path.resolve(), "adapter": None})
         for name, model in models.items()
@@ -170,6 +179,34 @@ def _specs(arguments: argparse.Namespace) -> dict[str, EngineSpec]:
     for name, adapter in _adapters(arguments, models).items():
         specs[name] = replace(first, adapter=(adapter.path.resolve(), adapter.weight))
     return specs
+
+
+def _repeatable(arguments: argparse.Namespace, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that `--deterministic` and `--prompt-cache` stand for."""
+    asked = vars(arguments)
+    if "prompt_cache_gb" in asked and "prompt_folder" not in asked:
+        raise ConfigError("--prompt-cache-gb is the bound of --prompt-cache DIR; give both", code="prompt-cache-option")
+    flags = {"deterministic": "--deterministic", "prompt_folder": "--prompt-cache"}
+    names = [flag for name, flag in flags.items() if name in asked]
+    if not names:
+        return {}
+    if options.get("max_running", 1) != 1:
+        message = f"{' and '.join(names)} means one sequence at a time; give --max-running 1, or leave it out"
+        raise ConfigError(message, code="one-at-a-time")
+    if "prompt_folder" not in asked:
+        return {"max_running": 1}
+    conflicts = {
+        "--cache-size-gb": "cache_size_gb" in asked,
+        "--prefill-tokens": "prefill_tokens" in asked,
+        "--adapter": arguments.adapter,
+        "--kv-cache u8": asked.get("kv_cache") == "u8",
+        f"--device {arguments.device}": kind_of(arguments.device) in ("GPU", "NPU"),
+    }
+    if found := [flag for flag, given_too in conflicts.items() if given_too]:
+        message = f"--prompt-cache does not go together with {', '.join(found)}; leave one of them out"
+        raise ConfigError(message, code="prompt-cache-option")
+    bound = {"limit_gb": arguments.prompt_cache_gb} if "prompt_cache_gb" in asked else {}
+    return {"max_running": 1, "prompt_cache": PromptCache(arguments.prompt_folder.resolve(), **bound)}
 
 
 def _cluster(arguments: argparse.Namespace) -> Cluster:

@@ -126,6 +126,7 @@ def load_request(spec: EngineSpec) -> LoadRequest:
         spec.ov_config,
         adapters=() if spec.adapter is None else (lora.read(*spec.adapter),),
         workload=SERVE,
+        prompt_cache=spec.prompt_cache,
     )
 
 
@@ -155,14 +156,17 @@ class BatchingEngine:
             scheduler.max_num_batched_tokens = piece_tokens + spec.max_running
             scheduler.max_num_seqs = spec.max_running
             scheduler.dynamic_split_fuse = True
-            scheduler.enable_prefix_caching = True
+            # What a step computes depends in its last bits on how many tokens it has, and a cached prompt changes that.
+            scheduler.enable_prefix_caching = not spec.deterministic
             cache_tokens = _bound_cache(scheduler, spec, request.model, kind)
+            if spec.deterministic:
+                piece_tokens = cache_tokens  # GenAI itself cuts prompts into pieces that it need not find again.
             sizes.append((piece_tokens, CacheRoom(cache_tokens // block_tokens, block_tokens)))
             return cache_tokens
 
         self.session = ModelSession(replace(request, scheduler=schedule))
         self._piece_tokens, self._room = sizes[-1]
-        self._max_running = spec.max_running
+        self._max_running, self._deterministic = spec.max_running, spec.deterministic
         self._engine = self.session.engine
         self._numbers = itertools.count(1)
         self._piece_config = self.session.greedy_config(1)
@@ -189,7 +193,7 @@ class BatchingEngine:
         for run in self._in_engine():
             if run.id == job_id:
                 run.patience = PATIENCE_STEPS
-                if run.begun or run.handle is None:
+                if run.begun or run.handle is None or self._deterministic:
                     self._drop(run)
 
     def step(self) -> list[Piece]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import OVAFMError
 from ..runtime.sampling import Params
+from ..runtime.stateful import PromptCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,9 @@ class EngineSpec:
         lock_memory: Keep the weights in memory.
         ov_config: OpenVINO properties.
         adapter: File and weight of a LoRA adapter; None serves the model as it is.
+        deterministic: The same seed gives the same text, whatever was asked before: nothing of other prompts is used,
+            and one sequence is generated at a time.
+        prompt_cache: Where computed prompts are kept; None keeps none.
     """
 
     model_dir: Path
@@ -43,6 +47,8 @@ class EngineSpec:
     lock_memory: bool = False
     ov_config: Mapping[str, Any] = field(default_factory=dict)
     adapter: tuple[Path, float] | None = None
+    deterministic: bool = False
+    prompt_cache: PromptCache | None = None
 
 
 # -- From the server

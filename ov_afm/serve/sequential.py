@@ -1,4 +1,4 @@
-"""One request at a time, for a device that cannot batch: an NPU.
+"""One request at a time: for a device that cannot batch, an NPU, and for prompts that are kept on disk.
 
 For the worker it has the methods of `BatchingEngine`. Requests wait in a queue; the first is generated in a thread of
 its own, and `step` takes its tokens as they come.
@@ -36,7 +36,8 @@ def open_engine(spec: EngineSpec) -> BatchingEngine | SequentialEngine:
     Raises:
         OVAFMError: The model or the device cannot be used.
     """
-    return SequentialEngine(spec) if one_at_a_time(spec.device) else BatchingEngine(spec)
+    sequential = one_at_a_time(spec.device) or spec.prompt_cache
+    return SequentialEngine(spec) if sequential else BatchingEngine(spec)
 
 
 class SequentialEngine:
@@ -52,10 +53,11 @@ class SequentialEngine:
     logprobs = False
 
     def __init__(self, spec: EngineSpec) -> None:
-        for name in ("cache_size_gb", "kv_cache"):
-            if getattr(spec, name) is not None:
-                advice = "on NPU set --ov-config MAX_PROMPT_LEN=N and MIN_RESPONSE_LEN=N"
-                raise ConfigError(f"{name} is for CPU and GPU; {advice}")
+        if spec.prompt_cache is None:
+            for name in ("cache_size_gb", "kv_cache"):
+                if getattr(spec, name) is not None:
+                    advice = "on NPU set --ov-config MAX_PROMPT_LEN=N and MIN_RESPONSE_LEN=N"
+                    raise ConfigError(f"{name} is for CPU and GPU; {advice}")
         self.session = ModelSession(load_request(spec))
         self._queue: collections.deque[Job] = collections.deque()
         self._run: _Run | None = None
