@@ -138,9 +138,9 @@ def check_config(
         )
     if architectures[0] not in supported:
         other = next((each for each, names in SUPPORTED_FOR.items() if architectures[0] in names), None)
-        hint = f"export it with --task {other}" if other else f"supported are {', '.join(supported)}"
+        hint = f"; it can be exported with --task {other}" if other else ""
         raise SourceError(
-            f"architecture {architectures[0]} of {where} is not supported for {task}; {hint}",
+            f"architecture {architectures[0]} of {where} is not supported; supported are {', '.join(supported)}{hint}",
             code="architecture-unsupported",
         )
     _check_fields(config, where)
