@@ -16,6 +16,7 @@ import socket
 
 import h11
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import ConfigError, DeviceError
@@ -26,7 +27,7 @@ from .hosts import LOCALHOST
 from .registry import Models
 from .service import Settings
 
-__all__ = ["open_sockets", "run"]
+__all__ = ["configuration", "open_sockets", "run"]
 
 LOOPBACKS = ("127.0.0.1", "::1")
 # Seconds that a client has for the head of a request, and between requests.
@@ -186,6 +187,26 @@ def _bind(family: int, address: str, port: int, *, optional: bool) -> list[socke
     return [listener]
 
 
+def configuration(app: ASGIApp, *, grace_s: float) -> uvicorn.Config:
+    """How uvicorn runs an application.
+
+    Args:
+        app: The application.
+        grace_s: Seconds that running requests get to finish after the signal.
+    """
+    return uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, round(grace_s)),
+        server_header=False,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+    )
+
+
 def run(models: Models, settings: Settings, *, host: str, port: int, grace_s: float) -> None:
     """Serve until a signal, or until the only model turns out to be unusable.
 
@@ -201,17 +222,7 @@ def run(models: Models, settings: Settings, *, host: str, port: int, grace_s: fl
         DeviceError: A model cannot be loaded.
     """
     sockets = open_sockets(host, port)
-    config = uvicorn.Config(
-        build(models, settings),
-        http=Protocol,
-        ws="none",
-        log_level="warning",
-        access_log=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(grace_s)),
-        server_header=False,
-        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-    )
+    config = configuration(build(models, settings), grace_s=grace_s)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
