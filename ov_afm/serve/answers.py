@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import anyio
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import AppStatus
 from starlette.requests import Request
@@ -30,6 +32,8 @@ from .tools import CallReader
 __all__ = ["Answer", "EventStream", "Part", "Running", "open_stream", "until_gone"]
 
 T = TypeVar("T")
+# Time for the event that says that time is up.
+LAST_WORDS_S = 5.0
 # As nginx calls it; nobody reads it but the log and the metrics.
 CLIENT_CLOSED_REQUEST = 499
 # sse-starlette would cut streams off at SIGTERM. Ours may finish: uvicorn ends them when the grace period is over.
@@ -175,6 +179,16 @@ class _Reader:
         return deltas
 
 
+class Lease(contextlib.AsyncExitStack):
+    """What an answer gives back at its end.
+
+    Attributes:
+        deadline: When the answer ends in any case, by the monotonic clock.
+    """
+
+    deadline = math.inf
+
+
 @dataclass(slots=True)
 class Running:
     """An answer that the engine has begun.
@@ -187,7 +201,7 @@ class Running:
 
     answer: Answer
     stream: Stream
-    lease: contextlib.AsyncExitStack
+    lease: Lease
 
     def parts(self) -> AsyncIterator[Part]:
         """The answer's parts."""
@@ -203,7 +217,7 @@ class EventStream(EventSourceResponse):
         keep_alive_s: Seconds between comments that show that the server is still there.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], lease: contextlib.AsyncExitStack, *, keep_alive_s: float) -> None:
+    def __init__(self, events: AsyncIterator[bytes], lease: Lease, *, keep_alive_s: float) -> None:
         super().__init__(
             events,
             # nginx would collect events before it passes them on.
@@ -216,10 +230,12 @@ class EventStream(EventSourceResponse):
         self._lease = lease
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events; ends early when the client has gone."""
+        """Send the events; ends early when the client has gone, or reads so slowly that time is up."""
         # Not in the generator: it may be cancelled before it begins.
         async with self._lease:
-            await super().__call__(scope, receive, send)
+            left_s = self._lease.deadline - time.monotonic() + LAST_WORDS_S
+            with anyio.move_on_after(max(left_s, 0.0)):
+                await super().__call__(scope, receive, send)
 
 
 async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -246,11 +262,13 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def open_stream(engine: Engine, tasks: Sequence[Task]) -> tuple[Stream, contextlib.AsyncExitStack]:
+async def open_stream(engine: Engine, tasks: Sequence[Task]) -> tuple[Stream, Lease]:
     """Open a stream and wait until the engine has taken the request, so that a refusal can still have its status."""
-    async with contextlib.AsyncExitStack() as stack:
+    async with Lease() as stack:
         stream = await stack.enter_async_context(engine.open(tasks))
         while not stream.prompt_tokens:
             await stream.get()
-        return stream, stack.pop_all()
+        lease = stack.pop_all()
+        lease.deadline = stream.deadline
+        return stream, lease
     raise AssertionError

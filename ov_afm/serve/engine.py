@@ -4,7 +4,11 @@ A request takes a place in the queue, then a slot, then its pieces arrive in ord
 to the request's owner, leaving the `with` block gives slot and cache back. When the process dies,
 every request that it had ends with `EngineLost` and a new process is started, at once the first
 time and then with growing pauses. A process that keeps dying is given up after a few starts: the
-reason is told, and the server ends, rather than load a model for ever that nobody gets an answer from.
+reason is told, and the server ends, rather than load a model for ever that nobody gets an answer from. A process that
+is alive and stuck (`liveness`) is ended.
+
+A slot belongs to the engine's work, not to the client: it is free when the engine has the last token or time is up,
+even if the client has not read a word.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from ..errors import DeviceError, EngineLost
 from ..system.child_process import Exit, WorkerProcess
 from . import messages, worker
 from .errors import EngineBusy, EngineTimeout
+from .liveness import BEAT_S, STEP_S, Liveness
 
 __all__ = ["Engine", "Stream"]
 
@@ -42,10 +47,15 @@ class Stream:
         prompt_tokens: Tokens of the prompt; 0 until the engine has taken the request.
         thinking: The prompt ends within thoughts.
         open: The engine's ids of the answers that are not complete, with their index.
+        unfinished: Those of them that the engine works on. Whoever reads the stream may be behind.
+        deadline: When the request ends in any case, by the monotonic clock.
+        has_slot: It has not given its slot back.
     """
 
-    def __init__(self, ids: Sequence[int]) -> None:
+    def __init__(self, ids: Sequence[int], deadline: float = 0.0) -> None:
         self.open = {each: index for index, each in enumerate(ids)}
+        self.unfinished = set(ids)
+        self.deadline, self.has_slot = deadline, True
         self.prompt_tokens = 0
         self.thinking = False
         # An error ends the stream. A time-out comes this way too, not by `asyncio.wait_for`: before Python 3.12 that
@@ -72,7 +82,7 @@ class Stream:
         index = self.open[answer.id]
         if isinstance(answer, messages.PromptTokens):
             self.prompt_tokens, self.thinking = answer.count, answer.thinking
-        elif not isinstance(answer, messages.Piece) or answer.end is not None:
+        elif _is_last(answer):
             del self.open[answer.id]
         if isinstance(answer, messages.Failure):
             raise answer.error
@@ -117,6 +127,8 @@ class Engine:
         self._streams: dict[int, Stream] = {}
         self._queue: collections.deque[asyncio.Future[None]] = collections.deque()
         self._process: WorkerProcess | None = None
+        self._liveness = Liveness(0, STEP_S)
+        self._stuck: str | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
 
@@ -170,9 +182,10 @@ class Engine:
         """
         deadline = time.monotonic() + self.request_timeout_s
         await self._take_slot(deadline)
-        stream = Stream([next(self._ids) for _ in tasks])
+        stream = Stream([next(self._ids) for _ in tasks], deadline)
         late = EngineTimeout("the request took longer than this server allows; ask for fewer tokens")
-        timer = asyncio.get_running_loop().call_later(max(0.0, deadline - time.monotonic()), stream.put, late)
+        left_s = max(0.0, deadline - time.monotonic())
+        timer = asyncio.get_running_loop().call_later(left_s, self._end, stream, late)
         try:
             self._check_alive()
             for request_id, task in zip(stream.open, tasks, strict=True):
@@ -181,10 +194,28 @@ class Engine:
             yield stream
         finally:
             timer.cancel()
-            for request_id in stream.open:
-                self._send(messages.Cancel(request_id))
-            self._streams = {key: each for key, each in self._streams.items() if each is not stream}
-            self.last_used = time.monotonic()
+            self._end(stream)
+
+    def _end(self, stream: Stream, error: Exception | None = None) -> None:
+        """Take a stream's work from the engine, and its slot; with an error, whoever reads the stream gets that."""
+        if error is not None:
+            stream.put(error)
+        for request_id in list(stream.unfinished):
+            self._send(messages.Cancel(request_id))
+            self._finish(stream, request_id)
+        self._release(stream)
+
+    def _finish(self, stream: Stream, request_id: int) -> None:
+        """The engine has nothing more to say about an answer."""
+        stream.unfinished.discard(request_id)
+        self._streams.pop(request_id, None)
+        if not stream.unfinished:
+            self._release(stream)
+
+    def _release(self, stream: Stream) -> None:
+        self.last_used = time.monotonic()
+        if stream.has_slot:
+            stream.has_slot = False
             self._give_slot()
 
     async def ask(self, task: messages.Tokenize | messages.Detokenize) -> Any:
@@ -241,12 +272,12 @@ class Engine:
         deaths: collections.deque[float] = collections.deque(maxlen=MAX_DEATHS)
         while True:
             self.state = "loading"
-            was_ready, end = await self._run_process()
+            was_ready, end, how = await self._run_process()
             deaths.append(time.monotonic())
             unready = 0 if was_ready else unready + 1
             often = len(deaths) == MAX_DEATHS and deaths[-1] - deaths[0] < DEATHS_WITHIN_S
             if self.problem is None and (often or unready == MAX_DEATHS):
-                self.problem = f"the engine ended {MAX_DEATHS} times and is given up; the last time it {end}"
+                self.problem = f"the engine ended {MAX_DEATHS} times and is given up; the last time it {how}"
                 if end.out_of_memory:
                     self.problem += "; use a smaller recipe or a smaller --cache-size-gb, or allow more memory"
                 logger.error("%s", self.problem)
@@ -260,8 +291,12 @@ class Engine:
             await asyncio.sleep(pause)
             self.restarts += 1
 
-    async def _run_process(self) -> tuple[bool, Exit]:
-        """Start a process and hand its messages out until it ends; whether it had become ready, and how it ended."""
+    async def _run_process(self) -> tuple[bool, Exit, str]:
+        """Start a process and hand its messages out until it ends.
+
+        Returns:
+            Whether it had become ready, how it ended, and that in words.
+        """
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[Exit] = loop.create_future()
         process = self._process = WorkerProcess(
@@ -270,10 +305,22 @@ class Engine:
             on_message=lambda batch: loop.call_soon_threadsafe(self._take, batch),
             on_exit=lambda end: loop.call_soon_threadsafe(ended.set_result, end),
         )
+        self._liveness = liveness = Liveness(process.pid, max(STEP_S, self.request_timeout_s))
+        self._stuck = None
         try:
+            while self._stuck is None and not ended.done():
+                await asyncio.wait({ended}, timeout=BEAT_S)
+                if not ended.done():
+                    self._stuck = self._stuck or liveness.tick(loading=not self.is_ready)
+            if self._stuck is not None:
+                logger.error("the engine is stuck: %s; it is ended", self._stuck)
+                self.state = "dead"
+                self._fail_all("the engine does not respond and is started again; try again shortly")
+                await asyncio.to_thread(process.kill)
             end = await asyncio.shield(ended)
+            how = f"was ended because {self._stuck}" if self._stuck else str(end)
             if self.problem is None:
-                logger.error("the engine %s", end)
+                logger.error("the engine %s", how)
         finally:
             was_ready = self._ready.is_set()
             self._ready.clear()
@@ -283,13 +330,17 @@ class Engine:
                 await asyncio.to_thread(process.kill)
                 # Until then its threads use the event loop.
                 await ended
-        return was_ready, end
+        return was_ready, end, how
 
     def _take(self, batch: Sequence[messages.FromEngine]) -> None:
         if self._process is None:
             return
+        self._liveness.heard()
         for message in batch:
-            if isinstance(message, messages.CacheUsage):
+            if isinstance(message, messages.Alive):
+                if message.busy_s > max(STEP_S, self.request_timeout_s):
+                    self._stuck = f"one step took more than {message.busy_s:.0f} s"
+            elif isinstance(message, messages.CacheUsage):
                 self.cache_usage = message.share
             elif isinstance(message, messages.ModelInfo):
                 self.info, self.state = message, "ready"
@@ -300,11 +351,20 @@ class Engine:
                 self.problem = message.reason
             elif stream := self._streams.get(message.id):
                 stream.put(message)
+                if _is_last(message):
+                    self._finish(stream, message.id)
 
     def _fail_all(self, why: str) -> None:
-        for stream in set(self._streams.values()):
-            stream.put(EngineLost(why))
         while self._queue:
             turn = self._queue.popleft()
             if not turn.done():
                 turn.set_exception(EngineLost(why))
+        for stream in set(self._streams.values()):
+            self._end(stream, EngineLost(why))
+
+
+def _is_last(answer: messages.Answer) -> bool:
+    """Whether an answer of the engine is the last one to its request."""
+    if isinstance(answer, messages.Piece):
+        return answer.end is not None
+    return not isinstance(answer, messages.PromptTokens)

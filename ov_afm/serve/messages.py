@@ -274,4 +274,15 @@ class CacheUsage:
     share: float
 
 
-FromEngine = Answer | CacheUsage | ModelInfo | Unusable
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """A sign of life.
+
+    Attributes:
+        busy_s: Time that the present step has taken so far, or the preparation of the present prompt.
+    """
+
+    busy_s: float
+
+
+FromEngine = Answer | Alive | CacheUsage | ModelInfo | Unusable

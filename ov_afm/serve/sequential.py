@@ -23,6 +23,8 @@ __all__ = ["SequentialEngine", "one_at_a_time", "open_engine"]
 
 # A step returns this often, so that the worker sees cancelled and new requests.
 STEP_S = 0.05
+# A device that gives no token for so long is stuck.
+STUCK_S = 600.0
 
 
 def one_at_a_time(device: str) -> bool:
@@ -107,6 +109,7 @@ class _Run:
 
     def __init__(self, engine: Any, job: Job) -> None:
         self.job, self.unwanted = job, threading.Event()
+        self._latest = time.monotonic()
         self._engine = engine
         # Tokens; at last the reason for the end, or the exception that caused it.
         self._events: queue.SimpleQueue[int | str | Exception] = queue.SimpleQueue()
@@ -125,7 +128,10 @@ class _Run:
                 # Tokens that have come are not held back for more.
                 event = self._events.get(timeout=0 if tokens else max(0.0, deadline - time.monotonic()))
             except queue.Empty:
+                if not tokens and time.monotonic() - self._latest > STUCK_S:
+                    raise RuntimeError(f"the device has given no token for {STUCK_S:g} s") from None
                 return tokens, None
+            self._latest = time.monotonic()
             if isinstance(event, Exception):
                 raise event
             if isinstance(event, str):

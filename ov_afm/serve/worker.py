@@ -1,8 +1,8 @@
 """The engine's process: takes requests from the server and answers with what each step of the engine produced.
 
 It is a process of its own because native code may crash: everything that openvino-genai does for the server happens
-here. Three threads share the work. One reads the pipe, so that a cancellation is known at once; one renders and
-tokenizes prompts and checks grammars; the main one runs the engine.
+here. Four threads share the work. One reads the pipe, so that a cancellation is known at once; one renders and
+tokenizes prompts and checks grammars; one tells the server that the process is alive; the main one runs the engine.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -23,6 +24,7 @@ from . import messages
 from .batching import Job
 from .errors import APIError
 from .grammar import CALL_END, GrammarCheck, structured_output
+from .liveness import BEAT_S
 from .prompts import Prompter
 from .sequential import open_engine
 
@@ -63,6 +65,8 @@ class Worker:
         self._to_prepare: queue.SimpleQueue[messages.ToEngine] = queue.SimpleQueue()
         self._to_run: queue.SimpleQueue[Job | Drop] = queue.SimpleQueue()
         self._cancelled: set[int] = set()
+        # When each thread began what it is doing.
+        self._begun: dict[str, float] = {}
 
     @property
     def info(self) -> messages.ModelInfo:
@@ -89,7 +93,9 @@ class Worker:
     def prepare_forever(self) -> None:
         """Render, tokenize and check requests as they come."""
         while True:
+            self._begun.pop("preparation", None)
             message = self._to_prepare.get()
+            self._begun["preparation"] = time.monotonic()
             try:
                 if isinstance(message, messages.Cancel):
                     self._to_run.put(Drop(message.id, last=True))
@@ -107,7 +113,17 @@ class Worker:
         while True:
             self._take(wait=not self._engine.busy)
             if self._engine.busy:
-                self._send([*self._engine.step(), messages.CacheUsage(self._engine.cache_usage())])
+                self._begun["step"] = time.monotonic()
+                pieces = self._engine.step()
+                self._begun.pop("step")
+                self._send([*pieces, messages.CacheUsage(self._engine.cache_usage())])
+
+    def beat_forever(self) -> None:
+        """Tell the server that this process is alive, and how long its threads have been at what they do."""
+        while True:
+            time.sleep(BEAT_S)
+            now = time.monotonic()
+            self._send([messages.Alive(max((now - begun for begun in list(self._begun.values())), default=0.0))])
 
     def _take(self, *, wait: bool) -> None:
         """Start and cancel what the other threads handed over; with `wait`, wait for the first of it."""
@@ -209,7 +225,8 @@ def run(channel: Channel, spec: messages.EngineSpec) -> None:
         return
     send([worker.info])
     ready.set_result(worker)
-    threading.Thread(target=worker.prepare_forever, daemon=True).start()
+    for work in (worker.prepare_forever, worker.beat_forever):
+        threading.Thread(target=work, daemon=True).start()
     worker.run_forever()
 
 

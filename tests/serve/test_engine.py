@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from ov_afm.serve.engine import MAX_DEATHS, Engine, Stream
 from ov_afm.serve.errors import EngineTimeout
+from ov_afm.serve.liveness import IDLE_S, SILENT_S, Liveness
 from ov_afm.serve.messages import EngineSpec, Generate, ModelInfo, Piece, Text
 from ov_afm.system.child_process import Exit
 
@@ -63,12 +67,13 @@ def test_leaving_the_queue_as_a_slot_becomes_free_gives_the_slot_back(turns: int
 
 def test_the_time_limit_counts_waiting_and_running() -> None:
     async def wait() -> None:
-        engine = _engine(request_timeout_s=0.05)
+        engine = _engine(request_timeout_s=0.2)
         async with _slot(engine) as stream:
-            with pytest.raises(EngineTimeout, match="longer than this server allows"):
-                await stream.get()
+            engine.request_timeout_s = 0.05
             with pytest.raises(EngineTimeout, match="no slot came free"):
                 await _hold(engine)
+            with pytest.raises(EngineTimeout, match="longer than this server allows"):
+                await stream.get()
         assert (engine.running, engine.waiting) == (0, 0)
 
     begin = time.monotonic()
@@ -92,9 +97,71 @@ async def _hold(engine: Engine) -> None:
         await asyncio.sleep(60)
 
 
+def test_slot_is_free_when_time_is_up_or_the_engine_is_done_although_nobody_reads() -> None:
+    async def wait() -> None:
+        engine = _engine(request_timeout_s=0.05)
+        async with _slot(engine) as unread:
+            await asyncio.sleep(0.2)
+            assert engine.running == 0
+            async with _slot(engine) as complete:
+                (number,) = complete.open
+                engine._finish(complete, number)
+                assert engine.running == 0
+                async with _slot(engine):
+                    assert engine.running == 1
+            assert engine.running == 0
+            with pytest.raises(EngineTimeout):
+                await unread.get()
+        assert engine.running == 0
+
+    asyncio.run(wait())
+
+
+def _stuck_after(child: subprocess.Popen[bytes], seconds: int, step_s: float = 600) -> tuple[int, str]:
+    """Ticks until a process counts as stuck, and why; no more than so many."""
+    liveness = Liveness(child.pid, step_s)
+    for count in range(1, seconds + 1):
+        if why := liveness.tick():
+            return count, why
+        time.sleep(0.03)
+    return 0, ""
+
+
+@pytest.fixture
+def child(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that runs a line of Python."""
+    running = subprocess.Popen([sys.executable, "-c", f"print(flush=True); {request.param}"], stdout=subprocess.PIPE)
+    assert running.stdout
+    running.stdout.readline()
+    yield running
+    running.kill()
+    running.wait()
+    running.stdout.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no SIGSTOP")
+@pytest.mark.parametrize("child", ["import time; time.sleep(60)"], indirect=True)
+def test_stopped_process_is_stuck_after_seconds_of_silence(child: subprocess.Popen[bytes]) -> None:
+    child.send_signal(signal.SIGSTOP)
+    assert _stuck_after(child, 20) == (SILENT_S, f"it was stopped, and did not answer for {SILENT_S} s")
+
+
+@pytest.mark.parametrize("child", ["import time; time.sleep(60)"], indirect=True)
+def test_process_that_uses_no_processor_in_a_step_is_stuck(child: subprocess.Popen[bytes]) -> None:
+    count, why = _stuck_after(child, 100)
+    assert (count, why) == (SILENT_S + IDLE_S, f"it did nothing for {IDLE_S} s")
+
+
+@pytest.mark.parametrize("child", ["exec('while True: pass')"], indirect=True)
+def test_process_that_works_in_silence_has_the_time_that_a_step_may_take(child: subprocess.Popen[bytes]) -> None:
+    assert _stuck_after(child, 80, step_s=90) == (0, "")
+    assert _stuck_after(child, 80, step_s=70) == (71, "one step took more than 70 s")
+
+
 class DyingProcess:
     """Stands in for the engine's process: it loads the model, or not, and ends."""
 
+    pid = 0
     started = 0
     loads = True
 

@@ -128,6 +128,37 @@ def test_dead_engine_ends_streams_with_an_error_and_comes_back(server: serving.S
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no SIGSTOP")
+def test_stuck_engine_ends_streams_with_an_error_and_is_started_again(server: serving.Server) -> None:
+    engine, restarts = server.engine(), server.metric("engine_restarts")
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=long_stream(), timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        engine.suspend()
+        server.wait(lambda: server.http.get("/health").status_code == 503, 10, "the server still claims to be ready")
+        last = json.loads([line for line in lines if line][-1].removeprefix("data: "))
+    assert last["error"]["code"] == "engine_unavailable"
+    assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+    server.wait(lambda: server.http.get("/health").status_code == 200, 60, "the engine did not come back")
+    assert server.chat().status_code == 200
+    assert server.metric("engine_restarts") == restarts + 1
+    assert any("the engine was ended because it was stopped" in line for line in server.log)
+
+
+@pytest.mark.slow
+def test_clients_that_never_read_do_not_fill_the_server(tiny_model: Path) -> None:
+    limits = ("--cache-size-gb", "0.02", "--max-running", "2", "--request-timeout", "3")
+    with serving.server(tiny_model, *limits) as full:
+        body = {**long_stream(), "max_tokens": 2000, "n": 16}
+        silent = [full.connection("/v1/chat/completions", **body) for _ in range(4)]
+        full.wait(lambda: full.metric("running_requests") == 2, 10, "not running")
+        full.wait(lambda: not running(full), 8, "a client that does not read kept its slot")
+        assert full.chat().status_code == 200
+        for raw in silent:
+            raw.close()
+
+
+@pytest.mark.slow
 def test_a_cache_too_small_for_all_makes_them_wait(tiny_model: Path) -> None:
     # Room for about 700 tokens; ten answers of 300 do not fit at once.
     with serving.server(tiny_model, "--cache-size-gb", "0.0001") as small:
