@@ -6,6 +6,7 @@ The engine's process raises `APIError` too and does not need FastAPI, so FastAPI
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +69,9 @@ class APIError(OVAFMError):
         """The answer to send to a request for this path."""
         from fastapi.responses import JSONResponse
 
-        return JSONResponse(self.body(path), self.status, self.headers)
+        body = self.body(path)
+        request_id = {"request-id": body["request_id"]} if "request_id" in body else {}
+        return JSONResponse(body, self.status, self.headers | request_id)
 
 
 def _openai(error: APIError) -> dict[str, Any]:
@@ -77,7 +80,8 @@ def _openai(error: APIError) -> dict[str, Any]:
 
 def _anthropic(error: APIError) -> dict[str, Any]:
     kind = ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": str(error)}}
+    error_body = {"type": kind, "message": str(error)}
+    return {"type": "error", "error": error_body, "request_id": f"req_{secrets.token_hex(12)}"}
 
 
 def _ollama(error: APIError) -> dict[str, Any]:

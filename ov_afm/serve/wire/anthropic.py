@@ -7,6 +7,7 @@ the same events put together, so the two cannot differ.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +27,9 @@ from .anthropic_requests import CountRequest, MessagesRequest, chat_request
 __all__ = ["add_routes"]
 
 PATH = "/v1/messages"
-VERSIONS = ("2023-06-01",)
+# The first version with today's events. Later ones (2026-10-21) leave out request fields and keep the form of answers.
+FIRST_VERSION = "2023-06-01"
+VERSION = re.compile(r"20\d\d-\d\d-\d\d")
 # Clients keep a thought's signature and send it back; nobody here reads it.
 SIGNATURE = "unsigned"
 
@@ -94,8 +97,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
 def _check_version(request: Request) -> None:
     version = request.headers.get("anthropic-version")
-    if version is not None and version not in VERSIONS:
-        message = f"anthropic-version: this server speaks {', '.join(VERSIONS)}, found {version[:60]!r}"
+    if version is not None and (not VERSION.fullmatch(version) or version < FIRST_VERSION):
+        message = f"anthropic-version: this server speaks {FIRST_VERSION} and later ones, found {version[:60]!r}"
         raise APIError(message, "anthropic-version")
 
 
@@ -149,7 +152,8 @@ async def events(running: Running, body: MessagesRequest) -> AsyncIterator[Event
     yield {"type": "message_start", "message": _message(running, body)}
     yield {"type": "ping"}
     async for part in running.parts():
-        for delta in part.deltas:
+        # A limit of 0 only fills the prefix cache.
+        for delta in part.deltas if body.max_tokens else ():
             for event in blocks.add(delta):
                 yield event
         if part.finish is not None:
@@ -186,7 +190,7 @@ def _usage(input_tokens: int, output_tokens: int) -> dict[str, int]:
 
 
 def _end(running: Running, body: MessagesRequest, part: Part) -> Event:
-    tokens = running.answer.new_tokens
+    tokens = min(running.answer.new_tokens, body.max_tokens)
     if part.finish == "length":
         reason = "max_tokens" if tokens >= body.max_tokens else "model_context_window_exceeded"
     elif part.finish == "tool_calls":

@@ -183,7 +183,7 @@ class CountRequest(BaseModel):
 class MessagesRequest(CountRequest):
     """Body of `POST /v1/messages`."""
 
-    max_tokens: Annotated[StrictInt, Field(ge=1, lt=2**63)]
+    max_tokens: Annotated[StrictInt, Field(ge=0, lt=2**63)]
     stop_sequences: Annotated[list[Stop], Field(max_length=16)] | None = None
     stream: StrictBool | None = None
     temperature: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
@@ -213,7 +213,7 @@ def chat_request(body: CountRequest, info: ModelInfo | None) -> ChatRequest:
         fields["response_format"] = {"type": "json_schema", "json_schema": {"schema": output.schema_, "strict": True}}
     if isinstance(body, MessagesRequest):
         fields |= {
-            "max_tokens": body.max_tokens,
+            "max_tokens": max(1, body.max_tokens),
             "stop": body.stop_sequences or None,
             "temperature": body.temperature,
             "top_p": None if body.top_p is None else max(body.top_p, 1e-6),
