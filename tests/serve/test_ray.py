@@ -23,7 +23,7 @@ from support import serving
 
 from ov_afm.errors import ConfigError
 from ov_afm.serve.ray.deploy import replica_range
-from ov_afm.serve.ray.router import conversation_of
+from ov_afm.serve.ray.router import conversation_of, keeper_of, replica_tag
 
 LONG = {"max_tokens": 2000, "ignore_eos": True, "temperature": 2}
 
@@ -169,6 +169,29 @@ def test_hanging_up_frees_the_slots_of_a_replica(server: serving.Server) -> None
 
 
 @pytest.mark.slow
+def test_a_response_is_continued_by_the_replica_that_keeps_it_and_lost_with_it(server: serving.Server) -> None:
+    def respond(**fields: object) -> httpx.Response:
+        return httpx.post(f"{server.url}/v1/responses", json={"max_output_tokens": 4, **fields}, timeout=300)
+
+    def continued(first: httpx.Response) -> bool:
+        later = respond(input="Go on", previous_response_id=first.json()["id"])
+        return bool(later.status_code == 200 and later.headers["x-replica"] == first.headers["x-replica"])
+
+    firsts = [respond(input=str(index)) for index in range(12)]
+    assert len({first.headers["x-replica"] for first in firsts}) == 2
+    assert all(continued(first) for first in firsts)
+    kept = firsts[0].json()
+    assert httpx.get(f"{server.url}/v1/responses/{kept['id']}").json() == kept
+    kill, replaced = victim(server)
+    kill()
+    server.wait(replaced, 180, "the replica did not come back")
+    answers = [respond(input="Go on", previous_response_id=first.json()["id"]) for first in firsts]
+    lost = [answer.json()["error"]["code"] for answer in answers if answer.status_code != 200]
+    assert 0 < len(lost) < len(firsts)
+    assert set(lost) == {"previous_response_not_found"}
+
+
+@pytest.mark.slow
 def test_the_rest_of_the_interface_is_that_of_one_machine(server: serving.Server) -> None:
     assert [model["id"] for model in server.http.get("/v1/models").json()["data"]] == ["tiny"]
     assert server.http.get("/nowhere").json()["error"]["code"] == "not_found"
@@ -196,6 +219,18 @@ def test_only_a_conversation_that_continues_and_a_long_prompt_may_be_cached() ->
     assert cached(messages=[*asked, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}])
     assert not cached(prompt="a short one")
     assert cached(prompt="a document " * 1000)
+    assert not cached(input="a")
+    assert cached(input=[*asked, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}])
+
+
+def test_the_id_of_a_response_names_the_replica_that_keeps_it() -> None:
+    tag = replica_tag("a replica")
+    name = f"resp_{tag}{'0' * 48}"
+    assert keeper_of(f"/v1/responses/{name}/input_items", b"") == tag
+    assert keeper_of("/v1/responses", json.dumps({"previous_response_id": name}).encode()) == tag
+    for body in (b"{", b"[]", b'{"previous_response_id": 1}', b'{"previous_response_id": "resp_1"}'):
+        assert keeper_of("/v1/responses", body) == ""
+    assert keeper_of("/v1/chat/completions", json.dumps({"previous_response_id": name}).encode()) == ""
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"messages": 3}', b'{"messages": [3]}', b"\xff", b"null"])
@@ -213,6 +248,31 @@ def test_other_replicas_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="replicas are a number or MIN:MAX, found") as caught:
         replica_range(text)
     assert caught.value.code == "replica-range"
+
+
+@pytest.mark.slow
+def test_after_sigterm_a_stream_ends_as_it_should_and_new_requests_hear_to_ask_again(cluster: serving.Server) -> None:
+    """The last test of these replicas."""
+    body = {"messages": [{"role": "user", "content": "Go on"}], "stream": True, **LONG}
+    later: list[httpx.Response] = []
+    with httpx.stream("POST", f"{cluster.url}/v1/chat/completions", json=body, timeout=300) as response:
+        lines = response.iter_lines()
+        next(lines)
+        cluster.process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(httpx.TransportError):
+            while len(later) < 200:
+                later.append(httpx.get(f"{cluster.url}/v1/models", timeout=10))
+                time.sleep(0.02)
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    with contextlib.suppress(httpx.TransportError):
+        while True:
+            later.append(httpx.get(f"{cluster.url}/v1/models", timeout=10))
+    refused = [answer for answer in later if answer.status_code != 200]
+    assert Counter(answer.status_code for answer in refused) == {503: len(refused)}
+    assert refused
+    assert refused[0].headers["retry-after"] == "2"
+    assert refused[0].json()["error"]["code"] == "engine_unavailable"
+    assert cluster.process.wait(60) == 0
 
 
 def started_here(model: Path, *arguments: str) -> subprocess.Popen[str]:

@@ -12,6 +12,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,12 +24,16 @@ from ..registry import Limits
 
 __all__ = ["Cluster", "replica_range", "run"]
 
+logger = logging.getLogger(__name__)
+
 APPLICATION = "ov_afm"
 # Health checks and lists of models do not wait behind generations.
 OTHER_REQUESTS = 16
 # When one dies, the other still takes requests.
 ROUTERS = 2
 POLL_S = 0.5
+DRAIN_POLL_S = 0.05
+SETTLE_S = 0.5
 REACH_S = 5
 # Ray's report of a replica that cannot load its model ends with our error.
 PROBLEM = re.compile(r"^ov_afm\.errors\.DeviceError: (.+)", re.MULTILINE)
@@ -120,8 +125,9 @@ def run(
             health_check_period_s=5,
             ray_actor_options={"num_cpus": cluster.cpus, "resources": dict(cluster.resources or {})},
         )
+        routers = min(most, ROUTERS)
         router = serve.deployment(serve.ingress()(Router)).options(
-            num_replicas=min(most, ROUTERS),
+            num_replicas=routers,
             max_ongoing_requests=most * (running + limits.max_queue + OTHER_REQUESTS),
             graceful_shutdown_timeout_s=limits.grace_s,
             ray_actor_options={"num_cpus": 0},
@@ -133,9 +139,10 @@ def run(
         if started:
             console.note(f"serving {', '.join(specs)} on {least} to {most} replicas: http://{host}:{port}/v1")
             stop.wait()
+            _drain(routers, limits.grace_s)
     finally:
-        # Shutting down a Ray that was started here ends everything in it.
-        if started or cluster.address is not None:
+        # Shutting down a Ray that was started here ends everything in it. Until then its proxies would say 404.
+        if cluster.address is not None:
             serve.delete(APPLICATION)
         ray.shutdown()
 
@@ -169,6 +176,31 @@ def _started(stop: threading.Event) -> bool:
             printed = message
             console.note(_line(message))
     return False
+
+
+def _drain(routers: int, grace_s: float) -> None:
+    """Let no further request in, and wait until those that run are answered.
+
+    Args:
+        routers: Number of routers; each is asked until all have said that they are done.
+        grace_s: Longest time to wait.
+    """
+    from ray import serve
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    running: dict[str, int] = {}
+    deadline = time.monotonic() + grace_s
+    while time.monotonic() < deadline and (len(running) < routers or any(running.values())):
+        try:
+            name, count = serve.get_app_handle(APPLICATION).drain.remote().result(timeout_s=REACH_S)
+        except (RayError, RayServeException, TimeoutError) as error:
+            logger.warning("a router does not answer: %s", _line(error))
+        else:
+            running[name] = count
+        time.sleep(DRAIN_POLL_S)
+    # The last words are on their way through a proxy.
+    time.sleep(SETTLE_S)
 
 
 def _line(message: object) -> str:

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
@@ -87,6 +88,12 @@ class Router:
     def __init__(self, replicas: DeploymentHandle[Any], max_body_bytes: int) -> None:
         self._replicas = replicas.options(stream=True, method_name="answer")
         self._max_body_bytes = max_body_bytes
+        self._draining, self._running = False, 0
+
+    async def drain(self) -> tuple[str, int]:
+        """Refuse further requests; returns the router's name, and how many requests it still answers."""
+        self._draining = True
+        return str(serve.get_replica_context().replica_id.unique_id), self._running
 
     def __serve_build_asgi_app__(self) -> Any:
         """The application that Ray serves. Keys and JSON are checked by the replicas."""
@@ -101,8 +108,17 @@ class Router:
         if scope["type"] != "http":
             return
         body = (await receive())["body"]
-        with contextlib.suppress(APIError):
-            await until_gone(Request(scope, receive), _Relay(self._replicas, scope, receive, send).answer(body))
+        relay = _Relay(self._replicas, scope, receive, send)
+        if self._draining:
+            ending = "the server is being stopped; ask again"
+            await relay.fail(APIError(ending, code="engine_unavailable", status=503, headers=RETRY))
+            return
+        self._running += 1
+        try:
+            with contextlib.suppress(APIError):
+                await until_gone(Request(scope, receive), relay.answer(body))
+        finally:
+            self._running -= 1
 
 
 class _Relay:
@@ -133,13 +149,13 @@ class _Relay:
                     return
             except BackPressureError:
                 full = "too many requests are waiting"
-                await self._fail(APIError(full, code="queue_full", status=429, headers=RETRY))
+                await self.fail(APIError(full, code="queue_full", status=429, headers=RETRY))
                 return
             except (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError) as error:
                 logger.warning("a replica was lost: %s", " ".join(str(error).split())[:200])
                 if self._has_text or last:
                     lost = "the replica that answered is gone; ask again"
-                    await self._fail(APIError(lost, code="engine_unavailable", status=503, headers=RETRY))
+                    await self.fail(APIError(lost, code="engine_unavailable", status=503, headers=RETRY))
                     return
 
     async def _relay(self, home: str, fields: Mapping[str, Any], body: bytes, conversation: str, *, last: bool) -> bool:
@@ -167,7 +183,8 @@ class _Relay:
         self._has_text = self._has_text or (bool(message.get("body")) and not message["body"].startswith(b":"))
         await self._send(message)
 
-    async def _fail(self, error: APIError) -> None:
+    async def fail(self, error: APIError) -> None:
+        """Answer with an error, or end the stream with it."""
         if self._started:
             await self._send(
                 {"type": "http.response.body", "body": _event(json.dumps(error.body(self._scope["path"])).encode())}
