@@ -69,6 +69,38 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Check:
+    """A figure that stands for itself, and its bound.
+
+    Attributes:
+        what: What was measured.
+        value: The figure.
+        unit: Its unit.
+        bound: Most that it may be; None where nothing is asked of it.
+    """
+
+    what: str
+    value: float
+    unit: str = ""
+    bound: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is within its bound."""
+        return self.bound is None or self.value <= self.bound
+
+    @property
+    def text(self) -> str:
+        """The figure with its unit."""
+        return f"{self.value:.3g} {self.unit}".rstrip()
+
+    @property
+    def limit(self) -> str:
+        """The bound with the unit."""
+        return "" if self.bound is None else f"≤ {self.bound:g} {self.unit}".rstrip()
+
+
+@dataclass(frozen=True)
 class Record:
     """One run of a benchmark.
 
@@ -83,6 +115,7 @@ class Record:
         figures: What was measured.
         settings: What both sides ran with that is not their default.
         schema: Version of this layout.
+        checks: Figures without a peer.
     """
 
     program: str
@@ -95,6 +128,7 @@ class Record:
     figures: Sequence[Figure]
     settings: str = ""
     schema: int = SCHEMA
+    checks: Sequence[Check] = ()
 
 
 def describe_cpu(threads: int, isa: str | None, *, limit: str | None = None) -> dict[str, Any]:
@@ -151,6 +185,7 @@ def new_record(
     *,
     versions: Mapping[str, str] | None = None,
     settings: str = "",
+    checks: Sequence[Check] = (),
 ) -> Record:
     """The record of this process's run.
 
@@ -160,6 +195,7 @@ def new_record(
         figures: What was measured.
         versions: Of engines that are no packages of ov_afm.
         settings: What both sides ran with that is not their default.
+        checks: Figures without a peer.
     """
     program = Path(sys.argv[0]).name
     words = [Path(word).name if "/" in word or Path(word).exists() else word for word in sys.argv[1:]]
@@ -173,6 +209,7 @@ def new_record(
         describe_model(model),
         list(figures),
         settings,
+        checks=list(checks),
     )
 
 
@@ -210,7 +247,9 @@ def read(folder: Path) -> list[Record]:
             fields = json.loads(path.read_text(encoding="utf-8"))
             if fields["schema"] > SCHEMA:
                 raise ValueError(f"layout {fields['schema']}, this figures.py reads up to {SCHEMA}")
-            records.append(Record(**{**fields, "figures": [_figure(each) for each in fields["figures"]]}))
+            checks = [Check(**each) for each in fields.get("checks", ())]
+            figures = [_figure(each) for each in fields["figures"]]
+            records.append(Record(**{**fields, "figures": figures, "checks": checks}))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path} is no record of a benchmark ({error}); delete it or measure again") from error
     return sorted(records, key=lambda record: record.time)

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 State = Literal["stopped", "loading", "ready", "dead"]
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
-# An engine that dies so often in that time, or so often without having loaded its model, is given up.
+# An engine that dies so often in that time and gives nobody an answer, or so often while it loads, is given up.
 MAX_DEATHS = 5
 DEATHS_WITHIN_S = 600.0
 
@@ -129,6 +129,8 @@ class Engine:
         self._process: WorkerProcess | None = None
         self._liveness = Liveness(0, STEP_S)
         self._stuck: str | None = None
+        # The present process has answered a request.
+        self._answered = False
         self._keeper: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
 
@@ -218,8 +220,8 @@ class Engine:
             stream.has_slot = False
             self._give_slot()
 
-    async def ask(self, task: messages.Tokenize | messages.Detokenize) -> Any:
-        """The tokens of a prompt, or the text of tokens."""
+    async def ask(self, task: messages.Tokenize | messages.Detokenize | messages.Embed | messages.Rerank) -> Any:
+        """What a task that has one answer gives: tokens, text, embeddings or scores."""
         async with self.open([task]) as stream:
             _, answer = await stream.get()
             assert isinstance(answer, messages.Result)
@@ -273,6 +275,8 @@ class Engine:
         while True:
             self.state = "loading"
             was_ready, end, how = await self._run_process()
+            if self._answered:
+                deaths.clear()
             deaths.append(time.monotonic())
             unready = 0 if was_ready else unready + 1
             often = len(deaths) == MAX_DEATHS and deaths[-1] - deaths[0] < DEATHS_WITHIN_S
@@ -306,7 +310,7 @@ class Engine:
             on_exit=lambda end: loop.call_soon_threadsafe(ended.set_result, end),
         )
         self._liveness = liveness = Liveness(process.pid, max(STEP_S, self.request_timeout_s))
-        self._stuck = None
+        self._stuck, self._answered = None, False
         try:
             while self._stuck is None and not ended.done():
                 await asyncio.wait({ended}, timeout=BEAT_S)
@@ -352,6 +356,7 @@ class Engine:
             elif stream := self._streams.get(message.id):
                 stream.put(message)
                 if _is_last(message):
+                    self._answered = self._answered or not isinstance(message, messages.Failure)
                     self._finish(stream, message.id)
 
     def _fail_all(self, why: str) -> None:
