@@ -320,7 +320,7 @@ class BatchingEngine:
             # The last token was not an input.
             self._room.remember(self._room.names([*job.tokens, *run.generated[:-1]], run.blocks))
             self._drop(run)
-        return Piece(job.id, text, tokens, logprobs, end) if tokens or end else None
+        return Piece(job.id, text, tokens, logprobs, end, job.text.stop) if tokens or end else None
 
     def _begin(self, run: _Run) -> None:
         """The first token of GenAI's present request has come: its prompt is computed."""
