@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..pipeline import Pipeline, Use
+from ..pipeline import Pipeline, PromptCache, Use
 from ..runtime.sampling import Params
 from ..system import console
 from ..system.json_text import parse
@@ -60,7 +61,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--top-p", type=float, metavar="P", help="keep tokens up to this total probability")
     add("--min-p", type=float, metavar="P", help="drop tokens below this share of the best one")
     add("--repetition-penalty", type=float, metavar="R", help="above 1 makes repetition less likely")
-    add("--seed", type=int, metavar="N", help="same seed, same answer")
+    add("--seed", type=int, metavar="N", help="where the random numbers begin (default: anew each time)")
     add("--stop", action="append", metavar="TEXT", help="end the answer at this string; may be given again")
     add("--greedy", action="store_true", help="always the most probable token")
 
@@ -88,6 +89,9 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     add("--lock-memory", action="store_true", help=lock)
     prefixes = "compute every prompt from its beginning"
     add("--no-prefix-caching", dest="prefix_caching", action="store_false", help=prefixes)
+    keep = "keep computed prompts in this folder, for later runs too (CPU)"
+    add("--prompt-cache", type=Path, metavar="DIR", help=keep)
+    add("--prompt-cache-gb", type=float, metavar="GB", help="bound of that folder (default: 10)")
     blob = "NPU: file of the compiled model, written the first time, then read instead of compiling"
     add("--npu-blob", dest="blob", metavar="FILE", help=blob)
     room = "longest prompt to make room for: NPU reserves it, elsewhere it counts for memory"
@@ -107,9 +111,25 @@ def pipeline_options(arguments: argparse.Namespace, parser: argparse.ArgumentPar
         "draft_model": getattr(arguments, "draft_model", None),
         "adapters": getattr(arguments, "adapter", ()),
         "num_assistant_tokens": arguments.num_assistant_tokens,
+        "prompt_cache": prompt_cache(arguments),
         "use": Use(**given(Use, arguments)),
         **properties,
     }
+
+
+def prompt_cache(arguments: argparse.Namespace) -> PromptCache | None:
+    """What `--prompt-cache` and `--prompt-cache-gb` ask for.
+
+    Raises:
+        ConfigError: There is a bound without a folder, or it keeps nothing.
+    """
+    asked = vars(arguments)
+    bound = {"limit_gb": asked["prompt_cache_gb"]} if "prompt_cache_gb" in asked else {}
+    if "prompt_cache" in asked:
+        return PromptCache(asked["prompt_cache"].resolve(), **bound)
+    if bound:
+        raise ConfigError("--prompt-cache-gb is the bound of --prompt-cache DIR; give both", code="prompt-cache-option")
+    return None
 
 
 def load(model: str, arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Pipeline:

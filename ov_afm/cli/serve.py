@@ -20,10 +20,9 @@ from ..errors import ConfigError
 from ..model_dir.model_directory import ModelDirectory
 from ..runtime import lora
 from ..runtime.rules import kind_of
-from ..runtime.stateful import PromptCache
 from ..system.resources import require
 from .command import command, command_parser, given
-from .options import key_values, ov_properties
+from .options import key_values, ov_properties, prompt_cache
 
 if TYPE_CHECKING:
     from ..serve.hosts import HostRules
@@ -56,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     add_list("--cors-origin", metavar="ORIGIN", help="web origin that may call; repeatable")
     add("--max-body-mb", type=float, default=8, metavar="MB", help="longest request body")
     add("--log-prompts", action="store_true", help="write prompts to the log")
+    cut = "cut texts for embedding and reranking that are too long, instead of refusing them"
+    add("--truncate", action="store_true", help=cut)
     # Options of these groups that are not given stay out: `EngineSpec` and `Limits` have the defaults.
     add = partial(parser.add_argument_group("engine").add_argument, default=argparse.SUPPRESS)
     device = "CPU, GPU, GPU.1 or AUTO; NPU and NPU-EMULATED answer one request at a time"
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     same = "same seed, same text: one sequence at a time, and no use of earlier prompts"
     add("--deterministic", action="store_true", help=same)
     keep = "keep computed prompts in this folder, for the next start too; CPU, with --max-running 1"
-    add("--prompt-cache", dest="prompt_folder", type=Path, metavar="DIR", help=keep)
+    add("--prompt-cache", type=Path, metavar="DIR", help=keep)
     add("--prompt-cache-gb", type=float, metavar="GB", help="bound of that folder (default: 10)")
     add("--ov-config", action="append", default=[], metavar="KEY=VALUE", help="OpenVINO property; repeatable")
     add = partial(parser.add_argument_group("limits").add_argument, default=argparse.SUPPRESS)
@@ -94,12 +95,12 @@ def _models(arguments: argparse.Namespace) -> dict[str, ModelDirectory]:
     """The models to serve, by name; each checked to be whole."""
     models = {}
     if arguments.model_dir is not None:
-        model = ModelDirectory.open(arguments.model_dir)
+        model = ModelDirectory.open(arguments.model_dir, any_task=True)
         _check_name(model.name, "--model NAME=DIR")
         models[model.name] = model
     for name, folder in key_values(arguments.model, "--model").items():
         _check_name(name, "--model NAME=DIR")
-        models[name] = ModelDirectory.open(folder)
+        models[name] = ModelDirectory.open(folder, any_task=True)
     if not models:
         raise ConfigError("which model? give a model directory, or --model NAME=DIR", code="no-model")
     return models
@@ -119,8 +120,15 @@ def _adapters(arguments: argparse.Namespace, models: Mapping[str, ModelDirectory
         if name in models:
             message = f"{name!r} names a model and an adapter; give the adapter another name"
             raise ConfigError(message, code="name-taken")
-        lora.check(adapter, next(iter(models.values())))
+        lora.check(adapter, _writers(models)[0])
     return adapters
+
+
+def _writers(models: Mapping[str, ModelDirectory]) -> list[ModelDirectory]:
+    """The models that write text."""
+    if writers := [model for model in models.values() if model.text_encoder is None]:
+        return writers
+    raise ConfigError("an adapter needs a model that writes text; serve its base model too", code="no-model")
 
 
 def _aliases(arguments: argparse.Namespace, models: Collection[str]) -> dict[str, str]:
@@ -172,28 +180,29 @@ def _specs(arguments: argparse.Namespace) -> dict[str, EngineSpec]:
         options["max_running"] = 1
     options |= _repeatable(arguments, options)
     specs = {
-        name: EngineSpec(**options | {"model_dir": model.path.resolve(), "adapter": None})
+        name: EngineSpec(
+            **options | {"model_dir": model.path.resolve(), "adapter": None, "text_encoder": model.text_encoder}
+        )
         for name, model in models.items()
     }
-    first = next(iter(specs.values()))
+    first = next((spec for spec in specs.values() if spec.text_encoder is None), None)
     for name, adapter in _adapters(arguments, models).items():
+        assert first is not None  # An adapter was checked against it.
         specs[name] = replace(first, adapter=(adapter.path.resolve(), adapter.weight))
     return specs
 
 
 def _repeatable(arguments: argparse.Namespace, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that `--deterministic` and `--prompt-cache` stand for."""
-    asked = vars(arguments)
-    if "prompt_cache_gb" in asked and "prompt_folder" not in asked:
-        raise ConfigError("--prompt-cache-gb is the bound of --prompt-cache DIR; give both", code="prompt-cache-option")
-    flags = {"deterministic": "--deterministic", "prompt_folder": "--prompt-cache"}
+    asked, kept = vars(arguments), prompt_cache(arguments)
+    flags = {"deterministic": "--deterministic", "prompt_cache": "--prompt-cache"}
     names = [flag for name, flag in flags.items() if name in asked]
     if not names:
         return {}
     if options.get("max_running", 1) != 1:
         message = f"{' and '.join(names)} means one sequence at a time; give --max-running 1, or leave it out"
         raise ConfigError(message, code="one-at-a-time")
-    if "prompt_folder" not in asked:
+    if kept is None:
         return {"max_running": 1}
     conflicts = {
         "--cache-size-gb": "cache_size_gb" in asked,
@@ -205,8 +214,7 @@ def _repeatable(arguments: argparse.Namespace, options: Mapping[str, Any]) -> di
     if found := [flag for flag, given_too in conflicts.items() if given_too]:
         message = f"--prompt-cache does not go together with {', '.join(found)}; leave one of them out"
         raise ConfigError(message, code="prompt-cache-option")
-    bound = {"limit_gb": arguments.prompt_cache_gb} if "prompt_cache_gb" in asked else {}
-    return {"max_running": 1, "prompt_cache": PromptCache(arguments.prompt_folder.resolve(), **bound)}
+    return {"max_running": 1, "prompt_cache": kept}
 
 
 def _cluster(arguments: argparse.Namespace) -> Cluster:
@@ -240,6 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         max_body_bytes=int(arguments.max_body_mb * 2**20),
         cors_origins=tuple(arguments.cors_origin),
         log_prompts=arguments.log_prompts,
+        truncate=arguments.truncate,
         aliases=_aliases(arguments, specs),
     )
     if arguments.ray:

@@ -28,6 +28,7 @@ from .generation_config import default_config
 from .loading import LoadRequest, OnPhase, PhaseTimer, load, remember_verdict, verdict_key
 from .reasoning import reasoning_tags
 from .sampling import Params
+from .stateful import StatefulEngine
 from .stop_tokens import stop_tokens
 
 __all__ = ["ModelSession"]
@@ -48,7 +49,7 @@ class ModelSession:
 
     Attributes:
         model: The model directory.
-        engine: GenAI's pipeline.
+        engine: GenAI's pipeline, or our engine that keeps prompts.
         device: OpenVINO's name of the device.
         device_label: Its name for people.
         device_note: How it was chosen.
@@ -236,6 +237,8 @@ class ModelSession:
 
     def close(self) -> None:
         """Free the model; nothing may be generated any more."""
+        if isinstance(self.engine, StatefulEngine):
+            self.engine.close()
         self.engine = None
         if self._locked is not None:
             self._locked.close()
