@@ -273,7 +273,9 @@ def _expected(model: Any, tokenizer: Any, facts: TextEncoder) -> NDArray[np.floa
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     for text in _texts(facts):
         given = (text,) if facts.task == EMBEDDING else (QUERY, text)
-        inputs = tokenizer(*([each] for each in given), truncation=True, max_length=facts.max_tokens, return_tensors="pt")
+        inputs = tokenizer(
+            *([each] for each in given), truncation=True, max_length=facts.max_tokens, return_tensors="pt"
+        )
         with torch.no_grad():
             output = model(**inputs)
             if facts.task == RERANKING:
@@ -288,12 +290,8 @@ def _expected(model: Any, tokenizer: Any, facts: TextEncoder) -> NDArray[np.floa
 
 
 def _measured(loaded: LoadedEncoder, facts: TextEncoder) -> NDArray[np.float32]:
-    import numpy as np
-
-    if facts.task == EMBEDDING:
-        return loaded.embed(loaded.count_checked(_texts(facts), cut=True))
-    scores = loaded.scores(QUERY, loaded.count_checked(_texts(facts), query=QUERY, cut=True))
-    return np.array(scores, np.float32)[:, None]
+    query = None if facts.task == EMBEDDING else QUERY
+    return loaded.compute(loaded.count_checked(_texts(facts), query=query, cut=True), query=query)
 
 
 def _difference(measured: NDArray[np.float32], expected: NDArray[np.float32]) -> dict[str, Any]:

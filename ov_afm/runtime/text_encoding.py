@@ -7,7 +7,7 @@ become text again, and only those do that the tokenizer makes of that text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,51 +108,69 @@ class LoadedEncoder:
         """
         try:
             text = str(self._tokenizer.decode(list(ids)))
-        except (RuntimeError, TypeError) as error:
-            raise GenerationError(f"token ids that this model has not: {last_line(error)}") from error
-        for special in (True, False):
-            encoded = self._tokenizer.encode(text, add_special_tokens=special).input_ids.data[0].tolist()
-            if encoded == list(ids):
-                return text
+        except (RuntimeError, TypeError):
+            text = ""
+        if list(ids) in (self.encode(text), self.encode(text, special=False)):
+            return text
         raise GenerationError(
             "the token ids are none that this model's tokenizer makes of a text (clients that count tokens for another "
             "model send such); send the text itself"
         )
 
-    def embed(self, texts: Counted, stop: Callable[[], bool] = lambda: False) -> NDArray[np.float32]:
-        """Embeddings of texts, (texts, dimensions).
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Tokens of a text."""
+        return [int(each) for each in self._tokenizer.encode(text, add_special_tokens=special).input_ids.data[0]]
 
-        Args:
-            texts: What to read.
-            stop: Asked before each batch; true ends the work.
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens.
 
         Raises:
-            GenerationError: The model gave numbers that are none, or was stopped.
+            GenerationError: The model has not all of them.
+        """
+        try:
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+        except (RuntimeError, TypeError) as error:
+            raise GenerationError(f"the tokens are none of this model's: {last_line(error)}") from error
+
+    def embed_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embeddings of texts that are computed together, (texts, dimensions).
+
+        Raises:
+            GenerationError: The model gave numbers that are none.
         """
         import numpy as np
 
-        rows = np.zeros((len(texts.texts), self.facts.dimensions), np.float32)
-        for batch in texts.batches():
-            _go_on(stop)
-            rows[batch] = self._pipeline.embed_documents([texts.texts[each] for each in batch])
+        return self._checked(np.array(self._pipeline.embed_documents(list(texts)), np.float32))
+
+    def score_batch(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
+        """How well each text answers a query, from 0 to 1, (texts, 1).
+
+        Raises:
+            GenerationError: The model gave numbers that are none.
+        """
+        import numpy as np
+
+        scores = np.full((len(texts), 1), np.nan, np.float32)
+        for place, score in self._pipeline.rerank(query, list(texts)):
+            scores[place] = score
+        return self._checked(scores)
+
+    def _checked(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        import numpy as np
+
         if not np.isfinite(rows).all():
             raise GenerationError(f"the model gives no finite numbers for these texts on {self.device}")
         return rows
 
-    def scores(self, query: str, texts: Counted, stop: Callable[[], bool] = lambda: False) -> list[float]:
-        """How well each text answers a query, from 0 to 1.
+    def compute(self, texts: Counted, *, query: str | None = None) -> NDArray[np.float32]:
+        """Embeddings of texts, or their scores for a query, one row each."""
+        import numpy as np
 
-        Raises:
-            GenerationError: The model gave numbers that are none, or was stopped.
-        """
-        scores = [0.0] * len(texts.texts)
+        rows = np.zeros((len(texts.texts), self.facts.dimensions if query is None else 1), np.float32)
         for batch in texts.batches():
-            _go_on(stop)
-            for place, score in self._pipeline.rerank(query, [texts.texts[each] for each in batch]):
-                scores[batch[place]] = float(score)
-        if not all(0 <= score <= 1 for score in scores):
-            raise GenerationError(f"the model gives no finite numbers for these texts on {self.device}")
-        return scores
+            part = [texts.texts[each] for each in batch]
+            rows[batch] = self.embed_batch(part) if query is None else self.score_batch(query, part)
+        return rows
 
     def count_checked(self, texts: Sequence[str], *, query: str | None = None, cut: bool = False) -> Counted:
         """Texts that fit the model.
@@ -174,11 +192,6 @@ class LoadedEncoder:
                     "the request, or ov-afm serve --truncate)"
                 )
         return Counted(texts, [min(count, limit) for count in counts])
-
-
-def _go_on(stop: Callable[[], bool]) -> None:
-    if stop():
-        raise GenerationError("nobody waits for it any more")
 
 
 def load(folder: Path, facts: TextEncoder, device: str = "CPU", properties: Mapping[str, Any] | None = None) -> Any:
@@ -221,11 +234,11 @@ def load(folder: Path, facts: TextEncoder, device: str = "CPU", properties: Mapp
 def _compare(loaded: LoadedEncoder, exact: LoadedEncoder) -> None:
     """Refuse a device that computes something else than the CPU."""
     text = Counted([SAMPLE], loaded.count([SAMPLE]))
-    if loaded.facts.task != EMBEDDING:
-        one, other = (each.scores(SAMPLE, text)[0] for each in (loaded, exact))
-        wrong = abs(one - other) > DEVICE_SCORE
+    query = None if loaded.facts.task == EMBEDDING else SAMPLE
+    one, other = (each.compute(text, query=query)[0] for each in (loaded, exact))
+    if query is not None:
+        wrong = bool(abs(one - other) > DEVICE_SCORE)
     else:
-        one, other = (each.embed(text)[0] for each in (loaded, exact))
         norms = float((one @ one) * (other @ other)) ** 0.5
         wrong = float(one @ other) < DEVICE_COSINE * norms
     if wrong:

@@ -17,14 +17,14 @@ from .prometheus import RequestCounter
 from .registry import Models
 from .routes import RouteTable
 from .service import Service, Settings
-from .wire import anthropic, chat_completions, ollama, responses_api
+from .wire import anthropic, chat_completions, embeddings, ollama, responses_api
 from .wire.openapi import ERRORS
 
 __all__ = ["Settings", "build"]
 
 VERSION = metadata.version("ov-afm")
 # Each adds the routes of one API.
-APIS = (chat_completions, responses_api, anthropic, ollama)
+APIS = (chat_completions, responses_api, anthropic, ollama, embeddings)
 
 
 def build(models: Models, settings: Settings) -> FastAPI:

@@ -60,11 +60,13 @@ class Stream:
         self.thinking = False
         # An error ends the stream. A time-out comes this way too, not by `asyncio.wait_for`: before Python 3.12 that
         # loses a cancellation that arrives together with a piece, so a client that left would go unnoticed.
-        self._answers: asyncio.Queue[messages.Answer | Exception] = asyncio.Queue()
+        self._answers: collections.deque[messages.Answer | Exception] = collections.deque()
+        self._arrived = asyncio.Event()
 
     def put(self, answer: messages.Answer | Exception) -> None:
         """Take an answer of the engine, or the error that ends the stream."""
-        self._answers.put_nowait(answer)
+        self._answers.append(answer)
+        self._arrived.set()
 
     async def get(self) -> tuple[int, messages.Answer]:
         """The next answer, and the index of what it belongs to.
@@ -74,7 +76,13 @@ class Stream:
             EngineLost: The engine died.
             EngineTimeout: Time is up.
         """
-        answer = await self._answers.get()
+        if self._answers:
+            # A reader that is behind does not keep all others waiting until it has caught up.
+            await asyncio.sleep(0)
+        while not self._answers:
+            self._arrived.clear()
+            await self._arrived.wait()
+        answer = self._answers.popleft()
         if isinstance(answer, EngineLost):
             self.open.clear()
         if isinstance(answer, Exception):
@@ -89,6 +97,16 @@ class Stream:
         if isinstance(answer, messages.Piece) and answer.end == "cache":
             raise EngineLost("the KV cache is full; try again later or with a shorter prompt")
         return index, answer
+
+    def more(self, index: int) -> messages.Piece | None:
+        """The next piece, if it is there already, belongs to an answer and does not end it."""
+        following = self._answers[0] if self._answers else None
+        if not isinstance(following, messages.Piece) or following.end is not None:
+            return None
+        if self.open.get(following.id) != index:
+            return None
+        self._answers.popleft()
+        return following
 
 
 class Engine:

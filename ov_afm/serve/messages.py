@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OVAFMError
+from ..model_dir.text_encoder import TextEncoder
 from ..runtime.sampling import Params
 from ..runtime.stateful import PromptCache
 
@@ -35,6 +36,7 @@ class EngineSpec:
         deterministic: The same seed gives the same text, whatever was asked before: nothing of other prompts is used,
             and one sequence is generated at a time.
         prompt_cache: Where computed prompts are kept; None keeps none.
+        text_encoder: What a model for embeddings or reranking does; None for one that writes text.
     """
 
     model_dir: Path
@@ -49,6 +51,7 @@ class EngineSpec:
     adapter: tuple[Path, float] | None = None
     deterministic: bool = False
     prompt_cache: PromptCache | None = None
+    text_encoder: TextEncoder | None = None
 
 
 # -- From the server
@@ -99,6 +102,13 @@ class JSONSchema:
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """The answer must be a text of a grammar in XGrammar's EBNF, whose first rule is `root`."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Function:
     """A function that the model may call, with the JSON schema of its arguments."""
 
@@ -123,7 +133,7 @@ class FunctionCalls:
     answer: JSONSchema | None = None
 
 
-OutputFormat = JSONSchema | FunctionCalls
+OutputFormat = JSONSchema | Grammar | FunctionCalls
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +160,31 @@ class Detokenize:
     tokens: Sequence[int]
 
 
-Task = Generate | Tokenize | Detokenize
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """Ask for embeddings.
+
+    Attributes:
+        texts: The texts, each as it is or as its tokens.
+        prompt: What is put in front of each.
+        cut: Leave out the end of a text that is too long.
+    """
+
+    texts: Sequence[str | Sequence[int]]
+    prompt: str = ""
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rerank:
+    """Ask how well each document answers a query; with `cut`, the ends of long ones are left out."""
+
+    query: str
+    documents: Sequence[str]
+    cut: bool = False
+
+
+Task = Generate | Tokenize | Detokenize | Embed | Rerank
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,11 +252,26 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoded:
+    """Embeddings, or scores.
+
+    Attributes:
+        rows: One row of numbers for each text, as float32 of this machine, one after the other.
+        columns: Numbers in a row.
+        tokens: Tokens of all texts.
+    """
+
+    rows: bytes
+    columns: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
-    """The tokens of a `Tokenize`, the text of a `Detokenize`."""
+    """The tokens of a `Tokenize`, the text of a `Detokenize`, what an `Embed` or a `Rerank` gave."""
 
     id: int
-    value: list[int] | str
+    value: list[int] | str | Encoded
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,15 @@
 """The HTTP API's objects: requests as they are checked, answers as they are sent.
 
 The names are OpenAI's. `null` means absent everywhere. Fields that our engines cannot honour are
-declared here only to be refused by name; unknown fields are accepted and ignored.
+declared here only to be refused by name, and unknown fields are refused too, except in messages, where clients
+send back what servers gave them.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
 MAX_CHOICES = 16
 MAX_TOOLS = 128
@@ -18,9 +19,15 @@ Token = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 
 
 class RequestObject(BaseModel):
-    """An object of a request; unknown fields are kept, so that the log can name them."""
+    """An object of a request; unknown fields are accepted."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+
+class StrictObject(RequestObject):
+    """An object of a request; unknown fields are refused, because nobody would honour them."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
 class TextPart(RequestObject):
@@ -63,19 +70,32 @@ class Message(RequestObject):
     audio: dict[str, Any] | None = None
 
 
-class JsonSchemaFormat(RequestObject):
+class JsonSchemaFormat(StrictObject):
     """A schema and its name."""
 
     name: StrictStr = "answer"
+    description: StrictStr | None = None
     schema_: dict[str, Any] | None = Field(None, alias="schema")
     strict: StrictBool | None = None
 
 
-class ResponseFormat(RequestObject):
-    """What the answer must look like."""
+class ResponseFormat(StrictObject):
+    """What the answer must look like; `schema` is llama.cpp's and Together's place for the schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
+    schema_: dict[str, Any] | StrictBool | None = Field(None, alias="schema")
+
+
+class StructuredOutputs(StrictObject):
+    """vLLM's form of the same; one of them."""
+
+    # `json` is a method of pydantic's.
+    json_: dict[str, Any] | StrictStr | None = Field(None, alias="json")
+    regex: StrictStr | None = None
+    choice: list[StrictStr] | None = None
+    grammar: StrictStr | None = None
+    json_object: StrictBool | None = None
 
 
 class Function(RequestObject):
@@ -121,16 +141,35 @@ class AllowedToolsChoice(RequestObject):
     allowed_tools: AllowedTools
 
 
-class StreamOptions(RequestObject):
-    """What a stream carries besides the answer."""
+class StreamOptions(StrictObject):
+    """What a stream carries besides the answer; padding against eavesdroppers is OpenAI's and is not sent."""
 
     include_usage: StrictBool | None = None
+    include_obfuscation: StrictBool | None = None
 
 
 ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedToolsChoice
 
 
-class SamplingRequest(RequestObject):
+# Fields of other servers that change nothing where they have these values, which some clients always send.
+NEUTRAL: dict[str, Any] = {
+    "add_special_tokens": False,
+    "allowed_token_ids": [],
+    "bad_words": [],
+    "cache_prompt": True,
+    "include_stop_str_in_output": False,
+    "length_penalty": 1,
+    "prompt_logprobs": 0,
+    "return_token_ids": False,
+    "return_tokens_as_token_ids": False,
+    "skip_special_tokens": True,
+    "spaces_between_special_tokens": True,
+    "typical_p": 1,
+    "use_beam_search": False,
+}
+
+
+class SamplingRequest(StrictObject):
     """What chat and plain completions have in common."""
 
     model: StrictStr | None = None
@@ -147,10 +186,36 @@ class SamplingRequest(RequestObject):
     n: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    user: StrictStr | None = None
     logit_bias: dict[str, float] | None = None
+    # About the client's own bookkeeping, or about OpenAI's service; no answer depends on them.
+    user: StrictStr | None = None
+    metadata: dict[str, Any] | None = None
+    store: StrictBool | None = None
+    service_tier: StrictStr | None = None
+    safety_identifier: StrictStr | None = None
+    prompt_cache_key: StrictStr | None = None
+    prompt_cache_retention: StrictStr | None = None
+    # vLLM's.
+    min_tokens: Annotated[StrictInt, Field(ge=0, lt=2**31)] | None = None
+    stop_token_ids: Annotated[list[Token], Field(max_length=64)] | None = None
+    priority: StrictInt | None = None
+    request_id: StrictStr | None = None
     # Not OpenAI's: load generators (guidellm, vLLM's) set it to get answers of a fixed length.
     ignore_eos: StrictBool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        neutral = {
+            key for key in NEUTRAL.keys() & value.keys() - cls.model_fields.keys() if _changes_nothing(key, value[key])
+        }
+        return {key: each for key, each in value.items() if key not in neutral}
+
+
+def _changes_nothing(key: str, value: Any) -> bool:
+    return value is None or (value == NEUTRAL[key] and isinstance(value, bool) == isinstance(NEUTRAL[key], bool))
 
 
 class ChatRequest(SamplingRequest):
@@ -161,6 +226,15 @@ class ChatRequest(SamplingRequest):
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
+    # vLLM's names for what an answer must look like.
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | StrictStr | None = None
+    guided_regex: StrictStr | None = None
+    guided_choice: list[StrictStr] | None = None
+    guided_grammar: StrictStr | None = None
+    # Hints that change nothing: how long the answer should be, and what it may resemble.
+    verbosity: Literal["low", "medium", "high"] | None = None
+    prediction: dict[str, Any] | None = None
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: StrictBool | None = None
@@ -242,6 +316,26 @@ class Usage(BaseModel):
     completion_tokens_details: CompletionDetails | None = None
 
 
+class Timings(BaseModel):
+    """How long an answer took, in the words of llama.cpp's server; `null` where there is nothing to divide.
+
+    Attributes:
+        prompt_n: Tokens of the prompt, cached ones among them.
+        prompt_ms: From the time when the engine took the request to the first token.
+        prompt_per_second: Tokens of the prompt in a second of it.
+        predicted_n: Tokens generated.
+        predicted_ms: From the first token to the last.
+        predicted_per_second: Tokens after the first in a second of it.
+    """
+
+    prompt_n: int
+    prompt_ms: float
+    prompt_per_second: float | None
+    predicted_n: int
+    predicted_ms: float
+    predicted_per_second: float | None
+
+
 class AnswerMessage(BaseModel):
     """The assistant's message."""
 
@@ -277,6 +371,7 @@ class ChatCompletion(AnswerObject):
     object: Literal["chat.completion"] = "chat.completion"
     choices: list[ChatChoice]
     usage: Usage
+    timings: Timings | None = None
 
 
 class ChunkChoice(BaseModel):
@@ -289,11 +384,12 @@ class ChunkChoice(BaseModel):
 
 
 class ChatChunk(AnswerObject):
-    """An event of a stream; `usage` is absent unless it was asked for."""
+    """An event of a stream; `usage` is absent unless it was asked for, `timings` except in the last one."""
 
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     choices: list[ChunkChoice]
     usage: Usage | None = None
+    timings: Timings | None = None
 
 
 class Choice(BaseModel):
@@ -311,6 +407,30 @@ class Completion(AnswerObject):
     object: Literal["text_completion"] = "text_completion"
     choices: list[Choice]
     usage: Usage | None = None
+    timings: Timings | None = None
+
+
+class Capabilities(BaseModel):
+    """What a model can be asked for."""
+
+    chat: bool
+    completion: bool
+    tools: bool
+    json_schema: bool
+    logprobs: bool
+    reasoning: bool
+    embeddings: bool
+    rerank: bool
+
+
+class ModelMeta(BaseModel):
+    """The size of a model, under the names of llama.cpp's server; `size` in bytes."""
+
+    n_vocab: int
+    n_ctx_train: int
+    n_embd: int
+    n_params: int
+    size: int
 
 
 class Model(BaseModel):
@@ -320,7 +440,16 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "ov_afm"
-    max_model_len: int | None = None
+    parent: str | None = None
+    max_model_len: int
+    context_length: int
+    device: str
+    recipe: str
+    task: str
+    status: str
+    capabilities: Capabilities
+    supported_parameters: list[str]
+    meta: ModelMeta
 
 
 class ModelList(BaseModel):

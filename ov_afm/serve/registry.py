@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..model_dir.text_encoder import EMBEDDING, RERANKING, TEXT_GENERATION
 from .engine import Engine
 from .errors import APIError
 from .messages import EngineSpec
@@ -18,6 +19,14 @@ __all__ = ["Limits", "Models"]
 
 logger = logging.getLogger(__name__)
 MAX_NAME_CHARACTERS = 100
+PURPOSES = {TEXT_GENERATION: "text generation", EMBEDDING: "embeddings", RERANKING: "reranking"}
+EXPORT_HINTS = {
+    TEXT_GENERATION: "serve one with --model NAME=DIR",
+    **{
+        task: f"export one with ov-afm export MODEL --task {task} and serve it with --model NAME=DIR"
+        for task in (EMBEDDING, RERANKING)
+    },
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +89,33 @@ class Models:
                 await self._janitor
         await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
 
-    def resolve(self, name: str | None) -> str:
-        """The name of a model on offer; a request without one means the first.
+    def resolve(self, name: str | None, task: str | None = TEXT_GENERATION) -> str:
+        """The name of a model on offer; a request without one means the first that can do its task.
 
         Models come before aliases, and aliases before patterns. Clients of Ollama add `:latest` to names.
 
+        Args:
+            name: As the client gave it.
+            task: What the model must be for; None takes any.
+
         Raises:
-            APIError: There is no such model.
+            APIError: There is no such model, or it is for something else.
         """
-        if name is None:
-            return next(iter(self.engines))
+        able = [each for each in self.engines if task in (None, self.task(each))]
+        found = self._find(name) if name is not None else next(iter(able), None)
+        if found is not None and found in able:
+            return found
+        asked = "the model" if name is None else f"model {name[:MAX_NAME_CHARACTERS]!r}"
+        others = f"there are: {', '.join(able)}" if able else f"none here can ({EXPORT_HINTS[str(task)]})"
+        what = f"; it is for {PURPOSES[self.task(found)]}" if found else ""
+        raise APIError(f"{asked} cannot do {PURPOSES[str(task)]}{what}; {others}", "model", "model_not_suitable")
+
+    def task(self, name: str) -> str:
+        """What a model on offer is for."""
+        encoder = self.engines[name].spec.text_encoder
+        return encoder.task if encoder else TEXT_GENERATION
+
+    def _find(self, name: str) -> str:
         known = {**self.aliases, **{each: each for each in self.engines}}
         for each in (name, name.removesuffix(":latest")):
             if each in known:

@@ -10,12 +10,15 @@ from dataclasses import asdict, dataclass, field, replace
 
 from fastapi import Request
 
+from ..model_dir.text_encoder import TEXT_GENERATION
 from ..runtime.sampling import Params
 from . import conversation, output_format, protocol, tools
+from .answer_check import AnswerCheck
 from .answers import Answer, EventStream, Running, open_stream, until_gone
 from .errors import APIError
 from .hosts import HostRules
 from .messages import Detokenize, Generate, Prompt, Text, Tokenize, Tokens
+from .model_facts import ModelFacts
 from .prometheus import Metrics
 from .registry import Models
 
@@ -50,8 +53,10 @@ class Settings:
         cors_origins: Web origins that may call; none by default.
         keep_alive_s: Seconds between comments in a stream, which show that the server is still there.
         log_prompts: Write prompts to the log.
+        truncate: Texts for embedding and reranking that are too long lose their ends, instead of being refused.
         hosts: Hosts and origins that may ask; None for all.
         aliases: More names of models (see `registry.Models`).
+        replica: What the ids of kept responses begin with, where a router has to find the replica that keeps them.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -59,8 +64,10 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     keep_alive_s: float = 10.0
     log_prompts: bool = False
+    truncate: bool = False
     hosts: HostRules | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
+    replica: str = ""
 
 
 class Service:
@@ -73,6 +80,7 @@ class Service:
 
     def __init__(self, models: Models, settings: Settings) -> None:
         self.models, self.settings, self.metrics = models, settings, Metrics()
+        self.facts = ModelFacts(models)
         for name, engine in models.engines.items():
             self.metrics.watch(name, engine)
 
@@ -98,6 +106,7 @@ class Service:
             legacy_calls=offered.legacy,
             reasoning=None if engine.info is None else engine.info.reasoning,
             wants_logprobs=bool(body.logprobs),
+            check=AnswerCheck(answer_format),
         )
         return await self._begin(body, request, answer, Generate(prompt, sampling(body, limit), answer_format))
 
@@ -119,14 +128,10 @@ class Service:
         return await self._begin(body, request, answer, task)
 
     def _inspect(self, body: protocol.SamplingRequest, *, wants_logprobs: bool) -> None:
-        """Refuse what cannot be done, and log unknown fields."""
+        """Refuse what cannot be done."""
         for name, reason in UNAVAILABLE.items():
             if getattr(body, name, None):
                 raise APIError(f"{name} is not available: {reason}", name, "unsupported_parameter")
-        if body.model_extra:
-            # repr: a field's name is the client's text and must stay within its line.
-            unknown = [repr(key)[:60] for key in list(body.model_extra)[:10]]
-            logger.warning("ignored unknown fields: %s", ", ".join(unknown))
         if body.stream_options is not None and not body.stream:
             raise APIError("stream_options needs stream: true", "stream_options")
         if wants_logprobs and body.stream:
@@ -154,7 +159,8 @@ class Service:
         """Tokens of text or messages."""
         if (body.prompt is None) == (body.messages is None):
             raise APIError("give either prompt or messages", "prompt")
-        engine = await self.models.engine(self.models.resolve(body.model))
+        task = None if body.messages is None else TEXT_GENERATION
+        engine = await self.models.engine(self.models.resolve(body.model, task))
         prompt: Prompt
         if body.prompt is not None:
             prompt = Text(body.prompt, special=body.add_special_tokens is not False)
@@ -171,7 +177,7 @@ class Service:
 
     async def detokenize(self, body: protocol.DetokenizeRequest) -> protocol.Text:
         """Text of tokens."""
-        engine = await self.models.engine(self.models.resolve(body.model))
+        engine = await self.models.engine(self.models.resolve(body.model, None))
         return protocol.Text(prompt=await engine.ask(Detokenize(body.tokens)))
 
     def list_models(self) -> protocol.ModelList:
@@ -180,10 +186,7 @@ class Service:
 
     def model(self, model_id: str) -> protocol.Model:
         """One of the models on offer."""
-        name = self.models.resolve(model_id)
-        info = self.models.engines[name].info
-        length = info.context_length if info else None
-        return protocol.Model(id=name, created=self.models.created, max_model_len=length)
+        return self.facts.describe(self.models.resolve(model_id, None))
 
 
 def _one_prompt(prompt: str | list[int] | list[str] | list[list[int]]) -> Text | Tokens:
@@ -207,4 +210,6 @@ def sampling(body: protocol.SamplingRequest, limit: int | None) -> Params:
         seed=secrets.randbits(32) if body.seed is None else body.seed % SEED_RANGE,
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         ignore_eos=bool(body.ignore_eos),
+        min_new_tokens=body.min_tokens or 0,
+        stop_tokens=tuple(body.stop_token_ids or ()),
     )

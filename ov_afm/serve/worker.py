@@ -1,8 +1,9 @@
 """The engine's process: takes requests from the server and answers with what each step of the engine produced.
 
 It is a process of its own because native code may crash: everything that openvino-genai does for the server happens
-here. Four threads share the work. One reads the pipe, so that a cancellation is known at once; one renders and
-tokenizes prompts and checks grammars; one tells the server that the process is alive; the main one runs the engine.
+here. Five threads share the work. One reads the pipe, so that a cancellation is known at once; one renders and
+tokenizes prompts; one has new grammars checked; one tells the server that the process is alive; the main one runs the
+engine.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from ..errors import EngineLost, GenerationError, OVAFMError, last_line
 from ..system.child_process import Channel
 from . import messages
 from .batching import Job
+from .encoder_worker import EncoderWorker
 from .errors import APIError
-from .grammar import CALL_END, GrammarCheck, structured_output
+from .grammar import CALL_END
+from .grammar_check import GrammarChecks
 from .liveness import BEAT_S
 from .prompts import Prompter
 from .sequential import open_engine
@@ -59,10 +62,10 @@ class Worker:
         self._engine = open_engine(spec)
         self._session = session = self._engine.session
         self._prompter = Prompter(session.tokenizer, session.template, session.model.path)
-        self._grammar = GrammarCheck(session.tokenizer, session.model.geometry.vocab)
-        # The first use creates the compiler that the engine's own thread shares.
-        self._grammar.check(structured_output(messages.JSONSchema('{"type": "object"}')))
+        self._grammars = GrammarChecks(session.model.path, session.tokenizer, session.model.geometry.vocab)
         self._to_prepare: queue.SimpleQueue[messages.ToEngine] = queue.SimpleQueue()
+        # Requests whose grammar is new, and all cancellations on their way from the first queue to the last.
+        self._to_compile: queue.SimpleQueue[tuple[Job, messages.Generate] | Drop] = queue.SimpleQueue()
         self._to_run: queue.SimpleQueue[Job | Drop] = queue.SimpleQueue()
         self._cancelled: set[int] = set()
         # When each thread began what it is doing.
@@ -87,7 +90,7 @@ class Worker:
         if isinstance(message, messages.Cancel):
             self._cancelled.add(message.id)
             self._to_run.put(Drop(message.id, last=False))
-        # A cancellation follows its request through both queues too, because that may still be in the first.
+        # A cancellation follows its request through the queues too, because that may still be in the first.
         self._to_prepare.put(message)
 
     def prepare_forever(self) -> None:
@@ -98,7 +101,7 @@ class Worker:
             self._begun["preparation"] = time.monotonic()
             try:
                 if isinstance(message, messages.Cancel):
-                    self._to_run.put(Drop(message.id, last=True))
+                    self._to_compile.put(Drop(message.id, last=True))
                 elif message.id not in self._cancelled:
                     self._begin(message)
             except OVAFMError as error:
@@ -108,9 +111,27 @@ class Worker:
                 logger.exception("request %s could not be prepared", message.id)
                 self._send([messages.Failure(message.id, EngineLost("the request could not be prepared"))])
 
+    def compile_forever(self) -> None:
+        """Prepare new grammars, which may take long, while other requests pass."""
+        while True:
+            item = self._to_compile.get()
+            if isinstance(item, Drop):
+                self._to_run.put(item)
+                continue
+            job, task = item
+            try:
+                if job.id not in self._cancelled:
+                    self._hand_over(job, task)
+            except OVAFMError as error:
+                self._send([messages.Failure(job.id, error)])
+            except Exception:
+                logger.exception("the grammar of request %s could not be prepared", job.id)
+                self._send([messages.Failure(job.id, EngineLost("the grammar could not be prepared"))])
+
     def run_forever(self) -> None:
         """Step the engine while there is something to generate."""
         while True:
+            self._grammars.tidy()
             self._take(wait=not self._engine.busy)
             if self._engine.busy:
                 self._begun["step"] = time.monotonic()
@@ -152,14 +173,28 @@ class Worker:
         task = request.task
         if isinstance(task, messages.Generate):
             job = self._prepare(request.id, task)
-            thinking = self._prompter.thinks(task.prompt, job.tokens)
-            self._send([messages.PromptTokens(job.id, len(job.tokens), thinking)])
-            self._to_run.put(job)
+            if task.output_format is None or self._grammars.is_ready(task.output_format):
+                self._hand_over(job, task)
+            else:
+                self._to_compile.put((job, task))
         elif isinstance(task, messages.Tokenize):
             self._send([messages.Result(request.id, self._tokens(task.prompt))])
-        else:
+        elif isinstance(task, messages.Detokenize):
             text = self._session.tokenizer.decode(list(task.tokens), skip_special_tokens=False)
             self._send([messages.Result(request.id, text)])
+        else:
+            raise APIError("this model writes text; it makes no embeddings and scores no documents", "model")
+
+    def _hand_over(self, job: Job, task: messages.Generate) -> None:
+        if task.output_format is not None:
+            job.config.structured_output_config = self._grammars.prepare(task.output_format)
+        try:
+            job.config.validate()
+        except RuntimeError as error:
+            raise APIError(last_line(error)) from error
+        thinking = self._prompter.thinks(task.prompt, job.tokens)
+        self._send([messages.PromptTokens(job.id, len(job.tokens), thinking)])
+        self._to_run.put(job)
 
     def _tokens(self, prompt: messages.Prompt) -> list[int]:
         if isinstance(prompt, messages.Chat):
@@ -182,14 +217,6 @@ class Worker:
         self._check(task, tokens)
         config = self._session.generation_config(task.params, prompt_tokens=len(tokens))
         config.logprobs = int(task.logprobs)
-        if task.output_format is not None:
-            structure = structured_output(task.output_format)
-            self._grammar.check(structure)
-            config.structured_output_config = structure
-        try:
-            config.validate()
-        except RuntimeError as error:
-            raise APIError(last_line(error)) from error
         whole = WHOLE_CALL if isinstance(task.output_format, messages.FunctionCalls) else None
         return Job(request_id, tokens, config, self._session.assembler(task.params.stop, whole), task.logprobs)
 
@@ -200,7 +227,10 @@ class Worker:
             session.check_prompt_length(len(tokens))
         except GenerationError as error:
             param = "messages" if isinstance(task.prompt, messages.Chat) else "prompt"
-            raise APIError(str(error), param, TOO_LONG if tokens else None) from error
+            message, held = str(error), session.cache_tokens or session.model.context_length
+            if tokens and held < session.model.context_length:
+                message += f"; the KV cache holds {held}, more with a larger --cache-size-gb"
+            raise APIError(message, param, TOO_LONG if tokens else None) from error
         if task.logprobs and not self._engine.logprobs:
             message = f"logprobs are not available on {session.device_label}; leave them out"
             raise APIError(message, "logprobs", "unsupported_parameter")
@@ -216,21 +246,22 @@ def run(channel: Channel, spec: messages.EngineSpec) -> None:
         except OSError:
             os._exit(0)
 
-    ready: Future[Worker] = Future()
+    ready: Future[Worker | EncoderWorker] = Future()
     threading.Thread(target=_read, args=(channel, ready), daemon=True).start()
     try:
-        worker = Worker(spec, send)
+        worker = EncoderWorker(spec, send) if spec.text_encoder else Worker(spec, send)
     except OVAFMError as error:
         send([messages.Unusable(str(error))])
         return
     send([worker.info])
     ready.set_result(worker)
-    for work in (worker.prepare_forever, worker.beat_forever):
+    compiling = (worker.compile_forever,) if isinstance(worker, Worker) else ()
+    for work in (worker.prepare_forever, *compiling, worker.beat_forever):
         threading.Thread(target=work, daemon=True).start()
     worker.run_forever()
 
 
-def _read(channel: Channel, ready: Future[Worker]) -> None:
+def _read(channel: Channel, ready: Future[Worker | EncoderWorker]) -> None:
     for message in channel:
         ready.result().receive(message)
     # The server closed the pipe or died. Native libraries may hang while they are unloaded.
