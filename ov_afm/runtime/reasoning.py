@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .chat_template import ChatTemplate
 
-__all__ = ["Tags", "reasoning_tags"]
+__all__ = ["KNOWN", "Tags", "reasoning_tags"]
 
 
 class Tags(NamedTuple):
@@ -40,8 +40,7 @@ def reasoning_tags(template: ChatTemplate | None, tokens: Collection[str]) -> Ta
         tokens: Texts that its tokenizer recognizes as a whole.
     """
     text = "" if template is None else template.text
-    for tags in KNOWN:
-        # A template that cuts earlier thoughts names their end alone.
-        if tags.end in text or (tags.begin in tokens and tags.end in tokens):
-            return tags
-    return None
+    # A template that cuts earlier thoughts names their end alone.
+    named = [tags for tags in KNOWN if tags.end in text]
+    recognized = [tags for tags in KNOWN if tags.begin in tokens and tags.end in tokens]
+    return next(iter(named + recognized), None)

@@ -22,7 +22,7 @@ from typing import Any
 from ..errors import GenerationError
 from ..model_dir.tokenizer_files import control_tokens, special_tokens
 from ..runtime.chat_template import ChatTemplate
-from ..runtime.reasoning import reasoning_tags
+from ..runtime.reasoning import KNOWN, reasoning_tags
 from . import messages as pipe
 
 __all__ = ["Prompter"]
@@ -35,6 +35,8 @@ PLAIN = (
     {"role": "assistant", "content": "Third"},
     {"role": "user", "content": "Fourth"},
 )
+# Tags that a model writes itself, whatever kind of tokens they are.
+WRITTEN = {tag for tags in KNOWN for tag in tags} | {"<tool_call>", "</tool_call>"}
 # Tokens at the end of a prompt that may hold the tag that thoughts begin with.
 TAIL = 16
 # As long as Mistral's templates want ids of calls.
@@ -66,12 +68,12 @@ class Prompter:
         frame = set(special_tokens(model_dir).values())
         cuts: set[str] = set()
         if self._template is not None:
-            rendered = _plain_renderings(self._template)
+            rendered = list(_plain_renderings(self._template))
             frame |= {token for token in self._controls if any(token in text for text in rendered)}
             looked_for = self._template.cuts_at
             cuts = {token for token in special if any(token in text for text in looked_for)}
-        frame -= set(self.reasoning or ())
-        return ((self._controls.keys() - special) | cuts | set(self.reasoning or ())) - frame
+        own = (self._controls.keys() & WRITTEN) | set(self.reasoning or ())
+        return ((self._controls.keys() - special | cuts) - frame) | own
 
     def chat(
         self,
@@ -238,25 +240,17 @@ def _short_id(call_id: str) -> str:
 
 
 def _without_system(messages: Messages) -> Messages:
-    """The same with what the system says in the user's message after it, or else in the last one before it."""
+    """The same with what the system says in a user's message: the one before it, or else the one after it."""
     rest: Messages = []
-    said: list[str] = []
     for message in messages:
-        if message["role"] == "system":
-            said.append(message["content"])
-        elif message["role"] == "user" and said:
-            rest.append({**message, "content": "\n\n".join([*said, message["content"]])})
-            said = []
+        is_system = message["role"] == "system"
+        last = rest[-1] if rest and rest[-1]["role"] == "user" else None
+        if last is not None and (is_system or (message["role"] == "user" and "joined" in last)):
+            content = "\n\n".join([last["content"], message["content"]])
+            rest[-1] = {**message, "role": "user", "content": content, "joined": True}
         else:
-            rest.append(message)
-    if said:
-        places = [index for index, message in enumerate(rest) if message["role"] == "user"]
-        if places:
-            last = rest[places[-1]]
-            rest[places[-1]] = {**last, "content": "\n\n".join([last["content"], *said])}
-        else:
-            rest.insert(0, {"role": "user", "content": "\n\n".join(said)})
-    return rest
+            rest.append({**message, "role": "user", "joined": True} if is_system else message)
+    return [{key: value for key, value in message.items() if key != "joined"} for message in rest]
 
 
 # -- Hiding

@@ -189,8 +189,10 @@ MISTRAL = """\
             {{- raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}
         {%- endif %}
         {{- '[TOOL_RESULTS] {"content": ' + message.content | string + ', "call_id": "' + message.tool_call_id + '"}' }}
-    {%- else %}
+    {%- elif message.role == 'assistant' %}
         {{- ' ' + message.content | trim + eos_token }}
+    {%- else %}
+        {{- raise_exception('Only user and assistant roles are supported, after an initial system message!') }}
     {%- endif %}
 {%- endfor %}
 """
