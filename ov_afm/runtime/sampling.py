@@ -28,10 +28,13 @@ class Params:
         repetition_penalty: Above 1 makes tokens that occurred less likely; also in greedy decoding.
         presence_penalty: Taken off the logit of a token that was generated already.
         frequency_penalty: Taken off the logit for each time that a token was generated.
-        seed: Same seed, prompt and device give the same answer; None draws a new one.
+        seed: Where the random numbers begin; None draws a new one. The same seed alone does not give the same text: see
+            docs/repeatability.md.
         stop: Strings that end the answer; they are not part of it.
         greedy: Always the most probable token, whatever the other fields say.
         ignore_eos: Continue after an end-of-text token; for measurements.
+        min_new_tokens: Fewest tokens before the model may end the answer.
+        stop_tokens: Ids of further tokens that end the answer.
     """
 
     max_new_tokens: int | None = None
@@ -46,6 +49,8 @@ class Params:
     stop: tuple[str, ...] = ()
     greedy: bool = False
     ignore_eos: bool = False
+    min_new_tokens: int = 0
+    stop_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values outside their range.
@@ -56,6 +61,7 @@ class Params:
         self._whole("max_new_tokens", 1)
         self._whole("top_k", 0)
         self._whole("seed", 0)
+        self._whole("min_new_tokens", 0)
         self._within("temperature", "at least 0", lambda value: value >= 0)
         self._within("top_p", "above 0 and at most 1", lambda value: 0 < value <= 1)
         self._within("min_p", "at least 0 and below 1", lambda value: 0 <= value < 1)
@@ -105,6 +111,8 @@ class Params:
             limit = config.max_new_tokens if config.max_new_tokens <= UNLIMITED else DEFAULT_MAX_NEW_TOKENS
         config.max_new_tokens = limit if room is None else min(limit, room)
         # The model's default must not exceed the limit of the request.
-        config.min_new_tokens = min(config.min_new_tokens, config.max_new_tokens)
+        config.min_new_tokens = min(max(config.min_new_tokens, self.min_new_tokens), config.max_new_tokens)
+        if self.stop_tokens:
+            config.stop_token_ids = {*config.stop_token_ids, *self.stop_tokens}
         config.ignore_eos = self.ignore_eos
         return config

@@ -21,6 +21,7 @@ from sse_starlette.sse import AppStatus
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from .answer_check import AnswerCheck
 from .engine import Engine, Stream
 from .errors import APIError
 from .messages import Piece, Task, TokenLogprob
@@ -75,6 +76,7 @@ class Answer:
         reasoning: What the model's thoughts begin and end with; None where it has none, or where they stay in the text.
         wants_usage: A stream ends with a usage chunk.
         wants_logprobs: Log probabilities were asked for.
+        check: What a complete answer must pass.
     """
 
     model: str
@@ -86,6 +88,7 @@ class Answer:
     reasoning: tuple[str, str] | None = None
     wants_usage: bool = False
     wants_logprobs: bool = False
+    check: AnswerCheck | None = None
     begun: float = field(default_factory=time.perf_counter)
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = ""
@@ -124,7 +127,10 @@ class Answer:
                     first = last
                     self.metrics.ttft_s.labels(self.model).observe(first - self.begun)
                 self.new_tokens += piece.tokens
-                yield self._part(index, piece, readers[index])
+                part = self._part(index, piece, readers[index])
+                if self.check is not None:
+                    self.check.take(index, part.deltas, part.finish, cut=piece.stop is not None)
+                yield part
         finally:
             self.metrics.prompt_tokens.labels(self.model).inc(self.prompt_tokens)
             self.metrics.generated_tokens.labels(self.model).inc(self.new_tokens)
