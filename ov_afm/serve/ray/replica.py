@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -12,6 +13,7 @@ from ...errors import DeviceError
 from ..app import Settings, build
 from ..messages import EngineSpec
 from ..registry import Limits, Models
+from .router import replica_tag
 
 __all__ = ["Replica"]
 
@@ -32,8 +34,10 @@ class Replica:
     """
 
     async def __init__(self, specs: Mapping[str, EngineSpec], limits: Limits, settings: Settings) -> None:  # type: ignore[misc]
+        self._name = serve.get_replica_context().replica_id.unique_id
+        self._tag = replica_tag(self._name)
         self._models = Models(specs, limits, settings.aliases)
-        self._app = build(self._models, settings)
+        self._app = build(self._models, replace(settings, replica=self._tag))
         self._lifespan = self._app.router.lifespan_context(self._app)
         await self._lifespan.__aenter__()
         if not self._models.lazy:
@@ -71,9 +75,11 @@ class Replica:
         Yields:
             ASGI's messages of the response; the header `X-Replica` names the replica.
         """
+        # Ray forgets what was longest unused; what only this replica can answer must always find it.
+        await self._remember(self._tag)
         if conversation:
             await self._remember(conversation)
-        name = serve.get_replica_context().replica_id.unique_id.encode()
+        name = self._name.encode()
         messages: asyncio.Queue[Mapping[str, Any] | None] = asyncio.Queue()
         unread, disconnected = [body], asyncio.Event()
 

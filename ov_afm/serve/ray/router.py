@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from ..answers import until_gone
 from ..errors import RETRY, APIError
 from ..middleware import BodyChecks
 
-__all__ = ["Router", "conversation_of"]
+__all__ = ["Router", "conversation_of", "keeper_of", "replica_tag"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,9 @@ TRY_ANOTHER = (429, 503)
 # The fields of an ASGI scope that can be sent to another process.
 FIELDS = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "headers", "client", "server")
 PROMPT_CHARACTERS = 1024
+RESPONSES = "/v1/responses"
+# Only the replica that made a response keeps it, and the response's id names the replica.
+RESPONSE_ID = re.compile(r"resp_([0-9a-f]{16})[0-9a-f]{48}")
 
 
 class Conversation(NamedTuple):
@@ -61,6 +65,11 @@ def conversation_of(body: bytes) -> Conversation:
     try:
         request = json.loads(body)
         messages, beginning = request.get("messages"), request.get("prompt")
+        items = request.get("input")
+        if isinstance(items, list) and items:
+            messages = items
+        elif isinstance(items, str):
+            beginning = items
         cached = False
         if messages:
             first = next((index for index, message in enumerate(messages) if message.get("role") == "user"), 0)
@@ -75,6 +84,24 @@ def conversation_of(body: bytes) -> Conversation:
         return Conversation()
     key = json.dumps([request.get("model"), beginning], sort_keys=True)
     return Conversation(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest(), cached)
+
+
+def replica_tag(name: str) -> str:
+    """What the ids of a replica's responses begin with, and Ray's key for what only this replica can answer."""
+    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+
+
+def keeper_of(path: str, body: bytes) -> str:
+    """The tag of the replica that keeps the response which a request needs; empty where it needs none."""
+    if path == RESPONSES:
+        try:
+            name = json.loads(body).get("previous_response_id")
+        except (ValueError, RecursionError, AttributeError):
+            return ""
+    else:
+        name = path.removeprefix(f"{RESPONSES}/").partition("/")[0]
+    match = RESPONSE_ID.fullmatch(name) if isinstance(name, str) else None
+    return match[1] if match else ""
 
 
 class Router:
@@ -139,13 +166,15 @@ class _Relay:
         """Try one replica after the other until one answers."""
         fields = {name: self._scope[name] for name in FIELDS if name in self._scope}
         conversation = conversation_of(body) if self._scope["method"] == "POST" else Conversation()
+        if keeper := keeper_of(self._scope["path"], body):
+            conversation = Conversation()
         for attempt in range(ATTEMPTS):
             last = attempt == ATTEMPTS - 1
             await asyncio.sleep(PAUSE_S * attempt)
             # Only the first attempt goes to the replica that has the conversation: it may be the one that died.
-            home = conversation.key if conversation.cached and attempt == 0 else ""
+            home = keeper or (conversation.key if conversation.cached and attempt == 0 else "")
             try:
-                if await self._relay(home, fields, body, conversation.key, last=last):
+                if await self._relay(home, fields, body, conversation.key, only=keeper, last=last):
                     return
             except BackPressureError:
                 full = "too many requests are waiting"
@@ -158,13 +187,20 @@ class _Relay:
                     await self.fail(APIError(lost, code="engine_unavailable", status=503, headers=RETRY))
                     return
 
-    async def _relay(self, home: str, fields: Mapping[str, Any], body: bytes, conversation: str, *, last: bool) -> bool:
-        """Pass on the answer of the replica with the conversation `home`, or of any; false to try another."""
+    async def _relay(
+        self, home: str, fields: Mapping[str, Any], body: bytes, conversation: str, *, only: str, last: bool
+    ) -> bool:
+        """Pass on the answer of the replica with the conversation `home`, or of any; false to try another.
+
+        Where `only` one can answer, what another says is no answer, and "full" from the right one is.
+        """
         messages = self._replicas.options(multiplexed_model_id=home).remote(fields, body, conversation)
         try:
             async for message in messages:
-                if message["type"] == "http.response.start" and message["status"] in TRY_ANOTHER and not last:
-                    return False
+                if message["type"] == "http.response.start" and not last:
+                    another = _replica(message) != only if only else message["status"] in TRY_ANOTHER
+                    if another:
+                        return False
                 await self._pass_on(message)
         finally:
             # Without effect on a request that is complete.
@@ -191,6 +227,11 @@ class _Relay:
             )
         else:
             await error.response(self._scope["path"])(self._scope, self._receive, self._send)
+
+
+def _replica(start: Message) -> str:
+    """The tag of the replica that answers."""
+    return next((replica_tag(value.decode()) for name, value in start["headers"] if name == b"x-replica"), "")
 
 
 def _event(body: bytes) -> bytes:

@@ -66,7 +66,7 @@ class Responses:
         items = self._conversation(body)
         tools = ToolTable(body.tools or [])
         running = await self._begin(body, items, tools, request)
-        response = Response.begun(body, running.answer)
+        response = Response.begun(body, running.answer, self._service.settings.replica)
 
         def keep(response: Response) -> None:
             if response.store:

@@ -30,9 +30,9 @@ SYSTEM = ("system", "developer")
 TEXTS = ("input_text", "output_text", "text", "refusal")
 
 
-def new_id(kind: str) -> str:
+def new_id(kind: str, replica: str = "") -> str:
     """An id for a new item or response."""
-    return f"{PREFIXES[kind]}_{secrets.token_hex(24)}"
+    return f"{PREFIXES[kind]}_{replica}{secrets.token_hex(24)}"
 
 
 class Item(BaseModel):

@@ -90,12 +90,12 @@ class Response(BaseModel):
     user: str | None
 
     @classmethod
-    def begun(cls, body: ResponsesRequest, answer: Answer) -> Response:
-        """The response to a request that the engine has taken."""
+    def begun(cls, body: ResponsesRequest, answer: Answer, replica: str = "") -> Response:
+        """The response to a request that the engine has taken; its id names the replica that keeps it."""
         text = body.text.model_dump(by_alias=True, exclude_none=True) if body.text else {}
         reasoning = body.reasoning.model_dump(include={"effort", "summary"}) if body.reasoning else {}
         return cls(
-            id=new_id("response"),
+            id=new_id("response", replica),
             created_at=answer.created,
             instructions=body.instructions,
             max_output_tokens=body.max_output_tokens,
