@@ -26,7 +26,7 @@ from .engine import Engine, Stream
 from .errors import APIError
 from .messages import Piece, Task, TokenLogprob
 from .prometheus import Metrics
-from .protocol import CompletionDetails, Usage
+from .protocol import CompletionDetails, Timings, Usage
 from .reasoning import ReasoningReader
 from .tools import CallReader
 
@@ -77,6 +77,10 @@ class Answer:
         wants_usage: A stream ends with a usage chunk.
         wants_logprobs: Log probabilities were asked for.
         check: What a complete answer must pass.
+        begun: When the request came, in seconds by `time.perf_counter`.
+        taken: When the engine took it.
+        first: When the first token came; 0 before.
+        last: When the last one came.
     """
 
     model: str
@@ -90,6 +94,9 @@ class Answer:
     wants_logprobs: bool = False
     check: AnswerCheck | None = None
     begun: float = field(default_factory=time.perf_counter)
+    taken: float = 0.0
+    first: float = 0.0
+    last: float = 0.0
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = ""
     new_tokens: int = 0
@@ -112,9 +119,28 @@ class Answer:
             completion_tokens_details=details,
         )
 
+    @property
+    def timings(self) -> Timings | None:
+        """How long prompt and answer took; None before the first token.
+
+        Each answer's first token belongs to the time of the prompt.
+        """
+        if not self.first:
+            return None
+        prompt_s, predicted_s = self.first - self.taken, self.last - self.first
+        later = self.new_tokens - self.count
+        return Timings(
+            prompt_n=self.prompt_tokens,
+            prompt_ms=prompt_s * 1000,
+            prompt_per_second=self.prompt_tokens / prompt_s if prompt_s else None,
+            predicted_n=self.new_tokens,
+            predicted_ms=predicted_s * 1000,
+            predicted_per_second=later / predicted_s if later > 0 and predicted_s else None,
+        )
+
     async def parts(self, stream: Stream) -> AsyncIterator[Part]:
         """The engine's pieces in OpenAI's terms, counted and timed."""
-        first, last = None, 0.0
+        self.taken = time.perf_counter()
         readers = [_Reader(self, thinking=stream.thinking) for _ in range(self.count)]
         try:
             while stream.open:
@@ -122,10 +148,10 @@ class Answer:
                 self.prompt_tokens = stream.prompt_tokens
                 if not isinstance(piece, Piece):
                     continue
-                last = time.perf_counter()
-                if first is None and piece.tokens:
-                    first = last
-                    self.metrics.ttft_s.labels(self.model).observe(first - self.begun)
+                self.last = time.perf_counter()
+                if not self.first and piece.tokens:
+                    self.first = self.last
+                    self.metrics.ttft_s.labels(self.model).observe(self.first - self.begun)
                 self.new_tokens += piece.tokens
                 part = self._part(index, piece, readers[index])
                 if self.check is not None:
@@ -134,8 +160,8 @@ class Answer:
         finally:
             self.metrics.prompt_tokens.labels(self.model).inc(self.prompt_tokens)
             self.metrics.generated_tokens.labels(self.model).inc(self.new_tokens)
-            if first is not None and self.new_tokens > self.count:
-                tpot_s = (last - first) / (self.new_tokens / self.count - 1)
+            if self.first and self.new_tokens > self.count:
+                tpot_s = (self.last - self.first) / (self.new_tokens / self.count - 1)
                 self.metrics.tpot_s.labels(self.model).observe(tpot_s)
 
     def _part(self, index: int, piece: Piece, reader: _Reader) -> Part:

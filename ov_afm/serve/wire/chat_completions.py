@@ -24,6 +24,7 @@ from ..protocol import (
     Completion,
     CompletionRequest,
     SamplingRequest,
+    Timings,
     Usage,
 )
 from ..service import Service
@@ -64,13 +65,19 @@ async def whole(running: Running) -> ChatCompletion | Completion:
         parts[part.index].append(part)
     if answer.chat:
         chats = [_chat_choice(index, each, answer) for index, each in enumerate(parts)]
-        return _object(answer, ChatCompletion, chats, answer.usage)
+        return _object(answer, ChatCompletion, chats, answer.usage, answer.timings)
     choices = [_completion_choice(index, each, answer) for index, each in enumerate(parts)]
-    return _object(answer, Completion, choices, answer.usage)
+    return _object(answer, Completion, choices, answer.usage, answer.timings)
 
 
-def _object(answer: Answer, kind: Callable[..., T], choices: Sequence[BaseModel], usage: Usage | None) -> T:
-    return kind(id=answer.id, created=answer.created, model=answer.model, choices=choices, usage=usage)
+def _object(
+    answer: Answer,
+    kind: Callable[..., T],
+    choices: Sequence[BaseModel],
+    usage: Usage | None,
+    timings: Timings | None,
+) -> T:
+    return kind(id=answer.id, created=answer.created, model=answer.model, choices=choices, usage=usage, timings=timings)
 
 
 def _chat_choice(index: int, parts: Sequence[Part], answer: Answer) -> ChatChoice:
@@ -138,19 +145,30 @@ async def events(running: Running) -> AsyncIterator[bytes]:
         if answer.chat:
             for index in range(answer.count):
                 yield _event(answer, [ChunkChoice(index=index, delta={"role": "assistant", "content": ""})])
+        unfinished = answer.count
         async for part in running.parts():
-            for choice in _choices(part, answer):
-                yield _event(answer, [choice])
+            *choices, last = [[choice] for choice in _choices(part, answer)] or [[]]
+            for choice in choices:
+                yield _event(answer, choice)
+            unfinished -= part.finish is not None
+            if last:
+                yield _event(answer, last, timings=None if unfinished or answer.wants_usage else answer.timings)
         if answer.wants_usage:
-            yield _event(answer, [], answer.usage)
+            yield _event(answer, [], answer.usage, answer.timings)
         yield b"data: [DONE]\n\n"
     except Exception as error:  # noqa: BLE001 - the status is out already, so the error can only be an event
         yield b"data: " + json.dumps(as_api_error(error).envelope).encode() + b"\n\n"
 
 
-def _event(answer: Answer, choices: Sequence[ChunkChoice | Choice], usage: Usage | None = None) -> bytes:
-    chunk: BaseModel = _object(answer, ChatChunk if answer.chat else Completion, choices, usage)
-    return f"data: {chunk.model_dump_json(exclude=None if answer.wants_usage else {'usage'})}\n\n".encode()
+def _event(
+    answer: Answer,
+    choices: Sequence[ChunkChoice | Choice],
+    usage: Usage | None = None,
+    timings: Timings | None = None,
+) -> bytes:
+    chunk: BaseModel = _object(answer, ChatChunk if answer.chat else Completion, choices, usage, timings)
+    absent = ({"timings"} if timings is None else set()) | (set() if answer.wants_usage else {"usage"})
+    return f"data: {chunk.model_dump_json(exclude=absent)}\n\n".encode()
 
 
 def _choices(part: Part, answer: Answer) -> Sequence[ChunkChoice | Choice]:
