@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from support import tiny
 
-from ov_afm.errors import ConfigError, DeviceError, GenerationError, SourceError
+from ov_afm.errors import ConfigError, DeviceError, GenerationError, OVAFMError, SourceError
 from ov_afm.model_dir.inference import EXACT
-from ov_afm.pipeline import Params, Pipeline
+from ov_afm.pipeline import Params, Pipeline, PromptCache
 from ov_afm.runtime import drafting, model_session
 from ov_afm.runtime.generation_config import default_config
 
@@ -364,3 +364,43 @@ def test_importing_the_pipeline_loads_no_heavy_module() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_saved_prompt_gives_the_same_answers(pipeline: Pipeline, tiny_model: Path, tmp_path: Path) -> None:
+    system = {"role": "system", "content": "The quick brown fox jumps over the lazy dog. " * 20}
+    chat = [system, {"role": "user", "content": "What?"}]
+    path, expected = tmp_path / "system.kv", pipeline.generate(chat, GREEDY).text
+    with Pipeline(tiny_model, prompt_cache=PromptCache(), **EXACT) as saving:
+        tokens = saving.save_prompt([system], path)
+    assert 0 < tokens <= pipeline.count_tokens([system])
+    with Pipeline(tiny_model, prompt_cache=PromptCache(), **EXACT) as loading:
+        assert loading.load_prompt(path) == tokens
+        assert loading.generate(chat, GREEDY).text == expected
+        assert loading._session.engine.cached_tokens == tokens
+        # Another prompt in between; the file is read again.
+        assert loading.generate("Paris?", GREEDY).text == pipeline.generate("Paris?", GREEDY).text
+        assert loading.generate(chat, GREEDY).text == expected
+        assert loading._session.engine.cached_tokens == tokens
+
+
+def test_prompts_that_cannot_be_saved_or_loaded(
+    pipeline: Pipeline, tiny_model: Path, tiny_fp32: Path, tmp_path: Path
+) -> None:
+    path, text = tmp_path / "p.kv", "The quick brown fox. " * 40
+
+    def code(call: Any, kind: type[OVAFMError]) -> str:
+        with pytest.raises(kind) as error:
+            call()
+        return error.value.code
+
+    assert code(lambda: pipeline.save_prompt(text, path), ConfigError) == "no-prompt-cache"
+    with Pipeline(tiny_model, prompt_cache=PromptCache(), **EXACT) as saving:
+        assert code(lambda: saving.save_prompt("short", path), GenerationError) == "prompt-too-short"
+        assert code(lambda: saving.save_prompt(text, tmp_path / "none" / "p.kv"), OVAFMError) == "prompt-unwritable"
+        assert code(lambda: saving.load_prompt(path), SourceError) == "prompt-unreadable"
+        saving.save_prompt(text, path)
+    with Pipeline(tiny_fp32, prompt_cache=PromptCache(), **EXACT) as other:
+        assert code(lambda: other.load_prompt(path), SourceError) == "prompt-other-model"
+    path.write_bytes(path.read_bytes()[:-1])
+    with Pipeline(tiny_model, prompt_cache=PromptCache(), **EXACT) as loading:
+        assert code(lambda: loading.load_prompt(path), SourceError) == "prompt-damaged"

@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["DEFAULT_PROMPT_CACHE", "PIECE_TOKENS", "PromptCache", "StatefulEngine"]
+__all__ = ["LEAST_TOKENS", "PIECE_TOKENS", "PromptCache", "StatefulEngine"]
 
 logger = logging.getLogger(__name__)
 
 PIECE_TOKENS = 128
-# A prompt is kept if the folder has not this share of it.
+# A prompt is kept if it is as long as this, and the folder has not this share of it.
+LEAST_TOKENS = 256
 COVERED_SHARE = 0.75
 # States of these types come back as they were; smaller ones are rounded when they are read, and again when put back.
 EXACT_TYPES = {"f32", "f16", "bf16"}
@@ -71,9 +72,6 @@ class PromptCache:
             raise ConfigError(f"the bound of the prompt cache must be above 0 GB, found {self.limit_gb:g}")
 
 
-DEFAULT_PROMPT_CACHE = PromptCache()
-
-
 class StatefulEngine:
     """A model on the CPU; used as GenAI's `LLMPipeline` is, by one caller at a time.
 
@@ -87,9 +85,6 @@ class StatefulEngine:
     Raises:
         ConfigError: The KV cache has a precision that cannot be put back, or the folder cannot be used.
         RuntimeError: OpenVINO cannot load the model.
-
-    Attributes:
-        cached_tokens: Tokens of the last prompt that were not computed again.
     """
 
     def __init__(
@@ -216,7 +211,8 @@ class _Model:
             logits = self._infer(piece, first)
             self._tokens = ids[: first + len(piece)]
             self._whole = len(self._tokens) // PIECE_TOKENS * PIECE_TOKENS
-        self.wants_keeping = self.folder is not None and self._disk_has(ids) < COVERED_SHARE * self._whole
+        new = self._whole >= LEAST_TOKENS and self._disk_has(ids) < COVERED_SHARE * self._whole
+        self.wants_keeping = self.folder is not None and new
         return logits
 
     def _infer(self, ids: NDArray[np.int64], past: int) -> NDArray[np.float32]:
