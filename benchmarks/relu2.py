@@ -6,9 +6,10 @@
     python benchmarks/relu2.py MODEL_DIR --record               # a record for figures.py as well
     python benchmarks/relu2.py MODEL_DIR --active 0.1 --write DIR       # DIR/active-0.1, a model directory for peers.py
 
-Both engines are loaded in one process and run in turn; figures are medians with their range, and the speed is compared
-run by run. Every prompt is new random tokens, because GenAI caches prefixes. Start and peak memory come from a process
-each, in turns, with the file in the disk cache.
+Each engine is loaded in a process of its own, because two in one process slow each other down, and both run in turn;
+figures are medians with their range, and the speed is compared run by run. Every prompt is new random tokens, because
+GenAI caches prefixes. The bandwidth of memory is read beside each decoding. Start and peak memory come from further
+processes, in turns, with the file in the disk cache.
 
 The share of active neurons is set for this benchmark alone, by a threshold on `up`'s output per layer, found on random
 tokens: neurons at or below it are skipped. 1.0 is a threshold of -inf, which computes all neurons; its answers and
@@ -197,13 +198,39 @@ class Engine:
         return metrics.get_ttft().mean, metrics.get_tpot().mean if new > 1 else 0.0
 
 
-def compare(stock: Engine, ours: Engine, repeats: int, **what: int) -> dict[str, Any]:
+class Remote:
+    """An engine in a process of its own, which waits while the other one runs."""
+
+    def __init__(self, folder: Path, kernels: bool, threads: int, isa: str):
+        command = child_command(folder, kernels, threads, isa)
+        self.process = subprocess.Popen(
+            [*command, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def run(self, seed: int, **what: int) -> tuple[float, float]:
+        """See `Engine.run`."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(json.dumps({"seed": seed, **what}), file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            raise OVAFMError(f"an engine ended with status {self.process.wait()}; is there enough memory for both?")
+        first, between = json.loads(line)
+        return first, between
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def compare(stock: Remote, ours: Remote, repeats: int, **what: int) -> dict[str, Any]:
     """Alternate both; the spread of each in ms, and how many times faster ours is, run by run."""
     runs: dict[str, list[tuple[float, float]]] = {"stock": [], "kernels": []}
     for i in range(repeats + 1):
         seed = next(SEEDS)
         for name, engine in (("stock", stock), ("kernels", ours)):
-            result = engine.run(np.random.default_rng(seed), **what)
+            result = engine.run(seed, **what)
             if i:  # the first pass repacks weights
                 runs[name].append(result)
     column = 0 if what["new"] == 1 else 1
@@ -223,7 +250,7 @@ def start(folders: dict[str, Path], repeats: int, threads: int, isa: str) -> dic
     peaks: dict[str, list[float]] = {name: [] for name in folders}
     for i in range(repeats + 1):
         for name, folder in folders.items():
-            command = [sys.executable, __file__, str(folder), "--child", name, "--isa", isa, "--threads", str(threads)]
+            command = child_command(folder, name == "kernels", threads, isa)
             began = time.time()
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
@@ -235,9 +262,22 @@ def start(folders: dict[str, Path], repeats: int, threads: int, isa: str) -> dic
     return {"first_token_s": _spreads(seconds), "peak_rss_gb": _spreads(peaks)}
 
 
-def child(folder: Path, kernels: bool, threads: int, isa: str) -> None:
-    Engine(folder, kernels, threads, isa).run(np.random.default_rng(0), prompt=16, new=1)
-    print(json.dumps({"first_token_at": time.time(), "peak_rss_bytes": peak_rss_bytes()}), flush=True)
+def child_command(folder: Path, kernels: bool, threads: int, isa: str) -> list[str]:
+    """A process with one engine; see `child`."""
+    name = "kernels" if kernels else "stock"
+    return [sys.executable, __file__, str(folder), "--child", name, "--isa", isa, "--threads", str(threads)]
+
+
+def child(folder: Path, kernels: bool, threads: int, isa: str, *, serve: bool) -> None:
+    """Say when the first token came; with `serve`, run what each line of the input asks for instead."""
+    engine = Engine(folder, kernels, threads, isa)
+    if serve:
+        for line in sys.stdin:
+            what = json.loads(line)
+            print(json.dumps(engine.run(np.random.default_rng(what.pop("seed")), **what)), flush=True)
+    else:
+        engine.run(np.random.default_rng(0), prompt=16, new=1)
+        print(json.dumps({"first_token_at": time.time(), "peak_rss_bytes": peak_rss_bytes()}), flush=True)
     os._exit(0)
 
 
@@ -270,7 +310,7 @@ def figures(report: dict[str, Any]) -> list[Figure]:
         found.append(Figure(kind, what, unit, "OpenVINO GenAI", row["kernels"], row["stock"], row["ratio"], note))
 
     for row in report["decode"]:
-        bandwidth = report["bandwidth_bytes_per_s"]
+        bandwidth = row["bandwidth_bytes_per_s"]
         note = f"{row['read_bytes_per_s'] / bandwidth:.0%} of {bandwidth / 1e9:.1f} GB/s"
         add("decode", f"decode after {row['prompt']} tokens, {row['title']}", "ms a token", row, note)
     for row in report["prefill"]:
@@ -313,17 +353,20 @@ def measure(model: ModelDirectory, args: argparse.Namespace, work: Path) -> dict
         "weights_bytes": weight_bytes_per_token(model.path),
         "down_bytes": sum(w.codes.size * w.bits / 8 + w.scales.nbytes for w in down_weights),
         "packed_bytes": (model.packed / manifest.MODEL_BIN).stat().st_size,
-        "bandwidth_bytes_per_s": read_bandwidth(threads),
         "start": starts,
         "decode": [],
         "prefill": [],
         "batch": [],
     }
-    stock = Engine(model.path, False, args.threads, isa)
+    stock = Remote(model.path, False, args.threads, isa)
+    bandwidths = []
     for share in shares:
         folder = variant(model.packed, share.thresholds, work / f"active-{share.name}", isa)
-        ours = Engine(folder, True, args.threads, isa)
+        ours = Remote(folder, True, args.threads, isa)
+        bandwidth = read_bandwidth(threads)
         row = compare(stock, ours, args.repeats, prompt=PROMPT, new=args.new)
+        row["bandwidth_bytes_per_s"] = (bandwidth + read_bandwidth(threads)) / 2
+        bandwidths.append(row["bandwidth_bytes_per_s"])
         read = report["weights_bytes"] - (1 - share.active) * report["down_bytes"]
         row["read_bytes_per_s"] = read / (row["kernels"].median / 1e3)
         report["decode"].append({"active": share.active, "title": share.title, **row})
@@ -334,7 +377,9 @@ def measure(model: ModelDirectory, args: argparse.Namespace, work: Path) -> dict
             for batch in args.batch:
                 row = compare(stock, ours, args.repeats, prompt=PROMPT, new=args.new // 2, batch=batch)
                 report["batch"].append(row)
-        del ours
+        ours.close()
+    stock.close()
+    report["bandwidth_bytes_per_s"] = statistics.median(bandwidths)
     return report
 
 
@@ -360,6 +405,7 @@ def _parser() -> argparse.ArgumentParser:
         help="add a record for figures.py, to docs/figures or another folder",
     )
     parser.add_argument("--child", choices=["stock", "kernels"], help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -387,7 +433,7 @@ def main() -> None:
     if args.isa:
         os.environ["ONEDNN_MAX_CPU_ISA"] = ONEDNN_ISA[args.isa]
     if args.child:
-        child(args.model_dir, args.child == "kernels", args.threads, args.isa)
+        child(args.model_dir, args.child == "kernels", args.threads, args.isa, serve=args.serve)
     model = _prepare(args)
     if args.write:
         write(model, args.active, args.write)
