@@ -28,7 +28,11 @@ def validator(schema: Any) -> Any:
     if isinstance(schema, dict):
         # Neither is needed, and both are addresses.
         schema = {key: value for key, value in schema.items() if key not in ("$schema", "$id")}
-    return jsonschema_rs.Draft202012Validator(schema, pattern_options=jsonschema_rs.RegexOptions(), offline=True)
+    return jsonschema_rs.Draft202012Validator(schema, pattern_options=jsonschema_rs.RegexOptions(), retriever=_nothing)
+
+
+def _nothing(address: str) -> Any:
+    raise ValueError(f"{address} is not part of the schema")
 
 
 @functools.lru_cache(maxsize=64)

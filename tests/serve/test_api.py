@@ -162,10 +162,47 @@ def test_max_completion_tokens_overrides_max_tokens(server: serving.Server) -> N
     assert server.chat(max_tokens=9, max_completion_tokens=3).json()["usage"]["completion_tokens"] == 3
 
 
-def test_unknown_field_is_ignored_and_logged_in_one_line(server: serving.Server) -> None:
-    assert server.chat(**{"frob\nERROR: forged": 1}).status_code == 200
-    server.wait(lambda: any(r"frob\nERROR: forged" in line for line in server.log), 10, "not logged")
-    assert not any(line.startswith("ERROR: forged") for line in server.log)
+def test_an_unknown_field_is_refused_by_name(server: serving.Server) -> None:
+    answer = server.chat(frob=1)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "frob"
+    assert answer.json()["error"]["code"] == "unknown_parameter"
+    forged = server.chat(**{"frob\nERROR: forged": 1})
+    assert forged.status_code == 400
+    assert "\n" not in forged.json()["error"]["message"]
+
+
+HARMLESS = {
+    "user": "u",
+    "metadata": {"a": "b"},
+    "store": False,
+    "service_tier": "auto",
+    "safety_identifier": "s",
+    "prompt_cache_key": "k",
+    "verbosity": "low",
+    "prediction": {"type": "content", "content": "x"},
+    "skip_special_tokens": True,
+    "use_beam_search": False,
+    "length_penalty": 1.0,
+}
+
+
+def test_fields_that_change_no_answer_are_accepted(server: serving.Server) -> None:
+    plain = server.chat(seed=1).json()["choices"]
+    assert server.chat(seed=1, **HARMLESS).json()["choices"] == plain
+    assert server.chat(use_beam_search=True).json()["error"]["param"] == "use_beam_search"
+
+
+def test_min_tokens_and_stop_token_ids_are_honoured(server: serving.Server) -> None:
+    plain = server.chat(max_tokens=40, temperature=0, logprobs=True).json()["choices"][0]["logprobs"]["content"]
+    for count, entry in enumerate(plain, 1):
+        tokens = server.post("/tokenize", prompt=entry["token"], add_special_tokens=False).json()["tokens"]
+        if len(tokens) == 1 and server.post("/detokenize", tokens=tokens).json()["prompt"] == entry["token"]:
+            break
+    answer = server.chat(max_tokens=40, temperature=0, stop_token_ids=tokens).json()
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] <= count
+    assert server.chat(max_tokens=30, min_tokens=30).json()["usage"]["completion_tokens"] == 30
 
 
 USER = [{"role": "user", "content": "hi"}]
@@ -208,6 +245,25 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
             },
         },
         "response_format",
+    ),
+    "schema keyword": (
+        {"messages": USER, "response_format": {"type": "json_object", "schema": {"items": {"contains": {}}}}},
+        "response_format.schema.items.contains",
+    ),
+    "tool keyword": (
+        {"messages": USER, "tools": [{"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}]},
+        "tools.0.function.parameters.not",
+    ),
+    "two constraints": ({"messages": USER, "guided_regex": "a", "guided_choice": ["b"]}, "guided_choice"),
+    "guided_regex": ({"messages": USER, "guided_regex": "(?=a)"}, "guided_regex"),
+    "structured_outputs": ({"messages": USER, "structured_outputs": {}}, "structured_outputs"),
+    "unknown in response_format": (
+        {"messages": USER, "response_format": {"type": "text", "frob": 1}},
+        "response_format.frob",
+    ),
+    "min_tokens with a schema": (
+        {"messages": USER, "min_tokens": 3, "response_format": {"type": "json_object"}},
+        "min_tokens",
     ),
     "stream_options alone": ({"messages": USER, "stream_options": {"include_usage": True}}, "stream_options"),
 }
