@@ -116,7 +116,7 @@ class ModelSession:
         """
         config = params.apply(default_config(self.model.path), room=self.context_length - prompt_tokens)
         if ends := [token.id for token in self.stop_tokens]:
-            config.eos_token_id, config.stop_token_ids = ends[0], set(ends)
+            config.eos_token_id, config.stop_token_ids = ends[0], {*ends, *params.stop_tokens}
         if params.seed is None:
             config.rng_seed = secrets.randbits(32)
         config.stop_strings = set()
