@@ -27,7 +27,7 @@ from ..system.child_process import Channel, WorkerProcess
 from .errors import APIError
 from .grammar import structured_output
 from .grammar_compiler import Compiler
-from .messages import FunctionCalls, OutputFormat
+from .messages import AfterThoughts, FunctionCalls, OutputFormat
 
 __all__ = ["GrammarChecks"]
 
@@ -141,10 +141,11 @@ class _Child:
             return answer[0]  # type: ignore[no-any-return]
         self._process.kill()
         self._start()
-        param = "tools" if isinstance(output_format, FunctionCalls) else "response_format"
+        inner = output_format.format if isinstance(output_format, AfterThoughts) else output_format
+        param = "tools" if isinstance(inner, FunctionCalls) else "response_format"
         if answer is None:
             found = f"the grammar took more than {LIMIT_CPU_S:g} s of processor time to prepare"
-            advice = f"leave repetitions ({_costly(output_format)}) out or make them shorter"
+            advice = f"leave repetitions ({_costly(inner)}) out or make them shorter"
             return APIError(f"{found}; {advice}", param, "grammar_too_slow")
         return APIError(
             f"the grammar cannot be prepared: the process that tried it {answer}", param, "grammar_unusable"

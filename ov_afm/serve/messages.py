@@ -133,7 +133,23 @@ class FunctionCalls:
     answer: JSONSchema | None = None
 
 
-OutputFormat = JSONSchema | Grammar | FunctionCalls
+@dataclass(frozen=True, slots=True)
+class AfterThoughts:
+    """The answer may think first; what it must look like counts for what follows.
+
+    Attributes:
+        format: What the answer must look like.
+        begin: What thoughts begin with.
+        end: What they end with.
+        thinking: The prompt ends within thoughts, so the answer begins with some.
+    """
+
+    format: JSONSchema | FunctionCalls | Grammar
+    begin: str
+    end: str
+    thinking: bool
+
+OutputFormat = JSONSchema | Grammar | FunctionCalls | AfterThoughts
 
 
 @dataclass(frozen=True, slots=True)

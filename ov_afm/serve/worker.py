@@ -173,6 +173,7 @@ class Worker:
         task = request.task
         if isinstance(task, messages.Generate):
             job = self._prepare(request.id, task)
+            task = self._after_thoughts(job, task)
             if task.output_format is None or self._grammars.is_ready(task.output_format):
                 self._hand_over(job, task)
             else:
@@ -184,6 +185,16 @@ class Worker:
             self._send([messages.Result(request.id, text)])
         else:
             raise APIError("this model writes text; it makes no embeddings and scores no documents", "model")
+
+    def _after_thoughts(self, job: Job, task: messages.Generate) -> messages.Generate:
+        """The task with a format that lets the model think first."""
+        tags, output_format = self._prompter.reasoning, task.output_format
+        if tags is None or output_format is None or isinstance(output_format, messages.AfterThoughts):
+            return task
+        if not isinstance(task.prompt, messages.Chat):
+            return task
+        thinking = self._prompter.thinks(task.prompt, job.tokens)
+        return replace(task, output_format=messages.AfterThoughts(output_format, *tags, thinking))
 
     def _hand_over(self, job: Job, task: messages.Generate) -> None:
         if task.output_format is not None:

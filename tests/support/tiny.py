@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -89,15 +90,38 @@ def write_caller(path: Path) -> Path:
 
     Its layers add nothing, so a token's logits depend on that token alone.
     """
-    import torch
-    from transformers import ArceeForCausalLM, AutoTokenizer
+    tokenizer, last = _with_tokens(path, ["<tool_call>"])
+    begin = tokenizer.convert_tokens_to_ids("<tool_call>")
+    ends = [index for piece, index in tokenizer.get_vocab().items() if piece.endswith(">") and index > 2]
+    follows = [(last, begin), *((each, tokenizer.eos_token_id) for each in ends if each != begin)]
+    return _without_layers(path, follows)
 
-    write_arcee(path, vocab_size=513)
+
+def write_thinker(path: Path, chat_template: str) -> Path:
+    """Write an Arcee checkpoint that answers `<think>W</think>X`, as `write_caller` does."""
+    tokenizer, last = _with_tokens(path, ["<think>", "</think>"], chat_template)
+    chain = [last, *map(tokenizer.convert_tokens_to_ids, ["<think>", "W", "</think>", "X"]), tokenizer.eos_token_id]
+    return _without_layers(path, list(itertools.pairwise(chain)))
+
+
+def _with_tokens(path: Path, tokens: list[str], chat_template: str = CHAT_TEMPLATE) -> tuple[Any, int]:
+    """Write a checkpoint with more tokens; returns its tokenizer and the last token of a prompt."""
+    from transformers import AutoTokenizer
+
+    write_arcee(path, vocab_size=512 + len(tokens))
     tokenizer = AutoTokenizer.from_pretrained(path)
-    tokenizer.add_tokens(["<tool_call>"])
+    tokenizer.add_tokens(tokens)
+    tokenizer.chat_template = chat_template
     tokenizer.save_pretrained(path)
     chat = [{"role": "user", "content": "hi"}]
-    last = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)[-1]
+    return tokenizer, tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)[-1]
+
+
+def _without_layers(path: Path, follows: list[tuple[int, int]]) -> Path:
+    """Change a checkpoint so that its layers add nothing, and that tokens follow others: pairs of ids."""
+    import torch
+    from transformers import ArceeForCausalLM
+
     model = ArceeForCausalLM.from_pretrained(path)
     with torch.no_grad():
         for layer in model.model.layers:
@@ -106,10 +130,9 @@ def write_caller(path: Path) -> Path:
         rows = torch.nn.functional.normalize(torch.randn(model.model.embed_tokens.weight.shape), dim=1)
         model.model.embed_tokens.weight.copy_(rows)
         model.lm_head.weight.copy_(0.1 * torch.randn(rows.shape))
-        begin = tokenizer.convert_tokens_to_ids("<tool_call>")
-        ends = [index for piece, index in tokenizer.get_vocab().items() if piece.endswith(">") and index > 2]
-        model.lm_head.weight[begin] = 10 * rows[last]
-        model.lm_head.weight[tokenizer.eos_token_id] = 10 * rows[[each for each in ends if each != begin]].sum(0)
+        for token in {following for _, following in follows}:
+            befores = [before for before, following in follows if following == token]
+            model.lm_head.weight[token] = 10 * rows[befores].sum(0)
     model.save_pretrained(path)
     return path
 
