@@ -196,8 +196,7 @@ class _Translator:
     # -- Strings
 
     def _string(self, schema: Mapping[str, Any], place: str) -> Node:
-        least, most = schema.get("minLength", 0), schema.get("maxLength")
-        _check_count(schema, ("minLength", "maxLength"), place)
+        least, most = _counts(schema, "Length", place)
         if most is not None and most < least:
             return NOTHING
         form = schema.get("format")
@@ -218,8 +217,7 @@ class _Translator:
     # -- Arrays
 
     def _array(self, schema: Mapping[str, Any], place: str) -> Node:
-        least, most = schema.get("minItems", 0), schema.get("maxItems")
-        _check_count(schema, ("minItems", "maxItems"), place)
+        least, most = _counts(schema, "Items", place)
         if isinstance(schema.get("items"), list):
             raise SchemaError("a list of items cannot be enforced; use prefixItems", at(place, "items"))
         if schema.get("uniqueItems") and most not in (0, 1):
@@ -251,8 +249,7 @@ class _Translator:
     # -- Objects
 
     def _object(self, schema: Mapping[str, Any], place: str) -> Node:
-        least, most = schema.get("minProperties", 0), schema.get("maxProperties")
-        _check_count(schema, ("minProperties", "maxProperties"), place)
+        least, most = _counts(schema, "Properties", place)
         more, required = schema.get("additionalProperties", True), list(dict.fromkeys(schema.get("required", ())))
         properties = dict(schema.get("properties", {}))
         if "patternProperties" in schema and (properties or required):
@@ -352,10 +349,13 @@ class _Translator:
         return Seq((literal("{"), start if least else Alt((literal("}"), start))))
 
 
-def _check_count(schema: Mapping[str, Any], keys: Sequence[str], place: str) -> None:
-    for key in keys:
-        if schema.get(key, 0) > MAX_COUNT:
-            raise SchemaError(f"{key} is {schema[key]}, at most {MAX_COUNT} is allowed", at(place, key))
+def _counts(schema: Mapping[str, Any], what: str, place: str) -> tuple[int, int | None]:
+    """Least and most of something; a highest number that no grammar can count to is left to the check at the end."""
+    least, most = schema.get(f"min{what}", 0), schema.get(f"max{what}")
+    if least > MAX_COUNT:
+        key = f"min{what}"
+        raise SchemaError(f"{key} is {least}, at most {MAX_COUNT} is allowed", at(place, key))
+    return least, None if most is not None and most > MAX_COUNT else most
 
 
 def _number(schema: Mapping[str, Any], kind: str, place: str) -> Node:

@@ -21,6 +21,7 @@ from ov_afm.serve.answers import Answer, Running
 from ov_afm.serve.engine import Stream
 from ov_afm.serve.errors import APIError
 from ov_afm.serve.messages import ModelInfo, Piece
+from ov_afm.serve.output_format import output_format
 from ov_afm.serve.prometheus import Metrics
 from ov_afm.serve.wire import anthropic as wire
 from ov_afm.serve.wire.anthropic_requests import MessagesRequest, chat_request
@@ -256,6 +257,23 @@ def test_thinking_is_asked_of_a_template_that_can_think(fields: Any, effort: str
     thinks = ModelInfo("CPU", 100, True, template_variables=frozenset({"enable_thinking"}), reasoning=("<t>", "</t>"))
     assert translated(hello, thinks, **fields).get("reasoning_effort") == effort
     assert "reasoning_effort" not in translated(hello, ModelInfo("CPU", 100, True), **fields)
+
+
+def test_tools_have_the_schemas_of_claude_code() -> None:
+    properties = {
+        "script": {"type": "string", "maxLength": 524288},
+        "limit": {"type": "integer", "exclusiveMinimum": 0, "maximum": 9007199254740991},
+        "timeout": {"type": "number", "default": 30000, "minimum": 0, "maximum": 600000},
+        "metadata": {"type": "object", "propertyNames": {"type": "string"}, "additionalProperties": {}},
+        "url": {"type": "string", "format": "uri"},
+        "run": {"type": "string", "pattern": "^wf_[a-z0-9-]{6,}$"},
+        "status": {"anyOf": [{"type": "string", "enum": ["pending"]}, {"type": "string", "const": "deleted"}]},
+        "findings": {"type": "array", "maxItems": 32, "items": {"type": "string"}},
+    }
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object", "properties": properties}
+    asked = {"messages": [{"role": "user", "content": "Hello"}], "tools": [{"name": "Agent", "input_schema": schema}]}
+    body = MessagesRequest.model_validate({"model": "m", "max_tokens": 9, **asked})
+    assert output_format(chat_request(body, None)) is not None
 
 
 def events_of(pieces: list[Any], **fields: Any) -> list[dict[str, Any]]:
