@@ -320,7 +320,7 @@ class _Translator:
 
     def _map(self, schema: Mapping[str, Any], more: Schema, place: str) -> Node:
         """An object whose keys the schema does not name."""
-        least, most = schema.get("minProperties", 0), schema.get("maxProperties")
+        least, most = _counts(schema, "Properties", place)
         if least > 1:
             raise SchemaError("minProperties above 1 needs named properties", at(place, "minProperties"))
         key: Node = Seq((literal('"'), self.rules.text(ANY, 0, None, '"')))
