@@ -17,6 +17,7 @@ from .prometheus import RequestCounter
 from .registry import Models
 from .routes import RouteTable
 from .service import Service, Settings
+from .turns import RequestTurns
 from .wire import anthropic, chat_completions, embeddings, ollama, responses_api
 from .wire.openapi import ERRORS
 
@@ -56,6 +57,7 @@ def build(models: Models, settings: Settings) -> FastAPI:
     if origins := settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(RequestCounter, metrics=service.metrics, routes=routes.paths)
+    app.add_middleware(RequestTurns)
     return app
 
 

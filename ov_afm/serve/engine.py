@@ -27,6 +27,7 @@ from ..system.child_process import Exit, WorkerProcess
 from . import messages, worker
 from .errors import EngineBusy, EngineTimeout
 from .liveness import BEAT_S, STEP_S, Liveness
+from .turns import Turns
 
 __all__ = ["Engine", "Stream"]
 
@@ -52,7 +53,7 @@ class Stream:
         has_slot: It has not given its slot back.
     """
 
-    def __init__(self, ids: Sequence[int], deadline: float = 0.0) -> None:
+    def __init__(self, ids: Sequence[int], deadline: float = 0.0, turns: Turns | None = None) -> None:
         self.open = {each: index for index, each in enumerate(ids)}
         self.unfinished = set(ids)
         self.deadline, self.has_slot = deadline, True
@@ -62,6 +63,7 @@ class Stream:
         # loses a cancellation that arrives together with a piece, so a client that left would go unnoticed.
         self._answers: collections.deque[messages.Answer | Exception] = collections.deque()
         self._arrived = asyncio.Event()
+        self._turns = turns or Turns()
 
     def put(self, answer: messages.Answer | Exception) -> None:
         """Take an answer of the engine, or the error that ends the stream."""
@@ -76,12 +78,10 @@ class Stream:
             EngineLost: The engine died.
             EngineTimeout: Time is up.
         """
-        if self._answers:
-            # A reader that is behind does not keep all others waiting until it has caught up.
-            await asyncio.sleep(0)
         while not self._answers:
             self._arrived.clear()
             await self._arrived.wait()
+        await self._turns.take()
         answer = self._answers.popleft()
         if isinstance(answer, EngineLost):
             self.open.clear()
@@ -151,6 +151,7 @@ class Engine:
         self._answered = False
         self._keeper: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
+        self._turns = Turns()
 
     @property
     def is_ready(self) -> bool:
@@ -202,7 +203,7 @@ class Engine:
         """
         deadline = time.monotonic() + self.request_timeout_s
         await self._take_slot(deadline)
-        stream = Stream([next(self._ids) for _ in tasks], deadline)
+        stream = Stream([next(self._ids) for _ in tasks], deadline, self._turns)
         late = EngineTimeout("the request took longer than this server allows; ask for fewer tokens")
         left_s = max(0.0, deadline - time.monotonic())
         timer = asyncio.get_running_loop().call_later(left_s, self._end, stream, late)
