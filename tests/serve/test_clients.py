@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 from support import environments, serving
+from support.exact import EXACT_OPTIONS
 
+SUPPORT = Path(__file__).parents[1] / "support"
 # litellm needs openai 2.x and the others need older packages than ours, so they have their own environment.
 CLIENTS = ("litellm>=1.80", "openai>=2,<3", "together>=3")
 
 
 @pytest.fixture(scope="module")
-def url(tiny_model: Path) -> Iterator[str]:
-    with serving.server("--model", f"tiny={tiny_model}", "--cache-size-gb", "0.02") as running:
+def url(tiny_model: Path, caller_model: Path) -> Iterator[str]:
+    models = ("--model", f"tiny={tiny_model}", "--model", f"caller={caller_model}")
+    with serving.server(*models, "--cache-size-gb", "0.05", *EXACT_OPTIONS) as running:
         yield f"{running.url}/v1"
 
 
@@ -25,7 +28,7 @@ def url(tiny_model: Path) -> Iterator[str]:
 def outcomes(url: str) -> dict[str, Any]:
     python = environments.environment("interop", *CLIENTS)
     offline = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False"}
-    result = environments.call(python, Path(__file__).parents[1] / "support" / "client_calls.py", url, env=offline)
+    result = environments.call(python, SUPPORT / "client_calls.py", url, env=offline)
     assert result.returncode == 0, result.stderr[-2000:]
     return dict(json.loads(result.stdout))
 
@@ -37,6 +40,36 @@ def test_a_client_gets_the_same_answer_whole_and_streamed(outcomes: dict[str, An
     outcome = outcomes[client]
     assert outcome["joined"] == outcome["whole"]
     assert 0 < outcome["tokens"] <= 8
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_openais_node_client_speaks_responses(url: str) -> None:
+    folder = environments.node_environment("openai", "openai@^7")
+    with (SUPPORT / "responses_calls.mjs").open() as script:
+        result = environments.call("node", "--input-type=module", "-", url, cwd=folder, stdin=script)
+    assert result.returncode == 0, result.stderr[-2000:]
+    outcome = json.loads(result.stdout)
+    assert outcome["joined"] == outcome["whole"] == outcome["snapshot"] == outcome["final"]
+    assert outcome["types"][0] == "response.created"
+    assert outcome["types"][-1] in ("response.completed", "response.incomplete")
+    assert outcome["next"] > 0
+    assert outcome["refused"]["status"] == 400
+    assert "web_search" in outcome["refused"]["message"]
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_an_agent_of_openai_agents_calls_its_tool_and_answers(url: str) -> None:
+    python = environments.environment("agents", "openai-agents>=0.24,<0.25")
+    result = environments.call(python, SUPPORT / "agents_calls.py", url)
+    assert result.returncode == 0, result.stderr[-2000:]
+    whole, streamed = (json.loads(result.stdout)[key] for key in ("False", "True"))
+    assert whole["kinds"] == ["tool_call_item", "tool_call_output_item", "message_output_item"]
+    assert whole["asked"][0] in ("Paris", "Rome")
+    assert whole["answer"]
+    assert "raw_response_event" in streamed.pop("events")
+    assert {**streamed, "events": []} == whole
 
 
 @pytest.mark.slow

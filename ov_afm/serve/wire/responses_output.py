@@ -267,6 +267,8 @@ async def events(
             yield sent(event)
     except Exception as error:  # noqa: BLE001 - the status is out already, so the error can only be an event
         response.status, response.error = "failed", _error(as_api_error(error))
+        if response.output and response.output[-1]["status"] == "in_progress":
+            response.output[-1]["status"] = "incomplete"
         response.usage = _usage(running.answer.usage)
         yield sent({"type": "response.failed", "response": response.model_dump()})
 

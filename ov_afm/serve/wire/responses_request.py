@@ -48,6 +48,7 @@ SAME_FIELDS = (
 # How errors about the chat request name their fields, and what the client called them.
 OUR_WORDS = {
     r"\bresponse_format\b": "text.format",
+    r"\breasoning_effort\b": "reasoning.effort",
     r"\bmax_(completion_)?tokens\b": "max_output_tokens",
     r"\bmessages(\.\d+)+": "input",
     r"\b(tools\.\d+)\.function\b": r"\1",
