@@ -61,6 +61,17 @@ class Part:
     finish: str | None
     stop: str | None = None
 
+    def joined(self, later: Part) -> Part:
+        """This part and the one after it, neither of them an answer's last."""
+        deltas = list(self.deltas)
+        for delta in later.deltas:
+            ((kind, value),) = delta.items() if len(delta) == 1 else (("", None),)
+            if deltas and isinstance(value, str) and deltas[-1].keys() == {kind}:
+                deltas[-1] = {kind: deltas[-1][kind] + value}
+            else:
+                deltas.append(delta)
+        return Part(self.index, self.text + later.text, deltas, [*self.logprobs, *later.logprobs], None)
+
 
 @dataclass(slots=True)
 class Answer:
@@ -152,8 +163,10 @@ class Answer:
                 if not self.first and piece.tokens:
                     self.first = self.last
                     self.metrics.ttft_s.labels(self.model).observe(self.first - self.begun)
-                self.new_tokens += piece.tokens
                 part = self._part(index, piece, readers[index])
+                # Clients that are behind get fewer and larger parts.
+                while piece.end is None and (following := stream.more(index)) is not None:
+                    part = part.joined(self._part(index, following, readers[index]))
                 if self.check is not None:
                     self.check.take(index, part.deltas, part.finish, cut=piece.stop is not None)
                 yield part
@@ -166,6 +179,7 @@ class Answer:
 
     def _part(self, index: int, piece: Piece, reader: _Reader) -> Part:
         deltas = reader.push(piece)
+        self.new_tokens += piece.tokens
         self.reasoning_tokens += reader.take_reasoning_tokens()
         finish = "tool_calls" if piece.end == "stop" and reader.has_calls else piece.end
         return Part(index, piece.text, deltas, piece.logprobs, finish, piece.stop)
