@@ -177,6 +177,9 @@ def test_a_cache_too_small_for_all_makes_them_wait(tiny_model: Path) -> None:
                 prompts = [[100 + number] * (limit * 6 // 10) for number in range(3)]
                 cached = list(pool.map(lambda prompt: small.post("/v1/completions", prompt=prompt), prompts))
             assert [answer.status_code for answer in cached] == [200] * 3
+        refused = small.post("/v1/completions", prompt=[100] * (limit + 1))
+        assert refused.status_code == 400
+        assert f"the KV cache holds {limit}, more with a larger --cache-size-gb" in refused.json()["error"]["message"]
 
 
 @pytest.mark.slow
