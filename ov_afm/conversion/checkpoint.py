@@ -144,7 +144,8 @@ def check_config(
             code="architecture-unsupported",
         )
     _check_fields(config, where)
-    check_rope(config, where)
+    if task == TEXT_GENERATION:
+        check_rope(config, where)
     # compressed-tensors used the second key once; mlx-lm writes the third.
     for key in ("quantization_config", "compression_config", "quantization"):
         if quantization := config.get(key):

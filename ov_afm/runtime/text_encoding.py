@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DeviceError, GenerationError, last_line
 from ..model_dir.inference import EXACT
-from ..model_dir.text_encoder import EMBEDDING, TextEncoder
+from ..model_dir.text_encoder import EMBEDDING, RERANKING, TextEncoder
 from . import devices
 from .rules import kind_of
 
@@ -26,8 +26,6 @@ __all__ = ["Counted", "LoadedEncoder", "load"]
 # Tokens of a batch, padding included, and texts in it: more does not make a CPU faster, and memory grows with it.
 BATCH_TOKENS = 8192
 BATCH_TEXTS = 64
-# GenAI sorts scores and keeps so many; the order is the server's business.
-ALL = 2**31 - 1
 SAMPLE = "The quick brown fox jumps over the lazy dog."
 # Cosine of an embedding, or difference of a score, that a device may be off from the CPU at f32.
 DEVICE_COSINE, DEVICE_SCORE = 0.99, 0.05
@@ -81,8 +79,6 @@ class LoadedEncoder:
         if embedding:
             config.normalize = facts.normalize
             config.pooling_type = getattr(openvino_genai.TextEmbeddingPipeline.PoolingType, str(facts.pooling).upper())
-        else:
-            config.top_n = ALL
         self._pipeline: Any = kind(str(folder), device, config, **properties)
         self._tokenizer = openvino_genai.Tokenizer(str(folder), **({} if embedding else {"add_second_input": True}))
 
@@ -96,7 +92,9 @@ class LoadedEncoder:
         counts: list[int] = []
         for begin in range(0, len(texts), BATCH_TEXTS):
             part = list(texts[begin : begin + BATCH_TEXTS])
-            encoded = self._tokenizer.encode(part) if query is None else self._tokenizer.encode([query], part)
+            encoded = (
+                self._tokenizer.encode(part) if query is None else self._tokenizer.encode([query] * len(part), part)
+            )
             counts += encoded.attention_mask.data.sum(axis=1).tolist()
         return counts
 
@@ -150,10 +148,10 @@ class LoadedEncoder:
         """
         import numpy as np
 
-        scores = np.full((len(texts), 1), np.nan, np.float32)
-        for place, score in self._pipeline.rerank(query, list(texts)):
-            scores[place] = score
-        return self._checked(scores)
+        # One text a call: for more, OpenVINO's tokenizer (2026.4.1) writes the query beyond the room that it reserved,
+        # once for each text (CombineSegments), which ends in an error or in a damaged heap.
+        scores = [self._pipeline.rerank(query, [text])[0][1] for text in texts]
+        return self._checked(np.array(scores, np.float32)[:, None])
 
     def _checked(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         import numpy as np
@@ -216,6 +214,9 @@ def load(folder: Path, facts: TextEncoder, device: str = "CPU", properties: Mapp
             "another --device",
             code="encoder-device",
         )
+    if facts.task == RERANKING:
+        # A score of bf16 has three digits, and many documents the same.
+        properties = {"INFERENCE_PRECISION_HINT": "f32", **(properties or {})}
     failures = []
     for choice in devices.choose(device):
         try:

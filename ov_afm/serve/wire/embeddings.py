@@ -18,7 +18,8 @@ import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, field_validator
+from pydantic_core import PydanticCustomError
 
 from ...model_dir.text_encoder import EMBEDDING, RERANKING, TextEncoder
 from ..answers import until_gone
@@ -82,6 +83,19 @@ class EmbeddingRequest(Body):
     input_type: InputType | None = None
     prompt_name: StrictStr | None = None
     normalize: StrictBool | None = None
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _one_message(cls, value: Any) -> Any:
+        """Say what is wrong once, not for each form that an input may have."""
+        many = value if isinstance(value, list) else [value]
+        kinds = {type(each) for each in many}
+        if not many or len(many) > MAX_TEXTS and kinds != {int}:
+            count = f"1 to {MAX_TEXTS} texts, found {len(many)}"
+            raise PydanticCustomError("input", "a request has {count}", {"count": count})
+        if len(kinds) > 1 or not kinds <= {str, int, list}:
+            raise PydanticCustomError("input", "texts are needed, or lists of tokens, and not both")
+        return value
 
     @property
     def texts(self) -> list[str | list[int]]:
