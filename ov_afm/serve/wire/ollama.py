@@ -18,6 +18,7 @@ from ..answers import EventStream, Part, Running, until_gone
 from ..errors import as_api_error
 from ..messages import ModelInfo
 from ..service import Service
+from . import ollama_embeddings
 from .ollama_models import Catalogue, ModelTable, ShowAnswer
 from .ollama_requests import (
     OllamaChat,
@@ -61,7 +62,7 @@ STREAMS: dict[int | str, dict[str, Any]] = {
 
 def add_routes(app: FastAPI, service: Service) -> None:
     """Add this API's routes to the application."""
-    api, catalogue = Ollama(service), Catalogue(service.models)
+    api, catalogue = Ollama(service), Catalogue(service)
 
     def home() -> PlainTextResponse:
         return PlainTextResponse("ov-afm is running")
@@ -95,6 +96,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         responses=ERRORS,
     )
     add("/api/version", version, methods=["GET"], response_model=VersionAnswer, responses=ERRORS)
+    ollama_embeddings.add_routes(app, service, ERRORS)
 
 
 class Ollama:
@@ -178,8 +180,6 @@ class Call:
     is_chat: bool
     load_s: float = 0.0
     begun: float = field(default_factory=time.perf_counter)
-    first: float | None = None
-    last: float = 0.0
     _open: dict[str, Any] | None = None
 
     async def whole(self, running: Running) -> dict[str, Any]:
@@ -215,9 +215,6 @@ class Call:
     async def _objects(self, running: Running) -> AsyncIterator[tuple[Taken, dict[str, Any]]]:
         """What each object says, and what only the last one has."""
         async for part in running.parts():
-            if running.answer.new_tokens:
-                self.last = time.perf_counter()
-                self.first = self.first or self.last
             taken = self._taken(part, is_chat=running.answer.chat)
             if taken:
                 yield taken, {}
@@ -265,16 +262,17 @@ class Call:
 
     def _end(self, running: Running, part: Part) -> dict[str, Any]:
         """Why the answer ended, and what it took, in nanoseconds."""
-        first = self.last if self.first is None else self.first
+        answer = running.answer
+        first = answer.first or answer.last
         return {
             "done": True,
             "done_reason": "length" if part.finish == "length" else "stop",
             "total_duration": _ns(time.perf_counter() - self.begun),
             "load_duration": _ns(self.load_s),
-            "prompt_eval_count": running.answer.prompt_tokens,
-            "prompt_eval_duration": _ns(first - self.begun - self.load_s),
-            "eval_count": running.answer.new_tokens,
-            "eval_duration": _ns(self.last - first),
+            "prompt_eval_count": answer.prompt_tokens,
+            "prompt_eval_duration": _ns(first - answer.taken),
+            "eval_count": answer.new_tokens,
+            "eval_duration": _ns(answer.last - first),
         }
 
 

@@ -14,9 +14,7 @@ from pydantic import BaseModel
 from ...errors import OVAFMError
 from ...model_dir.model_directory import ModelDirectory
 from ...runtime import generation_config
-from ...runtime.chat_template import ChatTemplate
-from ...runtime.reasoning import reasoning_tags
-from ..registry import Models
+from ..service import Service
 
 __all__ = ["Catalogue", "ModelTable", "ShowAnswer"]
 
@@ -73,12 +71,11 @@ class Catalogue:
     """Describes the models of a server.
 
     Args:
-        models: The models on offer.
+        service: What knows them.
     """
 
-    def __init__(self, models: Models) -> None:
-        self._models = models
-        self._directories: dict[str, ModelDirectory] = {}
+    def __init__(self, service: Service) -> None:
+        self._models, self._facts = service.models, service.facts
 
     def tags(self) -> ModelTable:
         """The models on offer."""
@@ -95,8 +92,8 @@ class Catalogue:
         Raises:
             APIError: There is no such model.
         """
-        name = self._models.resolve(name)
-        model, template = self._model(name), self._template(name)
+        name = self._models.resolve(name, None)
+        model, template = self._facts.directory(name), self._facts.template(name)
         licenses = sorted(model.path.glob("LICENSE*"))
         return ShowAnswer(
             modelfile=f"# Served by ov-afm.\nFROM {tagged(name)}\n",
@@ -109,26 +106,18 @@ class Catalogue:
             capabilities=self._capabilities(name),
         )
 
-    def _model(self, name: str) -> ModelDirectory:
-        if name not in self._directories:
-            self._directories[name] = ModelDirectory.open(self._models.engines[name].spec.model_dir, packed=False)
-        return self._directories[name]
-
-    def _template(self, name: str) -> ChatTemplate | None:
-        try:
-            return ChatTemplate.read(self._model(name).path)
-        except OVAFMError:
-            # The engine says what is wrong with it.
-            return None
-
     def _capabilities(self, name: str) -> list[str]:
-        template, info = self._template(name), self._models.engines[name].info
-        thinks = reasoning_tags(template, ()) if info is None else info.reasoning
-        # Tools are described in words where the template cannot.
-        return ["completion", *(["tools"] if template else []), *(["thinking"] if thinks else [])]
+        abilities = self._facts.abilities(name)
+        words = {
+            "completion": abilities.completion,
+            "tools": abilities.tools,
+            "thinking": abilities.reasoning,
+            "embedding": abilities.embeddings,
+        }
+        return [word for word, can in words.items() if can]
 
     def _entry(self, name: str) -> ModelEntry:
-        model = self._model(name)
+        model = self._facts.directory(name)
         return ModelEntry(
             name=tagged(name),
             model=tagged(name),
@@ -140,23 +129,17 @@ class Catalogue:
         )
 
     def _loaded(self, name: str) -> ModelEntry:
-        length = self._length(name)
-        return self._entry(name).model_copy(
-            update={"expires_at": FOREVER, "size_vram": 0, "context_length": length},
-        )
-
-    def _length(self, name: str) -> int:
-        info = self._models.engines[name].info
-        return self._model(name).context_length if info is None else info.context_length
+        length = self._facts.context_length(name)
+        return self._entry(name).model_copy(update={"expires_at": FOREVER, "size_vram": 0, "context_length": length})
 
     def _info(self, name: str) -> dict[str, Any]:
-        model = self._model(name)
+        model = self._facts.directory(name)
         family, geometry = _family(model), model.geometry
         return {
             "general.architecture": family,
             "general.basename": name,
             "general.parameter_count": model.parameters,
-            f"{family}.context_length": self._length(name),
+            f"{family}.context_length": self._facts.context_length(name),
             f"{family}.embedding_length": geometry.hidden,
             f"{family}.feed_forward_length": geometry.intermediate,
             f"{family}.block_count": geometry.layers,
