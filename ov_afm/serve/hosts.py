@@ -24,8 +24,8 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]*)(?::[0-9]{0,5})?")
 LOCALHOST = "localhost"
-# Top-level names for local use: RFC 6761, RFC 6762, RFC 8375 (home.arpa), ICANN's .internal; .lan by habit.
-LOCAL_NAMES = ("localhost", "local", "internal", "home.arpa", "lan")
+# Top-level names for local use: RFC 6761, RFC 6762, RFC 8375 (home.arpa), ICANN's .internal; Kubernetes' .svc; .lan.
+LOCAL_NAMES = ("localhost", "local", "internal", "home.arpa", "svc", "lan")
 # Pages that come with a program on this machine and not from a site.
 LOCAL_SCHEMES = ("app", "file", "tauri", "vscode-file", "vscode-webview")
 LONGEST_SHOWN = 80

@@ -139,6 +139,10 @@ class BodyChecks:
                 return None
             body += part.get("body", b"")
             if not part.get("more_body", False) and len(body) <= self._max_body_bytes:
+                if len(body) < declared_bytes:
+                    # httptools, which Ray's proxies use, drops the body of a client that offers HTTP/2.
+                    message = f"the body has {len(body)} of {declared_bytes} bytes; offer no upgrade to HTTP/2 (h2c)"
+                    raise APIError(message, code="incomplete_body", headers={"Connection": "close"})
                 return bytes(body)
         message = f"the body is longer than {self._max_body_bytes} bytes"
         raise APIError(message, code="body_too_large", status=413, headers={"Connection": "close"})
