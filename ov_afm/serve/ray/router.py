@@ -215,16 +215,16 @@ class _Relay:
                 return
             self._started, self._failed = True, False
         elif self._started and self._failed:
-            message = {**message, "body": _event(message["body"])}
+            message = {**message, "body": _event(message["body"], self._scope["path"])}
         self._has_text = self._has_text or (bool(message.get("body")) and not message["body"].startswith(b":"))
         await self._send(message)
 
     async def fail(self, error: APIError) -> None:
         """Answer with an error, or end the stream with it."""
         if self._started:
-            await self._send(
-                {"type": "http.response.body", "body": _event(json.dumps(error.body(self._scope["path"])).encode())}
-            )
+            path = self._scope["path"]
+            body = _event(json.dumps(error.body(path)).encode(), path)
+            await self._send({"type": "http.response.body", "body": body})
         else:
             await error.response(self._scope["path"])(self._scope, self._receive, self._send)
 
@@ -234,5 +234,9 @@ def _replica(start: Message) -> str:
     return next((replica_tag(value.decode()) for name, value in start["headers"] if name == b"x-replica"), "")
 
 
-def _event(body: bytes) -> bytes:
-    return b"data: " + body + b"\n\n" if body else body
+def _event(body: bytes, path: str) -> bytes:
+    """An error within a stream, as the API of this path has it."""
+    if not body or path.startswith("/api/"):
+        return body and body + b"\n"
+    name = b"event: error\n" if path.startswith("/v1/messages") else b""
+    return name + b"data: " + body + b"\n\n"
