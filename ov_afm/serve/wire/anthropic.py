@@ -23,6 +23,7 @@ from ..errors import APIError, as_api_error
 from ..protocol import ChatRequest
 from ..service import Service
 from .anthropic_requests import CountRequest, MessagesRequest, chat_request
+from .openapi import STATUSES
 
 __all__ = ["add_routes"]
 
@@ -57,9 +58,7 @@ class Count(BaseModel):
     input_tokens: int
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 413, 415, 429, 500, 503, 504)
-}
+ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorAnswer} for status in STATUSES}
 STREAMS: dict[int | str, dict[str, Any]] = {
     **ERRORS,
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Whole, or as a stream"},

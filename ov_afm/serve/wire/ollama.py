@@ -29,6 +29,7 @@ from .ollama_requests import (
     completion_request,
     generate_request,
 )
+from .openapi import STATUSES
 
 __all__ = ["add_routes"]
 
@@ -51,9 +52,7 @@ class VersionAnswer(BaseModel):
     version: str
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem} for status in (400, 401, 403, 404, 413, 415, 429, 500, 503, 504)
-}
+ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in STATUSES}
 STREAMS: dict[int | str, dict[str, Any]] = {
     **ERRORS,
     200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}, "description": "Whole, or as a stream"},

@@ -6,11 +6,11 @@ from typing import Any
 
 from ..protocol import ErrorEnvelope
 
-__all__ = ["ERRORS", "STREAMS"]
+__all__ = ["ERRORS", "STATUSES", "STREAMS"]
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorEnvelope} for status in (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 503, 504)
-}
+# Of errors, in every API.
+STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 429, 500, 502, 503, 504)
+ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": ErrorEnvelope} for status in STATUSES}
 
 STREAMS: dict[int | str, dict[str, Any]] = {
     **ERRORS,
