@@ -41,6 +41,7 @@ def free_port() -> int:
 def cluster(tiny_model: Path) -> Iterator[serving.Server]:
     """Two replicas that take two requests each and let one wait."""
     arguments = ("--model", f"tiny={tiny_model}", "--cache-size-gb", "0.02", "--max-running", "2", "--max-queue", "1")
+    arguments += ("--alias", "claude-*=tiny")
     with serving.server(*arguments, "--ray", "--replicas", "2", "--ray-cpus", "0.5", port=free_port()) as running:
         yield running
         assert running.terminate() == 0
@@ -198,6 +199,17 @@ def test_the_rest_of_the_interface_is_that_of_one_machine(server: serving.Server
     assert server.http.post("/v1/chat/completions", content=b"{").json()["error"]["code"] == "unsupported_media_type"
     long = server.http.post("/tokenize", json={"prompt": "x" * (9 << 20)})
     assert (long.status_code, long.json()["error"]["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.slow
+def test_the_other_apis_and_names_reach_the_replicas(server: serving.Server) -> None:
+    fields = {"messages": [{"role": "user", "content": "Hello"}], "stream": True}
+    answer = httpx.post(f"{server.url}/v1/messages", json={**fields, "model": "claude-x", "max_tokens": 4}, timeout=60)
+    assert "event: message_stop" in answer.text
+    answer = httpx.post(f"{server.url}/api/chat", json={**fields, "model": "tiny:latest"}, timeout=60)
+    assert json.loads(answer.text.splitlines()[-1])["done"]
+    answer = httpx.post(f"{server.url}/v1/messages", json={**fields, "model": "none", "max_tokens": 4}, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found_error")
 
 
 def test_a_conversation_is_known_by_its_beginning() -> None:
