@@ -175,6 +175,12 @@ class Service:
         engine = await self.models.engine(self.models.resolve(body.model))
         return len(await engine.ask(Tokenize(conversation.prompt_of(body, engine.info))))
 
+    async def context_length(self, model: str | None) -> int:
+        """Most tokens of prompt and answer together."""
+        engine = await self.models.engine(self.models.resolve(model))
+        assert engine.info is not None
+        return engine.info.context_length
+
     async def detokenize(self, body: protocol.DetokenizeRequest) -> protocol.Text:
         """Text of tokens."""
         engine = await self.models.engine(self.models.resolve(body.model, None))

@@ -45,7 +45,7 @@ class Model:
         self.deltas: list[dict[str, Any]] = [{"content": "Hi"}]
         self.finish: str | Exception = "stop"
         self.asked: list[ChatRequest] = []
-        self.longest = 1000
+        self.longest = 1000  # messages; each is a token
         app = FastAPI()
         errors.install(app)
         responses_api.add_routes(app, self)  # type: ignore[arg-type]
@@ -59,6 +59,14 @@ class Model:
         if len(body.messages) > self.longest:
             raise APIError("the prompt has too many tokens", "messages", "context_length_exceeded")
         return Scripted(self.deltas, self.finish)
+
+    async def context_length(self, model: str | None) -> int:
+        """Most messages."""
+        return self.longest
+
+    async def count_tokens(self, body: ChatRequest) -> int:
+        """Messages."""
+        return len(body.messages)
 
     def event_stream(self, running: Running, events: Any) -> EventStream:
         """A stream's response."""

@@ -105,16 +105,30 @@ class Responses:
         self, body: ResponsesRequest, items: list[dict[str, Any]], tools: ToolTable, request: Request
     ) -> Running:
         """Begin to answer; where truncation is `auto`, without the oldest turns if all are too long."""
-        dropped = 1
-        while True:
+        try:
             try:
                 return await self._service.begin_chat(chat_request(body, items, tools), request)
             except APIError as error:
-                shorter = _shorter(items, dropped)
-                too_long = error.api_code == "context_length_exceeded"
-                if not too_long or body.truncation != "auto" or shorter is None:
-                    raise in_our_words(error) from None
-                items, dropped = shorter, 2 * dropped
+                if error.api_code != "context_length_exceeded" or body.truncation != "auto":
+                    raise
+            shorter = await until_gone(request, self._shorter(body, items, tools))
+            return await self._service.begin_chat(chat_request(body, shorter, tools), request)
+        except APIError as error:
+            raise in_our_words(error) from None
+
+    async def _shorter(
+        self, body: ResponsesRequest, items: list[dict[str, Any]], tools: ToolTable
+    ) -> list[dict[str, Any]]:
+        """A conversation with as many of its last turns as leave room for the answer, the last one at least."""
+        context = await self._service.context_length(body.model)
+        room = context - min(body.max_output_tokens or context // 4, context // 2)
+        shorter = _shorter(items)
+        least, most = 0, len(shorter) - 1
+        while least < most:
+            middle = (least + most) // 2
+            fits = await self._service.count_tokens(chat_request(body, shorter[middle], tools)) <= room
+            least, most = (least, middle) if fits else (middle + 1, most)
+        return shorter[least]
 
     def get(self, response_id: str, stream: Annotated[bool, Query()] = False) -> Response:
         """A response that is kept."""
@@ -160,11 +174,8 @@ def _lost(kind: str, name: str) -> str:
     return f"no {kind} {name[:80]!r} is kept here; the server keeps the latest ones, unless store is false"
 
 
-def _shorter(items: list[dict[str, Any]], turns: int) -> list[dict[str, Any]] | None:
-    """A conversation without its oldest turns, the system's messages at its beginning apart; None if none are left."""
+def _shorter(items: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """A conversation without its oldest turn, without two, and so on; the system's messages at its beginning stay."""
     begin = next((index for index, each in enumerate(items) if each.get("role") not in SYSTEM), len(items))
-    starts = [index for index, each in enumerate(items) if index >= begin and each.get("role") == "user"]
-    later = [index for index in starts if index > begin]
-    if not later:
-        return None
-    return [*items[:begin], *items[later[min(turns, len(later)) - 1] :]]
+    starts = [index for index, each in enumerate(items) if index > begin and each.get("role") == "user"]
+    return [[*items[:begin], *items[start:]] for start in starts] or [items]

@@ -50,7 +50,7 @@ OUR_WORDS = {
     r"\bresponse_format\b": "text.format",
     r"\breasoning_effort\b": "reasoning.effort",
     r"\bmax_(completion_)?tokens\b": "max_output_tokens",
-    r"\bmessages(\.\d+)+": "input",
+    r"^messages\b(\.\w+)*|\bmessages(\.\w+)+": "input",
     r"\b(tools\.\d+)\.function\b": r"\1",
 }
 
