@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..model_dir.model_directory import ModelDirectory
+from ..model_dir.text_encoder import EMBEDDING, RERANKING, TEXT_GENERATION
 from ..runtime import lora
 from ..runtime.rules import kind_of
+from ..serve import clients
+from ..serve.clients import CLIENTS
 from ..system.resources import require
 from .command import command, command_parser, given
 from .options import key_values, ov_properties, prompt_cache
@@ -57,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--log-prompts", action="store_true", help="write prompts to the log")
     cut = "cut texts for embedding and reranking that are too long, instead of refusing them"
     add("--truncate", action="store_true", help=cut)
+    client = "print the settings of this program for the server, after a check that the model can do what it needs"
+    add("--for", dest="client", choices=CLIENTS, help=client)
     # Options of these groups that are not given stay out: `EngineSpec` and `Limits` have the defaults.
     add = partial(parser.add_argument_group("engine").add_argument, default=argparse.SUPPRESS)
     device = "CPU, GPU, GPU.1 or AUTO; NPU and NPU-EMULATED answer one request at a time"
@@ -161,6 +166,40 @@ def _host_rules(arguments: argparse.Namespace, api_keys: Sequence[str]) -> HostR
     return HostRules(is_loopback(arguments.host), names, frozenset(arguments.cors_origin))
 
 
+def _serve_client(arguments: argparse.Namespace, specs: Mapping[str, EngineSpec], api_keys: Sequence[str]) -> None:
+    """Print what the program of `--for` needs to know, and start the server with what it needs.
+
+    Raises:
+        ConfigError: The model, or an option, is none for it.
+    """
+    from ..serve.model_facts import ModelFacts
+    from ..serve.registry import Limits, Models
+
+    models = Models(specs, Limits())
+    facts = ModelFacts(models)
+    if arguments.port == 0:
+        raise ConfigError("--for prints the port; give one with --port", code="client-port")
+    host = "127.0.0.1" if arguments.host in ("localhost", "0.0.0.0", "::") else arguments.host
+    first = {task: name for name in reversed(models.engines) if (task := models.task(name))}
+    if TEXT_GENERATION not in first:
+        raise ConfigError("--for needs a model that writes text; serve one", code="no-model")
+    name = first[TEXT_GENERATION]
+    endpoint = clients.Endpoint(
+        url=f"http://{f'[{host}]' if ':' in host else host}:{arguments.port}",
+        model=name,
+        context=facts.context_length(name),
+        key=next(iter(api_keys), ""),
+        embeddings=first.get(EMBEDDING, ""),
+        reranker=first.get(RERANKING, ""),
+    )
+    clients.check(arguments.client, endpoint, tools=facts.abilities(name).tools)
+    client = CLIENTS[arguments.client]
+    if client.alias and client.alias not in key_values(arguments.alias, "--alias"):
+        arguments.alias.append(f"{client.alias}={name}")
+    arguments.truncate = arguments.truncate or client.truncate
+    print(clients.settings(arguments.client, endpoint), flush=True)
+
+
 def _positive(values: dict[str, Any]) -> dict[str, Any]:
     """The same values; numbers must be above 0, except for `max_queue`."""
     for name, value in values.items():
@@ -242,6 +281,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     limits = Limits(**_positive(given(Limits, arguments)))
     api_keys = tuple(arguments.api_key) or tuple(filter(None, [os.environ.get(KEY_VARIABLE)]))
+    if arguments.client is not None:
+        _serve_client(arguments, specs, api_keys)
     settings = Settings(
         api_keys=api_keys,
         hosts=_host_rules(arguments, api_keys),
