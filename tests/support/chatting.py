@@ -135,7 +135,7 @@ class Tab:
         self.page.on("pageerror", lambda each: self.errors.append(str(each)))
         self.page.goto(url)
         self.question = self.page.get_by_label("Your question").first
-        self.questions = self.page.locator("#chat .user.message")
+        self.questions = self.page.locator("#chat .user.message .content")
         self.answers = self.page.locator("#chat .bot.message")
         self.status = self.page.locator("#status .state")
         self.ready()

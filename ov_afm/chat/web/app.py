@@ -130,7 +130,7 @@ def _page(session: Session, params: Params, system: str) -> Any:
 def _run(blocks: Any, address: Address, port: int, credentials: tuple[str, str] | None) -> None:
     from starlette.middleware import Middleware
 
-    from . import html, page
+    from . import conversation_view, html, page
 
     middleware = Middleware(SecurityMiddleware, loopback=address.local)
     blocks.launch(
@@ -146,7 +146,7 @@ def _run(blocks: Any, address: Address, port: int, credentials: tuple[str, str] 
         footer_links=[],
         app_kwargs={"middleware": [middleware], "docs_url": None, "redoc_url": None},
         theme=page.THEME,
-        css=html.CSS,
+        css=html.CSS + conversation_view.CSS,
         js=SILENCE_ABORTS,
         show_error=True,
         pwa=False,

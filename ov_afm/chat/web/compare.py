@@ -16,7 +16,7 @@ from ..conversation import figures_line
 from ..engine import Choice, Engine
 from . import html
 from .handlers import AT_ONCE, UNLIMITED, Handlers, errors_shown
-from .security import neutralize
+from .rendering import as_html, as_text
 
 __all__ = ["compare_tab"]
 
@@ -71,7 +71,7 @@ def compare_tab(handlers: Handlers, sliders: list[Any]) -> list[tuple[Any, Any, 
     with gr.Row():
         for name in NAMES:
             with gr.Column(min_width=280):
-                answers.append(gr.Markdown(elem_id=f"compare-{name}", sanitize_html=True))
+                answers.append(gr.HTML(elem_id=f"compare-{name}", elem_classes="message"))
     cancel = threading.Event()
 
     def run(text: str, *fields: Any) -> Iterator[list[Any]]:
@@ -102,7 +102,7 @@ def compare(question: str, choices: list[Choice], params: Params, cancel: thread
                     columns.append(figures)
                 yield [_table(columns, status), *answers]
         except OVAFMError as error:
-            answers[index] = f"**{neutralize(' '.join(str(error).split()))}**"
+            answers[index] = as_text(" ".join(str(error).split()))
             columns.append(None)
         finally:
             engine.close()
@@ -126,10 +126,10 @@ def _ask(
         for step in steps:
             text += step.text
             if step.finish_reason is None:
-                yield status, neutralize(text), None
+                yield status, as_html(text), None
             else:
                 figures = figures_of(step, engine.info)
-                shown = f"{neutralize(text)}\n\n*{neutralize(figures_line(figures))}*"
+                shown = as_html(text) + as_text(figures_line(figures))
                 more = {"prompt_lookup": engine.choice.prompt_lookup, "load_s": engine.loaded_s}
                 yield status, shown, {**figures, **more}
 

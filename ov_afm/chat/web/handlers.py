@@ -15,7 +15,7 @@ from ..conversation import Conversation, from_json, title_of
 from ..models import recommended_sampling
 from ..session import Session, View
 from . import html
-from .security import original
+from .conversation_view import messages
 
 __all__ = ["AT_ONCE", "IN_ORDER", "SLIDERS", "UNLIMITED", "Handlers", "errors_shown"]
 
@@ -54,13 +54,6 @@ def _owner(request: gr.Request) -> str:
 
 def _tab(request: gr.Request) -> str:
     return str(request.session_hash)
-
-
-def _text(value: Any) -> str:
-    """The text of an edited message, which Gradio gives as text or as a list of parts."""
-    if isinstance(value, list):
-        return "".join(_text(part) for part in value)
-    return str(value.get("text", "")) if isinstance(value, dict) else str(value)
 
 
 class Handlers:
@@ -177,7 +170,7 @@ class Handlers:
     def _show(self, owner: str, number: str, conversation: Conversation) -> list[Any]:
         view = View(conversation, working=bool(number) and self.session.busy(int(number)))
         entries = self._entries(owner, number)
-        shown = [number, entries, conversation.title, conversation.system, html.bubbles(view), self._gauge(view)]
+        shown = [number, entries, conversation.title, conversation.system, messages(view), self._gauge(view)]
         if self.models.engine is not None:
             shown.append(self.models.engine.choice.model_dir)
         return shown
@@ -222,14 +215,17 @@ class Handlers:
         yield from self._answer(request, number, system, sampling, lambda each: each.retry())
 
     def edit(
-        self, request: gr.Request, event: gr.EditData, number: str, system: str, *sampling: float
+        self, request: gr.Request, event: gr.EventData, number: str, system: str, *sampling: float
     ) -> Iterator[list[Any]]:
         """Change a question; what came after it is answered anew."""
-        index = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
+        index, question = int(event.index), str(event.value).strip()
+        if not question:
+            yield gr.skip()
+            return
 
         def change(conversation: Conversation) -> None:
-            conversation.turns = conversation.turns[: int(index)]
-            conversation.question(original(_text(event.value)).strip())
+            conversation.turns = conversation.turns[:index]
+            conversation.question(question)
 
         yield from self._answer(request, number, system, sampling, change)
 
@@ -248,7 +244,7 @@ class Handlers:
             for index, view in enumerate(views):
                 question = skip if box is None else box
                 once = [skip] * 3 if index else [question, number, self._entries(owner, number)]
-                yield [*once, html.bubbles(view), skip if view.working else self._gauge(view)]
+                yield [*once, messages(view), skip if view.working else self._gauge(view)]
 
     def stop(self, request: gr.Request) -> None:
         """Stop this tab's answer."""
@@ -280,7 +276,7 @@ class Handlers:
         if number:
             self.store.save(owner, int(number), conversation)
         view = View(conversation)
-        return [question, number, self._entries(owner, number), html.bubbles(view), self._gauge(view)]
+        return [question, number, self._entries(owner, number), messages(view), self._gauge(view)]
 
     def _gauge(self, view: View) -> str:
         return html.gauge(view, self.models.info.context_length)

@@ -1,22 +1,19 @@
-"""The page's pieces of HTML and its style. Jinja escapes every value that goes in; chat messages are Markdown."""
+"""The page's pieces of HTML and its style. Jinja escapes every value that goes in."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from ..conversation import context_line, figures_line
+from ..conversation import context_line
 from ..models import DeviceRow, ModelManager
 from ..session import View
-from .security import neutralize
 
 __all__ = [
     "CSS",
     "DOWNLOAD",
     "PICK",
-    "bubbles",
     "figures_table",
     "gauge",
     "loading",
@@ -49,13 +46,6 @@ CSS = """
 .absent li::before { content: ""; display: inline-block; width: .7rem; height: .7rem; margin-right: .6rem;
   border: 1px solid currentColor; border-radius: 50%; vertical-align: -1px; opacity: .5; }
 .note { font-size: .85rem; color: var(--body-text-color-subdued); }
-#chat .message em:only-child { font-size: .8rem; font-style: normal; opacity: 1;
-  color: var(--body-text-color); }
-/* Gradio gives each part of an answer its own row of buttons; one, below the figures, is enough. */
-#chat .bot.message { display: flex; flex-direction: column; align-items: flex-start; }
-#chat .bot.message > * { max-width: 100%; }
-#chat .bot.message > .message-buttons { order: 2; }
-#chat .bot.message > .thought + .message-buttons { display: none; }
 #send { max-width: 9rem; gap: .5rem; }
 #send button { flex: 1; min-height: 2.2rem; padding: .3rem .8rem; font-size: 1rem; }
 .gradio-container input[role="combobox"] { padding-right: 1.75rem; text-overflow: ellipsis; }
@@ -122,24 +112,6 @@ FIGURES = ENVIRONMENT.from_string("""
 """)
 # The report is a page of its own, without scripts; the sandbox makes sure of it.
 FRAME = ENVIRONMENT.from_string('<iframe class="report" sandbox title="{{ title }}" srcdoc="{{ page }}"></iframe>')
-
-
-def bubbles(view: View) -> list[dict[str, Any]]:
-    """A conversation as Gradio's chat shows it: HTML of people and models as plain text, figures below."""
-    messages: list[dict[str, Any]] = []
-    for turn in view.conversation.turns:
-        content = [neutralize(turn.content)]
-        if turn.figures and turn.role == "assistant":
-            # Else a server's address would become a link.
-            content.append(f"*{neutralize(figures_line(turn.figures)).replace('://', ':&#47;/')}*")
-        messages.append({"role": turn.role, "content": content})
-    if view.problem:
-        problem = neutralize(" ".join(view.problem.split())).replace("*", "\\*")
-        messages.append({"role": "assistant", "content": [f"**{problem}**"]})
-    elif view.working and (not messages or messages[-1]["role"] == "user"):
-        waiting = "…" if view.ahead is None else f"{view.ahead} ahead of you"
-        messages.append({"role": "assistant", "content": [waiting]})
-    return messages
 
 
 def gauge(view: View, context_length: int | None) -> str:

@@ -13,7 +13,7 @@ import gradio as gr
 from ...runtime.sampling import Params
 from ..conversation import to_json, to_markdown
 from ..session import Session
-from . import html
+from . import conversation_view, html
 from .compare import compare_tab
 from .handlers import AT_ONCE, IN_ORDER, SLIDERS, UNLIMITED, Handlers
 from .report import report_tab
@@ -113,18 +113,7 @@ class Page:
     def _conversation_column(self) -> None:
         remote = self._models.remote
         hint = f"Questions go to {remote.url}." if remote else "Nothing leaves this machine."
-        self.chat = gr.Chatbot(
-            label="Chat",
-            show_label=False,
-            elem_id="chat",
-            height="62vh",
-            editable="user",
-            buttons=["copy"],
-            placeholder=f"Ask something. {hint}",
-            layout="panel",
-            feedback_options=None,
-            allow_tags=False,
-        )
+        self.chat = conversation_view.component(f"Ask something. {hint}")
         self.gauge = gr.HTML(elem_id="gauge")
         with gr.Row(equal_height=True, elem_id="ask"):
             self.question = gr.Textbox(

@@ -2,48 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
+import base64
+import hashlib
 import re
 from typing import TYPE_CHECKING
-
-from ..terminal_markdown import fenced_lines
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["SecurityMiddleware", "neutralize", "original"]
+__all__ = ["SecurityMiddleware"]
 
-# Nothing from other sites: no image, script, font, frame or connection. Gradio's page needs its inline parts.
+# Nothing from other sites: no image, script, font, frame or connection. Gradio's page needs inline styles, and makes
+# functions of its own texts. Of inline scripts those run that the page was sent with; `{scripts}` are their hashes.
 POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "default-src 'self'; script-src 'self' 'unsafe-eval'{scripts}; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; "
     "frame-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
-HEADERS = (
-    (b"content-security-policy", POLICY.encode()),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-)
+HEADERS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
+INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
 # Gradio's routes to the disk and to other machines. The page needs none of them.
 CLOSED = re.compile(r"/(file[=/]|proxy=|upload|stream/|component_server|deep_link|mcp|dev/)")
 LOOPBACK = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?")
-# A code span, which stays as it is; a character that opens a tag, as that of "a < b" does not; and that of an image.
-CODE_OR_MARK = re.compile(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)|<(?=[A-Za-z/!?])|!\[", re.DOTALL)
-AS_TEXT = {"<": "&lt;", "![": "!\\["}
-
-
-def neutralize(text: str) -> str:
-    """Markdown from outside with HTML and images made visible as text; code is left as it is."""
-    parts = []
-    for is_code, lines in itertools.groupby(fenced_lines(text), key=lambda each: each[1]):
-        part = "".join(line for line, _ in lines)
-        parts.append(part if is_code else CODE_OR_MARK.sub(lambda found: AS_TEXT.get(found[0], found[0]), part))
-    return "".join(parts)
-
-
-def original(text: str) -> str:
-    """The text that `neutralize` was given; for a question that is edited."""
-    return text.replace("&lt;", "<").replace("!\\[", "![")
 
 
 class SecurityMiddleware:
@@ -72,13 +52,38 @@ class SecurityMiddleware:
         elif CLOSED.search(scope["path"]):
             await PlainTextResponse("this chat gives no files away", 403)(scope, receive, send)
         else:
-            await self.app(scope, receive, _with_headers(send))
+            # A compressed page could not be read here.
+            headers = [each for each in scope["headers"] if each[0] != b"accept-encoding"]
+            await self.app({**scope, "headers": headers}, receive, _with_headers(send))
 
 
 def _with_headers(send: Send) -> Send:
+    """Add the headers; those of a page wait for its text, whose scripts they name."""
+    start: Message = {}
+    page = bytearray()
+
     async def wrapped(message: Message) -> None:
+        nonlocal start
         if message["type"] == "http.response.start":
             message["headers"] = [*message.get("headers", []), *HEADERS]
+            content_type = dict(message["headers"]).get(b"content-type", b"")
+            if content_type.startswith(b"text/html"):
+                start = message
+                return
+            message["headers"].append((b"content-security-policy", _policy(b"")))
+        elif start and message["type"] == "http.response.body":
+            page.extend(message.get("body", b""))
+            if message.get("more_body"):
+                return
+            start["headers"].append((b"content-security-policy", _policy(bytes(page))))
+            await send(start)
+            message = {"type": "http.response.body", "body": bytes(page)}
         await send(message)
 
     return wrapped
+
+
+def _policy(page: bytes) -> bytes:
+    """The content policy of a page with these inline scripts."""
+    hashes = (base64.b64encode(hashlib.sha256(script).digest()).decode() for script in INLINE_SCRIPT.findall(page))
+    return POLICY.format(scripts="".join(f" 'sha256-{each}'" for each in hashes)).encode()
