@@ -93,16 +93,19 @@ def prompt_of(request: ChatRequest | TokenizeRequest, info: ModelInfo | None) ->
 
 def _continues(request: ChatRequest | TokenizeRequest, turns: Sequence[Turn]) -> bool:
     """Whether the answer continues the last message."""
-    if not request.continue_final_message:
+    prefixes = [index for index, message in enumerate(request.messages or []) if message.prefix]
+    if not request.continue_final_message and not prefixes:
         return False
-    if request.add_generation_prompt:
-        both = "continue_final_message continues the last message, add_generation_prompt begins a new one"
-        raise APIError(f"{both}; set only one of them", "continue_final_message")
+    field = "continue_final_message" if request.continue_final_message else f"messages.{prefixes[0]}.prefix"
+    if prefixes and prefixes != [len(turns) - 1]:
+        raise APIError(f"{field}: only the last message can be continued", field)
+    if request.add_generation_prompt or (prefixes and request.continue_final_message is False):
+        other = "add_generation_prompt: true" if request.add_generation_prompt else "continue_final_message: false"
+        raise APIError(f"{field} continues the last message, {other} begins a new one; set only one of them", field)
     last = turns[-1]
     if last.role != "assistant" or last.calls:
         what = "one with tool calls" if last.calls else f"one of role {last.role!r}"
-        message = f"continue_final_message needs a last message that is text of the assistant, found {what}"
-        raise APIError(message, "continue_final_message")
+        raise APIError(f"{field} needs a last message that is text of the assistant, found {what}", field)
     return True
 
 

@@ -65,6 +65,8 @@ class Message(RequestObject):
     # Not OpenAI's: what the model thought before an earlier answer, by the two names that servers give it.
     reasoning_content: StrictStr | None = None
     reasoning: StrictStr | None = None
+    # Not OpenAI's: DeepSeek's and Mistral's name for a last message that the answer continues.
+    prefix: StrictBool | None = None
     # OpenAI's form before tools.
     function_call: FunctionCall | None = None
     audio: dict[str, Any] | None = None
@@ -277,6 +279,8 @@ class TokenizeRequest(RequestObject):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: StrictBool | None = None
     continue_final_message: StrictBool | None = None
+    chat_template: StrictStr | None = None
+    documents: list[Any] | None = None
 
 
 class DetokenizeRequest(RequestObject):

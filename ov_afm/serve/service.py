@@ -129,9 +129,7 @@ class Service:
 
     def _inspect(self, body: protocol.SamplingRequest, *, wants_logprobs: bool) -> None:
         """Refuse what cannot be done."""
-        for name, reason in UNAVAILABLE.items():
-            if getattr(body, name, None):
-                raise APIError(f"{name} is not available: {reason}", name, "unsupported_parameter")
+        _refuse_unavailable(body)
         if body.stream_options is not None and not body.stream:
             raise APIError("stream_options needs stream: true", "stream_options")
         if wants_logprobs and body.stream:
@@ -157,6 +155,7 @@ class Service:
 
     async def tokenize(self, body: protocol.TokenizeRequest) -> protocol.Tokens:
         """Tokens of text or messages."""
+        _refuse_unavailable(body)
         if (body.prompt is None) == (body.messages is None):
             raise APIError("give either prompt or messages", "prompt")
         task = None if body.messages is None else TEXT_GENERATION
@@ -193,6 +192,12 @@ class Service:
     def model(self, model_id: str) -> protocol.Model:
         """One of the models on offer."""
         return self.facts.describe(self.models.resolve(model_id, None))
+
+
+def _refuse_unavailable(body: protocol.RequestObject) -> None:
+    for name, reason in UNAVAILABLE.items():
+        if getattr(body, name, None):
+            raise APIError(f"{name} is not available: {reason}", name, "unsupported_parameter")
 
 
 def _one_prompt(prompt: str | list[int] | list[str] | list[list[int]]) -> Text | Tokens:

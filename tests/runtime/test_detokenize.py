@@ -23,8 +23,8 @@ def decode(tokens: list[int]) -> str:
     return bytes(tokens).decode("utf-8", "replace")
 
 
-def stream(data: bytes, stop: tuple[str, ...] = ()) -> list[str]:
-    assembler = TextAssembler(decode, BYTES, stop)
+def stream(data: bytes, stop: tuple[str, ...] = (), whole: tuple[str, str] | None = None) -> list[str]:
+    assembler = TextAssembler(decode, BYTES, stop, whole)
     pieces = []
     for token in data:
         pieces.append(assembler.push(token))
@@ -86,6 +86,38 @@ def test_text_before_a_stop_string_is_complete(stop: str) -> None:
 def test_tail_that_could_become_a_stop_string_is_released_at_the_end() -> None:
     pieces = stream(b"ab##", ("###",))
     assert pieces[-1] == "##"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a(b#c)d#e", "a(b#c)d"),
+        ("a#(b)", "a"),
+        ("(##)(#)a", "(##)(#)a"),
+        ("(a#b", "(a#b"),
+        ("(a)#(b)", "(a)"),
+        ("a)b#", "a)b"),
+    ],
+)
+def test_no_stop_string_cuts_a_part_that_is_whole(text: str, shown: str) -> None:
+    assert "".join(stream(text.encode(), ("#",), ("(", ")"))) == shown
+    assert "".join(stream(text.replace("(", "<<").encode(), ("#",), ("<<", ")"))) == shown.replace("(", "<<")
+
+
+def test_special_tokens_that_are_to_be_shown_have_their_text() -> None:
+    class Tokenizer:
+        """Tokens 1 and 2 are special; 1 is `<think>`."""
+
+        def get_vocab(self) -> dict[bytes, int]:
+            return {b"a": 0, b"<think>": 1, b"<end>": 2}
+
+        def decode(self, tokens: Any, skip_special_tokens: bool = True) -> Any:
+            if tokens and isinstance(tokens[0], list):
+                return [self.decode(each) for each in tokens]
+            return "".join("a" for token in tokens if token == 0)
+
+    assembler = Detokenizer(Tokenizer(), {2}, {1: "<think>", 0: "a"}).assembler()
+    assert [assembler.push(token) for token in (1, 0, 2, 1, 1, 0)] == ["<think>", "a", "", "<think>", "<think>", "a"]
 
 
 def test_byte_tokens_of_sentencepiece_are_bytes() -> None:

@@ -179,6 +179,17 @@ def test_how_the_prompt_ends() -> None:
     for fields, expected in ends:
         chat = prompt(ASKS, said, **fields)
         assert (chat.open_turn, chat.continues) == expected
+    # As DeepSeek and Mistral have it.
+    assert prompt(ASKS, {**said, "prefix": True}).continues
+    for messages, fields in (
+        ([{**said, "prefix": True}, ASKS], {}),
+        ([ASKS, {**said, "prefix": True}], {"continue_final_message": False}),
+        ([ASKS, {**said, "prefix": True}], {"add_generation_prompt": True}),
+        ([{**ASKS, "prefix": True}], {}),
+    ):
+        with pytest.raises(APIError) as caught:
+            prompt(*messages, **fields)
+        assert str(caught.value.param).endswith("prefix")
 
 
 @pytest.mark.parametrize(

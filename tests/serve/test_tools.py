@@ -212,6 +212,8 @@ def test_what_the_template_cannot_be_told_is_refused_by_name(server: serving.Ser
     for field, value in (("reasoning_effort", "low"), ("chat_template", "{{ messages }}"), ("documents", [{}])):
         refused = server.chat(**{field: value})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
+        refused = server.post("/tokenize", messages=[QUESTION], **{field: value})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
     assert server.chat(reasoning_effort="none").status_code == 200
     refused = server.chat(chat_template_kwargs={"eos_token": "x"})
     assert refused.status_code == 400
