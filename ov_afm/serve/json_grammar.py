@@ -351,7 +351,11 @@ class _Translator:
 
 def _counts(schema: Mapping[str, Any], what: str, place: str) -> tuple[int, int | None]:
     """Least and most of something; a highest number that no grammar can count to is left to the check at the end."""
-    least, most = schema.get(f"min{what}", 0), schema.get(f"max{what}")
+    # A schema may write 3 as 3.0.
+    least, most = (
+        None if each is None else int(each) for each in (schema.get(f"min{what}", 0), schema.get(f"max{what}"))
+    )
+    assert least is not None
     if least > MAX_COUNT:
         key = f"min{what}"
         raise SchemaError(f"{key} is {least}, at most {MAX_COUNT} is allowed", at(place, key))
