@@ -34,13 +34,14 @@ HELP = """\
 /system [TEXT]   show the system prompt, or set it; /system - removes it
 /device [NAME]   show devices, or load the model on another; the conversation stays
 /save FILE       write the conversation: .md for people, anything else as JSON
-/load FILE       continue a saved conversation (JSON)
+/load FILE       continue a saved conversation (JSON), and show where it stands
 /regen           answer the last question again
 /new             begin a new conversation
 /stats           figures of the last answer, and how full the context is
 /exit            leave; so does Ctrl-D
 
-Enter sends, Alt-Enter begins a new line. Ctrl-C stops an answer and keeps the chat."""
+Enter sends, Alt-Enter begins a new line. Ctrl-C stops an answer and keeps the chat.
+A question that begins with a slash needs a space before it."""
 
 
 class Terminal:
@@ -48,14 +49,22 @@ class Terminal:
 
     Args:
         open_backend: Loads the model on a device; None is the device of the command line.
+        check_device: Raises an `OVAFMError` for a device that this machine lacks, while the model still runs.
         params: Sampling.
         system: System prompt.
     """
 
-    def __init__(self, open_backend: Callable[[str | None], Backend], params: Params, system: str = "") -> None:
+    def __init__(
+        self,
+        open_backend: Callable[[str | None], Backend],
+        params: Params,
+        system: str = "",
+        *,
+        check_device: Callable[[str], object] = devices.choose,
+    ) -> None:
         from rich.console import Console
 
-        self._open, self._params = open_backend, params
+        self._open, self._params, self._check_device = open_backend, params, check_device
         self._conversation = Conversation(system=system)
         self._screen = Console(highlight=False, markup=False)
         self._device: str | None = None
@@ -88,10 +97,11 @@ class Terminal:
         if not text:
             return
         try:
-            if text.startswith("/"):
+            if line.startswith("/"):
                 name, _, rest = text.partition(" ")
                 if name not in COMMANDS:
-                    raise ConfigError(f"no command {name}; /help shows the commands")
+                    asked = "with a space before it, it is a question"
+                    raise ConfigError(f"no command {name}; /help shows the commands; {asked}")
                 COMMANDS[name](self, rest.strip())
             else:
                 self._conversation.question(text)
@@ -132,6 +142,7 @@ class Terminal:
                 self._say(f"  {device.name}: {device.full_name}")
             self._say(f"  {EMULATED}")
             return
+        self._check_device(rest)
         self._backend.close()
         with leave_at_once():
             try:
@@ -162,7 +173,14 @@ class Terminal:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise ConfigError(f"{path} cannot be read: {reason}") from error
         self._conversation = from_json(text)
-        self._say(f"loaded {len(self._conversation.turns)} messages from {path}")
+        turns = self._conversation.turns
+        self._say(f"loaded {len(turns)} messages from {path}" + ("; the last of them:" if turns else ""))
+        for turn in turns[-2:]:
+            if turn.role == "user":
+                self._say(f"› {turn.content}", "none")
+                continue
+            with MarkdownStream(self._screen) as stream:
+                stream.add(turn.content)
 
     def _regenerate(self, rest: str) -> None:
         if not self._conversation.retry():

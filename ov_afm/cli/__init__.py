@@ -43,6 +43,9 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; returns the exit status."""
+    from ..system import console
+
+    console.any_encoding()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments:
         print(usage(), file=sys.stderr, end="")

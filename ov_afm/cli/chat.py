@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..chat.backend import Backend, Local
 from ..errors import ConfigError
+from ..runtime import devices
 from ..runtime.sampling import Params
 from ..system.interrupt import leave_at_once
 from ..system.resources import require
@@ -80,10 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _in_browser(arguments, params, pipeline_options(arguments, parser))
         return 0
 
+    def check_device(device: str) -> None:
+        if "url" in arguments:
+            raise ConfigError("the server chooses the device; /device works with a model directory only")
+        devices.choose(device)
+
     def open_backend(device: str | None) -> Backend:
         if "url" in arguments:
-            if device is not None:
-                raise ConfigError("the server chooses the device; /device works with a model directory only")
             return _remote(arguments)
         chosen = argparse.Namespace(**{**vars(arguments), "device": device or arguments.device})
         return Local(load(arguments.models[0], chosen, parser))
@@ -92,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ..chat.terminal import Terminal
 
         require("chat", "prompt_toolkit")
-        Terminal(open_backend, params, arguments.system).run()
+        Terminal(open_backend, params, arguments.system, check_device=check_device).run()
     else:
         _in_pipe(open_backend, params, arguments.system)
     return 0

@@ -10,9 +10,10 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from inspect import signature
-from typing import Any, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 from ..errors import OVAFMError
+from ..system import console
 from ..system.os_errors import explained
 from ..system.telemetry import silence
 
@@ -31,6 +32,7 @@ def command(main: Callable[P, int]) -> Callable[P, int]:
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
         silence()
+        console.any_encoding()
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
         try:
             status = main(*args, **kwargs)
@@ -79,9 +81,17 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command line, without a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2."""
+        self.exit(2, f"{self.prog}: error: {message}; {self.prog} --help shows the options\n")
+
+
 def command_parser(verb: str, description: str) -> argparse.ArgumentParser:
     """An argument parser that calls itself `ov-afm VERB` and shows defaults."""
-    return argparse.ArgumentParser(prog=f"ov-afm {verb}", description=description, formatter_class=HelpFormatter)
+    return Parser(prog=f"ov-afm {verb}", description=description, formatter_class=HelpFormatter)
 
 
 def given(target: Callable[..., Any], arguments: argparse.Namespace) -> dict[str, Any]:

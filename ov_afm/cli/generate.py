@@ -73,8 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--system needs the chat template, which --raw leaves out")
     params = sampling(arguments)
     text = _read_prompt(arguments.prompt, arguments.raw, parser)
+    if not text:
+        # The model need not be loaded to say so.
+        raise GenerationError("the prompt has 0 tokens; give it some text", code="prompt-empty")
     prompt: str | list[Message] = text
-    if text and system is not None:
+    if system is not None:
         prompt = [{"role": "system", "content": system}, {"role": "user", "content": text}]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")

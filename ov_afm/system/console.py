@@ -1,19 +1,32 @@
 """Messages and progress bars on the terminal.
 
 Results go to standard output; everything here goes to standard error. A bar is drawn only on a
-terminal; elsewhere long work is silent.
+terminal; elsewhere a step that takes long writes a line now and then, and one when it is done.
 """
 
 from __future__ import annotations
 
+import io
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from . import child_process
 
-__all__ = ["Progress", "human_bytes", "load_display", "markdown_table", "note", "step_bars"]
+__all__ = ["Progress", "any_encoding", "human_bytes", "load_display", "markdown_table", "note", "step_bars"]
+
+# Without a terminal, quicker steps say nothing, and longer ones so often.
+QUIET_S = 5.0
+EVERY_S = 30.0
+
+
+def any_encoding() -> None:
+    """Let output that cannot show a character (Windows' code pages, ASCII) show a question mark instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
+            stream.reconfigure(errors="replace")
 
 
 def note(message: str) -> None:
@@ -43,7 +56,7 @@ def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]], align:
 
 
 class Progress:
-    """Progress bars with the time left, on a terminal; nothing elsewhere.
+    """Progress bars with the time left, on a terminal; elsewhere a line now and then.
 
     Example:
         with Progress() as progress, progress.step("hashing", total=size, unit="B") as advance:
@@ -79,18 +92,32 @@ class Progress:
     def step(self, description: str, total: float | None = None, unit: str = "") -> Iterator[Callable[..., None]]:
         """One bar; yields `advance(amount)` (or `advance(to=absolute, total=new_total)`)."""
         task = self._bars.add_task(description, total=total, amount="")
+        begun = said = time.monotonic()
+
+        def say(text: str, after_s: float) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if self._bars.disable and now - said >= after_s:
+                note(f"{description}: {text} {now - begun:.0f} s")
+                said = now
 
         def advance(amount: float = 0, *, to: float | None = None, total: float | None = None) -> None:
             change: dict[str, Any] = {"advance": amount} if to is None else {"completed": to}
             if total is not None:
                 change["total"] = total
             self._bars.update(task, **change)
+            row = self._bars.tasks[task]
             if unit == "B":
-                self._bars.update(task, amount=human_bytes(self._bars.tasks[task].completed))
+                self._bars.update(task, amount=human_bytes(row.completed))
+            if row.total:
+                share = row.completed / row.total
+                say(f"{share:.0%} after", EVERY_S if said > begun else QUIET_S)
 
         yield advance
         row = self._bars.tasks[task]
         self._bars.update(task, total=row.total or 1, completed=row.total or 1)
+        if time.monotonic() - begun >= QUIET_S:
+            say("done in", 0)
 
 
 @contextmanager

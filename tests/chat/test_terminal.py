@@ -148,7 +148,7 @@ def test_wrong_usage_is_status_2(arguments: list[str], expected: str, capsys: py
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1] == f"ov-afm chat: error: {expected}"
+    assert capsys.readouterr().err == f"ov-afm chat: error: {expected}; ov-afm chat --help shows the options\n"
 
 
 @pytest.mark.parametrize(
@@ -167,6 +167,27 @@ def test_wrong_url_is_one_line(
     shown = capsys.readouterr().err
     assert shown.startswith(f"ov-afm: error: {expected}")
     assert shown.count("\n") == 1
+
+
+@needs_terminal
+def test_a_question_may_begin_with_a_slash(window: Window) -> None:
+    window.say("/etc/hosts is what?")
+    window.expect("no command /etc/hosts; /help shows the commands; with a space before it, it is a question")
+    window.say(" /etc/hosts is what?")
+    window.expect("12 tokens")
+    window.expect("›")
+
+
+@needs_terminal
+def test_a_loaded_conversation_is_shown(window: Window, tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    turns = [{"role": "user", "content": "What is a fjord?"}, {"role": "assistant", "content": "A drowned valley."}]
+    file.write_text(json.dumps({"ov_afm_chat": 1, "title": "", "system": "", "messages": turns}))
+    window.say(f"/load {file}")
+    window.expect("loaded 2 messages from ")
+    window.expect("What is a fjord[?]")
+    window.expect("A drowned valley.")
+    window.expect("›")
 
 
 @needs_terminal
@@ -223,7 +244,6 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat() -> None:
         window.expect(r"context: \d+ tokens used")
         window.say("/device GPU")
         window.expect("the server chooses the device")
-        window.expect("running on http://127.0.0.1")
         window.expect("›")
         window.child.sendintr()
         window.expect("Ctrl-D or /exit leaves")
@@ -254,7 +274,7 @@ def test_several_lines_are_one_question(window: Window, tmp_path: Path) -> None:
 def test_device_is_changed_and_a_wrong_one_leaves_the_old(window: Window) -> None:
     window.say("/device FOO")
     window.expect("device 'FOO' is not here")
-    window.expect("running on CPU")
+    window.expect("›")
     window.say("/device NPU-EMULATED")
     window.expect("running on emulated NPU")
     window.say("hello")

@@ -33,6 +33,14 @@ def test_help_lists_every_verb_with_a_line(capsys: pytest.CaptureFixture[str]) -
         assert any(line.split() == [verb, *summary.split()] for line in out.splitlines())
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+@pytest.mark.parametrize("arguments", [["--help"], ["kernels", "--help"]], ids=["verbs", "kernels"])
+def test_help_can_be_shown_in_any_encoding(encoding: str, arguments: list[str]) -> None:
+    shown = run("-m", "ov_afm", *arguments, env={**os.environ, "PYTHONIOENCODING": encoding}, encoding=encoding)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith("usage: ov-afm")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="the script is ov-afm.exe there")
 def test_help_takes_less_than_half_a_second() -> None:

@@ -109,3 +109,17 @@ def test_progress_on_a_terminal_shows_share_amount_and_time_left() -> None:
     assert "100%" in text
     assert "4.0 MB" in text
     assert "left" in text
+
+
+def test_long_work_without_a_terminal_writes_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "QUIET_S", 0)
+    with console.Progress() as progress, progress.step("scoring", total=4) as advance:
+        advance(1)
+        advance(1)
+    assert capsys.readouterr().err == "scoring: 25% after 0 s\nscoring: done in 0 s\n"
+    monkeypatch.setattr(console, "QUIET_S", 60)
+    with console.Progress() as progress, progress.step("scoring", total=4) as advance:
+        advance(1)
+    assert capsys.readouterr().err == ""
