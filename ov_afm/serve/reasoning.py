@@ -21,18 +21,17 @@ def template_options(effort: str | None, info: ModelInfo | None) -> dict[str, An
 
     Args:
         effort: OpenAI's `reasoning_effort`.
-        info: The model.
+        info: The model; None while it was never loaded, when no request is taken.
 
     Raises:
         APIError: The template has no such variable.
     """
-    if effort is None:
+    if effort is None or info is None:
         return {}
-    variables: frozenset[str] = frozenset() if info is None else info.template_variables
-    options: dict[str, Any] = {name: effort not in OFF for name in SWITCHES if name in variables}
-    if "reasoning_effort" in variables:
+    options: dict[str, Any] = {name: effort not in OFF for name in SWITCHES if name in info.template_variables}
+    if "reasoning_effort" in info.template_variables:
         options["reasoning_effort"] = effort
-    if not options and not (effort == "none" and info is not None and info.reasoning is None):
+    if not options and not (effort == "none" and info.reasoning is None):
         message = "reasoning_effort is not available: the model's chat template has no variable for it; leave it out"
         raise APIError(message, "reasoning_effort", "unsupported_parameter")
     return options

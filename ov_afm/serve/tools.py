@@ -15,7 +15,7 @@ from ..runtime.detokenize import overlap
 from ..system.json_text import parse
 from .errors import APIError
 from .grammar import CALL_END, call_begin
-from .protocol import AllowedToolsChoice, ChatRequest, NamedFunction, NamedTool, TokenizeRequest, Tool
+from .protocol import AllowedToolsChoice, ChatRequest, NamedFunction, NamedTool, TokenizeRequest, Tool, ToolChoice
 
 __all__ = ["CallReader", "Offer", "offer"]
 
@@ -47,9 +47,12 @@ def offer(request: ChatRequest | TokenizeRequest) -> Offer:
     Raises:
         APIError: The request contradicts itself.
     """
-    legacy = request.functions is not None or request.function_call is not None
-    if legacy and (request.tools is not None or request.tool_choice is not None):
+    # Some clients send empty lists of both.
+    legacy = bool(request.functions) or request.function_call is not None
+    if legacy and (request.tools or request.tool_choice is not None):
         raise APIError("give either tools and tool_choice, or functions and function_call", "functions")
+    choice: ToolChoice | NamedFunction | None
+    tools: Sequence[Tool]
     if legacy:
         tools = [Tool(type="function", function=function) for function in request.functions or []]
         choice, field = request.function_call, "function_call"

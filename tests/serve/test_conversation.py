@@ -14,6 +14,7 @@ from ov_afm.serve.protocol import ChatRequest
 
 KNOWS = ModelInfo("CPU", 100, template_knows_tools=True, template_knows_calls=True)
 KNOWS_NOTHING = ModelInfo("CPU", 100, template_knows_tools=False)
+FUNCTION = serving.TOOL["function"]
 ASKS = {"role": "user", "content": "Weather in Paris and Rome?"}
 
 
@@ -80,13 +81,25 @@ def test_the_form_before_tools_is_the_same_conversation_without_ids() -> None:
         {"role": "assistant", "content": None, "function_call": OLD_CALL},
         {"role": "function", "name": "get_weather", "content": "sunny"},
     ]
-    functions = [serving.TOOL["function"]]
-    chat = prompt(*old, functions=functions)
+    chat = prompt(*old, functions=[FUNCTION])
     assert chat.tools == prompt(ASKS, tools=[serving.TOOL]).tools
     assert chat.messages[1]["tool_calls"] == [
         {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris"}}}
     ]
     assert chat.messages[2] == {"role": "tool", "name": "get_weather", "content": "sunny"}
+
+
+def test_empty_lists_of_functions_and_tools_contradict_nothing() -> None:
+    for fields in ({"functions": [], "tools": [serving.TOOL]}, {"functions": None, "tools": [serving.TOOL]}):
+        assert prompt(ASKS, **fields).tools is not None
+    assert prompt(ASKS, functions=[], tools=[], tool_choice="none").tools is None
+    for fields in (
+        {"function_call": "auto", "tools": [serving.TOOL]},
+        {"functions": [FUNCTION], "tool_choice": "auto"},
+    ):
+        with pytest.raises(APIError) as caught:
+            prompt(ASKS, **fields)
+        assert caught.value.param == "functions"
 
 
 EMPTY: dict[str, tuple[dict[str, Any], str]] = {
