@@ -230,13 +230,14 @@ def _write_ir(model: Any, job: Job) -> None:
     from optimum.exporters.openvino import export_from_model
     from optimum.intel.openvino import OVConfig
 
-    export_from_model(
-        model=model,
-        output=job.work,
-        task=job.task,
-        library_name="transformers",
-        ov_config=OVConfig(dtype="fp32"),
-    )
+    with tensors.as_export_error(f"Optimum-Intel cannot export {job.checkpoint.name}", "ir-missing"):
+        export_from_model(
+            model=model,
+            output=job.work,
+            task=job.task,
+            library_name="transformers",
+            ov_config=OVConfig(dtype="fp32"),
+        )
     if not (job.work / MODEL_BIN).exists():
         raise ExportError("Optimum-Intel ended without an IR; its messages are in the log", code="ir-missing")
     shutil.move(job.work / "config.json", job.output / "config.json")

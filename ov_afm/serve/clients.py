@@ -69,7 +69,7 @@ class Client:
 CODEX = Client(
     title="Codex CLI",
     api="OpenAI's Responses API (`POST /v1/responses`)",
-    context=(16_384, "its instructions and tools alone are thousands of tokens"),
+    context=(16_384, "its first request has 5,500 tokens, and files and outputs of commands follow"),
     tools=True,
     steps="""In `~/.codex/config.toml`:
 
@@ -93,12 +93,12 @@ export OV_AFM_API_KEY=$key
 codex exec "What does this project do?"
 ```
 """,
-    tried="Codex CLI from npm (`@openai/codex`), with a model that calls a tool and with one that answers.",
+    tried="Codex CLI 0.171 from npm (`@openai/codex`): see [responses.md](../responses.md#codex).",
 )
 CLAUDE_CODE = Client(
     title="Claude Code",
     api="Anthropic's Messages API (`POST /v1/messages`)",
-    context=(32_768, "its instructions and tools alone are about 20,000 tokens"),
+    context=(32_768, "its first request has 21,000 tokens"),
     tools=True,
     alias="claude-*",
     steps="""Claude Code asks for several models of its own names; the alias gives it this one for all of them.
@@ -111,7 +111,10 @@ export CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1
 claude -p "What does this project do?"
 ```
 """,
-    tried="Claude Code from npm (`@anthropic-ai/claude-code`): with a model that calls a tool, and one that answers.",
+    tried=(
+        "Claude Code 2.1.197 from npm (`@anthropic-ai/claude-code`): see "
+        "[anthropic-ollama.md](../anthropic-ollama.md#claude-code)."
+    ),
 )
 OPEN_WEBUI = Client(
     title="Open WebUI",
@@ -147,7 +150,10 @@ export RAG_EXTERNAL_RERANKER_API_KEY=$key
 export RAG_RERANKING_MODEL=$reranker
 ```
 """,
-    tried="Not tried yet.",
+    tried=(
+        "Open WebUI 0.12.4 from PyPI listed the models and chatted with SmolLM2-135M; a document that was uploaded was "
+        "embedded by all-MiniLM-L6-v2 here, found by a question, and given to a (random) reranker here."
+    ),
 )
 CONTINUE = Client(
     title="Continue",
@@ -185,7 +191,7 @@ In a terminal: `cn -p "What does this project do?"`
     roles: [embed]
 ```
 """,
-    tried="Not tried yet.",
+    tried="Its command line 1.5.47 from npm (`@continuedev/cli`): `cn -p` asked SmolLM2-135M and printed its answer.",
 )
 VSCODE = Client(
     title="VS Code (GitHub Copilot Chat)",
