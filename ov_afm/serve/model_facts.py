@@ -7,6 +7,7 @@ llama.cpp's server, `context_length` and `supported_parameters` as OpenRouter.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 
 from ..errors import OVAFMError
 from ..model_dir.model_directory import ModelDirectory
@@ -107,7 +108,9 @@ class ModelFacts:
         encoder = model.text_encoder
         return protocol.Model(
             id=name,
+            display_name=name,
             created=self.models.created,
+            created_at=datetime.fromtimestamp(self.models.created, timezone.utc).isoformat().replace("+00:00", "Z"),
             parent=next(iter(parents), None),
             max_model_len=length,
             context_length=length,

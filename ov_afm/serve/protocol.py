@@ -438,11 +438,14 @@ class ModelMeta(BaseModel):
 
 
 class Model(BaseModel):
-    """A model on offer."""
+    """A model on offer; `type`, `display_name` and `created_at` are Anthropic's."""
 
     id: str
     object: Literal["model"] = "model"
+    type: Literal["model"] = "model"
+    display_name: str
     created: int
+    created_at: str
     owned_by: str = "ov_afm"
     parent: str | None = None
     max_model_len: int
@@ -457,10 +460,13 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All models on offer."""
+    """All models on offer, on one page, as Anthropic's clients want to be told."""
 
     object: Literal["list"] = "list"
     data: list[Model]
+    has_more: Literal[False] = False
+    first_id: str
+    last_id: str
 
 
 class Tokens(BaseModel):

@@ -187,7 +187,8 @@ class Service:
 
     def list_models(self) -> protocol.ModelList:
         """The models on offer."""
-        return protocol.ModelList(data=[self.model(name) for name in self.models.engines])
+        names = list(self.models.engines)
+        return protocol.ModelList(data=[self.model(name) for name in names], first_id=names[0], last_id=names[-1])
 
     def model(self, model_id: str) -> protocol.Model:
         """One of the models on offer."""

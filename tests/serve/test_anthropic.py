@@ -83,6 +83,16 @@ def test_official_client_streams_what_it_answers_whole(client: anthropic.Anthrop
 
 
 @pytest.mark.slow
+def test_models_are_listed(client: anthropic.Anthropic) -> None:
+    assert [(model.id, model.display_name, model.type) for model in client.models.list()] == [
+        ("tiny", "tiny", "model"),
+        ("caller", "caller", "model"),
+    ]
+    model = client.models.retrieve("claude-opus-9")
+    assert (model.id, model.created_at.tzinfo is not None) == ("tiny", True)
+
+
+@pytest.mark.slow
 def test_a_stop_sequence_is_named(client: anthropic.Anthropic) -> None:
     asked: dict[str, Any] = {**HELLO, "model": "tiny", **GREEDY, "max_tokens": 40}
     text = client.messages.create(**asked).content[0].text  # type: ignore[union-attr]
