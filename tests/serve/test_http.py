@@ -23,7 +23,7 @@ from support import serving
 from ov_afm.serve import http_server, middleware
 from ov_afm.serve.errors import APIError
 
-CHAT = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
 
 @pytest.fixture(scope="module")
@@ -164,9 +164,21 @@ def test_a_path_like_no_other_gets_no_guess(server: serving.Server) -> None:
     assert json.loads(body)["error"]["message"] == "no such route: /zebra; see /docs"
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-def test_a_stream_is_neither_kept_nor_collected_on_its_way(server: serving.Server, path: str) -> None:
-    _, headers, _ = exchange(server, request(path, {**CHAT, "prompt": "x", "stream": True}))
+STREAMS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": CHAT,
+    "/v1/completions": {"prompt": "x", "max_tokens": 4},
+    "/v1/messages": {"model": "tiny", **CHAT},
+    "/v1/responses": {"input": "x", "max_output_tokens": 16},
+    "/api/chat": {"model": "tiny", "messages": CHAT["messages"]},
+}
+
+
+@pytest.mark.parametrize(("path", "body"), STREAMS.items(), ids=STREAMS)
+def test_a_stream_is_neither_kept_nor_collected_on_its_way(
+    server: serving.Server, path: str, body: dict[str, Any]
+) -> None:
+    status, headers, _ = exchange(server, request(path, {**body, "stream": True}))
+    assert status == 200
     assert headers["x-accel-buffering"] == "no"
     assert headers["cache-control"] == "no-cache"
     assert headers["transfer-encoding"] == "chunked"
@@ -362,6 +374,6 @@ def test_an_error_outside_of_any_route_has_its_apis_form() -> None:
     error = APIError("no", code="x", status=404)
     assert error.body("/v1/chat/completions") == error.body("/api/v1/models") == error.envelope
     assert error.body("/api/chat") == {"error": "no"}
-    assert error.body("/v1/messages") == {"type": "error", "error": {"type": "not_found_error", "message": "no"}}
+    assert error.body("/v1/messages")["error"] == {"type": "not_found_error", "message": "no"}
     assert error.body("/v1/messages/count_tokens")["type"] == "error"
     assert error.body("/apiary") == error.envelope
