@@ -9,7 +9,7 @@ that counts its characters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 __all__ = ["NOTHING", "Alt", "Chars", "Node", "Raw", "Ref", "Rules", "Seq", "literal"]
@@ -107,11 +107,33 @@ class Chars:
     @property
     def ebnf(self) -> str:
         """The set as a character class."""
-        return (
-            "["
-            + "".join(_code(low) if low == high else f"{_code(low)}-{_code(high)}" for low, high in self.ranges)
-            + "]"
-        )
+        parts = (part for low, high in self.ranges for part in _encoded(low, high))
+        return "[" + "".join(_code(low) if low == high else f"{_code(low)}-{_code(high)}" for low, high in parts) + "]"
+
+
+def _encoded(low: int, high: int) -> Iterator[tuple[int, int]]:
+    """A range in parts whose UTF-8 is a range for each byte.
+
+    XGrammar 0.1.31 reads others wrongly: after the first byte of U+D000 a class
+    from U+C000 to U+D7FF has no way to go on, and the engine's process dies. The parts are found as in RE2 and the crate utf8-ranges.
+    """
+    for last in (0x7F, 0x7FF, 0xFFFF):
+        if low <= last < high:
+            yield from _encoded(low, last)
+            yield from _encoded(last + 1, high)
+            return
+    for bits in (6, 12, 18) if low > 0x7F else ():
+        mask = (1 << bits) - 1
+        if low & ~mask != high & ~mask:
+            if low & mask:
+                yield from _encoded(low, low | mask)
+                yield from _encoded((low | mask) + 1, high)
+                return
+            if high & mask != mask:
+                yield from _encoded(low, (high & ~mask) - 1)
+                yield from _encoded(high & ~mask, high)
+                return
+    yield low, high
 
 
 def _code(point: int) -> str:

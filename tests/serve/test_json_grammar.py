@@ -16,7 +16,7 @@ from support import schema_cases
 from support.ebnf import accepts
 from support.schema_cases import Case
 
-from ov_afm.serve.ebnf import Rules
+from ov_afm.serve.ebnf import Chars, Rules
 from ov_afm.serve.json_grammar import json_grammar
 from ov_afm.serve.json_validation import mistake
 from ov_afm.serve.number_grammar import number
@@ -185,3 +185,22 @@ def test_patterns_match_what_they_match_elsewhere(pattern: str, text: str) -> No
 def test_patterns_that_no_grammar_follows_are_refused(pattern: str) -> None:
     with pytest.raises(PatternError):
         Pattern(pattern)
+
+
+points = st.integers(0, 0xD7FF) | st.integers(0xE000, 0x10FFFF)
+
+
+@given(points, points)
+@settings(max_examples=100, deadline=None)
+def test_characters_are_ranges_of_bytes(one: int, other: int) -> None:
+    chars = Chars.of([(min(one, other), max(one, other))])
+    parts = [pair for pair in re.findall(r"(\\u\w{4}|\\U\w{8}|[^\\\]-])(?:-(\\u\w{4}|\\U\w{8}|\w))?", chars.ebnf[1:-1])]
+    covered = []
+    for low, high in parts:
+        ends = [int(each[2:], 16) if each.startswith("\\") else ord(each) for each in (low, high or low)]
+        first, last = (chr(each).encode() for each in ends)
+        assert len(first) == len(last)
+        differs = next((index for index in range(len(first)) if first[index] != last[index]), len(first))
+        assert all(pair == (0x80, 0xBF) for pair in zip(first[differs + 1 :], last[differs + 1 :], strict=True))
+        covered.append((ends[0], ends[1]))
+    assert Chars.of(covered) == chars
