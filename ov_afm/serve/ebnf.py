@@ -114,8 +114,8 @@ class Chars:
 def _encoded(low: int, high: int) -> Iterator[tuple[int, int]]:
     """A range in parts whose UTF-8 is a range for each byte.
 
-    XGrammar 0.1.31 reads others wrongly: after the first byte of U+D000 a class
-    from U+C000 to U+D7FF has no way to go on, and the engine's process dies. The parts are found as in RE2 and the crate utf8-ranges.
+    XGrammar 0.1.31 reads others wrongly: in a class from U+C000 to U+D7FF there is no way to go on after the first byte
+    of U+D000, and the engine's process dies. The parts are found as in RE2 and the crate utf8-ranges.
     """
     for last in (0x7F, 0x7FF, 0xFFFF):
         if low <= last < high:
