@@ -247,7 +247,6 @@ def _repeatable(arguments: argparse.Namespace, options: Mapping[str, Any]) -> di
         "--cache-size-gb": "cache_size_gb" in asked,
         "--prefill-tokens": "prefill_tokens" in asked,
         "--adapter": arguments.adapter,
-        "--kv-cache u8": asked.get("kv_cache") == "u8",
         f"--device {arguments.device}": kind_of(arguments.device) in ("GPU", "NPU"),
     }
     if found := [flag for flag, given_too in conflicts.items() if given_too]:

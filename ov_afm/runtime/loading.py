@@ -114,7 +114,6 @@ class LoadRequest:
             "a draft model": self.draft_model,
             "prompt lookup": self.prompt_lookup,
             "prefix caching switched off": self.use.prefix_caching is False,
-            "a KV cache of u8": self.use.kv_cache == "u8",
             **{name: True for name in self.user_properties if name in GENAI_ONLY},
         }
         if names := [name for name, value in given.items() if value]:
@@ -190,7 +189,7 @@ def load(request: LoadRequest, phases: PhaseTimer) -> Loaded:
         ConfigError: The file of the compiled model belongs to another model or device.
         DeviceError: None of the devices can run it; names each one's reason.
     """
-    request, model = _with_exact_cache(request), request.model
+    model = request.model
     speeds = device_cache.speeds(model.key)
     failures: list[str] = []
     for choice in devices.choose(request.device, model.recipe, fallback=request.fallback, speeds=speeds):
@@ -213,14 +212,6 @@ def load(request: LoadRequest, phases: PhaseTimer) -> Loaded:
     raise DeviceError(
         f"{model.path.name} could not be loaded: {'; '.join(failures)}; see: ov-afm devices", code="no-device-works"
     )
-
-
-def _with_exact_cache(request: LoadRequest) -> LoadRequest:
-    """The same request; where prompts are kept, with a KV cache that can be put back as it was."""
-    chosen = request.use.kv_cache or request.use.exact or "KV_CACHE_PRECISION" in request.user_properties
-    if request.prompt_cache is None or chosen:
-        return request
-    return replace(request, use=replace(request.use, kv_cache="f16"))
 
 
 def properties_for(request: LoadRequest, choice: devices.Choice) -> dict[str, Any]:

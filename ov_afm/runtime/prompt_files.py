@@ -1,8 +1,8 @@
 """Computed prompts on disk: the KV state of a prompt's tokens in one file, and folders of such files with a bound.
 
 A file belongs to one model as it was loaded on one machine (its `identity`). Its name is the identity and a digest of
-the tokens; it holds the tensors one after the other, the tokens, and a description of both as JSON with a checksum of
-each. Values are stored in the smallest type that holds them exactly.
+the tokens; it holds the blocks of each layer's cache as bytes, the tokens, and a description of both as JSON with a
+checksum of each.
 """
 
 from __future__ import annotations
@@ -38,8 +38,6 @@ NAME_DIGITS = 16
 TAIL_BYTES = 16
 # A file that is being written is younger.
 LEFTOVER_S = 3600
-# The upper half of an f32, which numpy has no type for.
-BF16 = "bf16"
 
 
 def digest(value: Any) -> str:
@@ -63,7 +61,7 @@ class PromptFile:
         path: The file.
         identity: Digest of the model and of all that its states depend on.
         tokens: The prompt's tokens whose states it holds.
-        tensors: Name, type, shape, place and checksum of each state.
+        tensors: Name, shape, place and checksum of each layer's keys and values.
     """
 
     path: Path
@@ -73,7 +71,7 @@ class PromptFile:
 
     @classmethod
     def write(
-        cls, path: Path, identity: str, tokens: NDArray[np.int64], states: Iterable[tuple[str, NDArray[np.float32]]]
+        cls, path: Path, identity: str, tokens: NDArray[np.int64], states: Iterable[tuple[str, NDArray[np.uint8]]]
     ) -> None:
         """Write a file whole or not at all.
 
@@ -81,7 +79,7 @@ class PromptFile:
             path: The file; an older one is replaced.
             identity: See `PromptFile`.
             tokens: The tokens.
-            states: Name and values (1, heads, tokens, size) of each state.
+            states: Name of each layer's keys or values, and their blocks (blocks, bytes).
 
         Raises:
             OSError: The disk is full, or the folder cannot be written.
@@ -128,26 +126,24 @@ class PromptFile:
             raise damaged(path, str(error) or "it is cut off") from error
         return cls(path, fields["identity"], np.frombuffer(ids, "<i4").astype(np.int64), fields["tensors"])
 
-    def states(self, count: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """The states of the first tokens, each checked whole.
+    def states(self, blocks: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        """The first blocks of each layer's keys and values, checked whole.
 
         Args:
-            count: Number of tokens.
+            blocks: Number of blocks.
 
         Raises:
-            SourceError: With code `prompt-damaged`: a state is not as it was written.
+            SourceError: With code `prompt-damaged`: they are not as they were written.
         """
         import numpy as np
 
         with self.path.open("rb") as file:
             for tensor in self.tensors:
                 file.seek(tensor["offset"])
-                data = file.read(tensor["bytes"])
+                data = file.read(tensor["shape"][0] * tensor["shape"][1])
                 if zlib.crc32(data) != tensor["crc32"]:
                     raise damaged(self.path, f"{tensor['name']} has changed")
-                stored = np.dtype("<u2" if tensor["type"] == BF16 else tensor["type"])
-                part = np.frombuffer(data, stored).reshape(tensor["shape"])[:, :, :count]
-                yield tensor["name"], _widened(part, tensor["type"])
+                yield tensor["name"], np.frombuffer(data, np.uint8).reshape(tensor["shape"])[:blocks]
 
 
 def damaged(path: Path, reason: str) -> SourceError:
@@ -155,42 +151,10 @@ def damaged(path: Path, reason: str) -> SourceError:
     return SourceError(f"{path} is no computed prompt, or a damaged one: {reason}", code="prompt-damaged")
 
 
-def _write_tensor(file: BinaryIO, name: str, values: NDArray[np.float32]) -> dict[str, Any]:
-    kind, narrow = _narrowed(values)
-    data, offset = narrow.tobytes(), file.tell()
+def _write_tensor(file: BinaryIO, name: str, blocks: NDArray[np.uint8]) -> dict[str, Any]:
+    data, offset = blocks.tobytes(), file.tell()
     file.write(data)
-    shape = list(values.shape)
-    return {
-        "name": name,
-        "type": kind,
-        "shape": shape,
-        "offset": offset,
-        "bytes": len(data),
-        "crc32": zlib.crc32(data),
-    }
-
-
-def _narrowed(values: NDArray[np.float32]) -> tuple[str, NDArray[Any]]:
-    """The same values in the smallest type that holds them exactly."""
-    import numpy as np
-
-    values = np.ascontiguousarray(values, "<f4")
-    bits = values.view("<u4")
-    if not (bits & 0xFFFF).any():
-        return BF16, (bits >> 16).astype("<u2")
-    with np.errstate(over="ignore"):
-        half = values.astype("<f2")
-    if np.array_equal(half.astype("<f4"), values):
-        return "<f2", half
-    return "<f4", values
-
-
-def _widened(values: NDArray[Any], kind: str) -> NDArray[np.float32]:
-    import numpy as np
-
-    if kind == BF16:
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return np.ascontiguousarray(values, np.float32)
+    return {"name": name, "shape": list(blocks.shape), "offset": offset, "crc32": zlib.crc32(data)}
 
 
 class PromptFolder:
@@ -237,7 +201,7 @@ class PromptFolder:
         with suppress(OSError):
             file.path.unlink(missing_ok=True)
 
-    def keep(self, tokens: NDArray[np.int64], states: Iterable[tuple[str, NDArray[np.float32]]]) -> None:
+    def keep(self, tokens: NDArray[np.int64], states: Iterable[tuple[str, NDArray[np.uint8]]]) -> None:
         """Add a prompt; files that it covers are deleted, then the least recently used ones beyond the bound.
 
         Raises:

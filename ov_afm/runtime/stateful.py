@@ -1,10 +1,10 @@
-"""One answer at a time, with a KV state that can be kept and put back.
+"""One answer at a time, with a KV cache that can be kept and put back.
 
-GenAI's pipelines keep their KV cache to themselves. So OpenVINO itself runs the model here and holds its state, and
-GenAI samples: its pipeline gets a model of a single operation, written in Python, that takes tokens and gives the
-logits of the last one. Sampling, grammars and streaming stay GenAI's.
+GenAI's pipelines keep their KV cache to themselves. So OpenVINO itself runs the model here, with paged attention as in
+GenAI, over a cache that is ours; and GenAI samples: its pipeline gets a model of a single operation, written in Python,
+that takes tokens and gives the logits of the last one. Sampling, grammars and streaming stay GenAI's.
 
-A prompt is computed in pieces that begin at multiples of `PIECE_TOKENS`, and only the states of whole pieces are used
+A prompt is computed in pieces that begin at multiples of `PIECE_TOKENS`, and only whole pieces are used
 again. The rest is computed as it would be without them, so an answer is the same bit for bit.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import math
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, GenerationError, SourceError
-from ..model_dir.inference import decoder_inputs, input_names
 from ..model_dir.manifest import MODEL_XML
 from .prompt_files import PromptFile, PromptFolder, common_length, digest
 
@@ -37,8 +37,8 @@ PIECE_TOKENS = 128
 # A prompt is kept if it is as long as this, and the folder has not this share of it.
 LEAST_TOKENS = 256
 COVERED_SHARE = 0.75
-# States of these types come back as they were; smaller ones are rounded when they are read, and again when put back.
-EXACT_TYPES = {"f32", "f16", "bf16"}
+# Tokens in a block of the cache: the CPU plugin's paged attention.
+BLOCK_TOKENS = 32
 # What states depend on beside model and code, by the names of the compiled model's properties.
 MATTERS = (
     "INFERENCE_PRECISION_HINT",
@@ -83,7 +83,7 @@ class StatefulEngine:
         cache: Where computed prompts are kept.
 
     Raises:
-        ConfigError: The KV cache has a precision that cannot be put back, or the folder cannot be used.
+        ConfigError: The folder cannot be used.
         RuntimeError: OpenVINO cannot load the model.
     """
 
@@ -149,7 +149,7 @@ class StatefulEngine:
     def close(self) -> None:
         """Finish what is being written."""
         self._wait()
-        self._model.request = None
+        self._model.free()
 
 
 class _Model:
@@ -165,14 +165,8 @@ class _Model:
         for library in extensions:
             core.add_extension(library)
         model = core.read_model(folder / MODEL_XML)
-        _keep_last_logits(model)
+        _page(model)
         compiled = core.compile_model(model, "CPU", properties)
-        precision = compiled.get_property("KV_CACHE_PRECISION").get_type_name()
-        if precision not in EXACT_TYPES:
-            raise ConfigError(
-                f"a KV cache of {precision} cannot be put back exactly; keep prompts with --kv-cache f16 or f32",
-                code="prompt-cache-precision",
-            )
         self.vocab = int(compiled.output("logits").get_partial_shape()[2].get_length())
         libraries = [hashlib.sha256(Path(library).read_bytes()).hexdigest() for library in extensions]
         self.identity = digest(
@@ -188,7 +182,10 @@ class _Model:
         self.request = compiled.create_infer_request()
         self.cached_tokens = 0
         self.wants_keeping = False
-        self._inputs = input_names(compiled)
+        self._caches = {
+            port.get_any_name(): _Cache(port) for port in compiled.inputs if "_cache." in port.get_any_name()
+        }
+        self._inputs = {name for port in compiled.inputs for name in port.get_names()}
         # Tokens whose states the request holds; of those, the first `_whole` were computed in whole pieces.
         self._tokens: NDArray[np.int64] = np.zeros(0, np.int64)
         self._whole = 0
@@ -216,9 +213,33 @@ class _Model:
         return logits
 
     def _infer(self, ids: NDArray[np.int64], past: int) -> NDArray[np.float32]:
-        self.request.infer(decoder_inputs(ids, self._inputs, past=past))
-        values: NDArray[np.float32] = self.request.get_tensor("logits").data[0, -1]
+        import numpy as np
+
+        count = past + len(ids)
+        blocks = -(-count // BLOCK_TOKENS)
+        self._grow(blocks)
+        inputs = {
+            "input_ids": ids,
+            "position_ids": np.arange(past, count, dtype=np.int64),
+            "past_lens": np.array([past], np.int32),
+            "subsequence_begins": np.array([0, len(ids)], np.int32),
+            "block_indices": np.arange(blocks, dtype=np.int32),
+            "block_indices_begins": np.array([0, blocks], np.int32),
+            "max_context_len": np.array(count, np.int32),
+        }
+        self.request.infer({name: value for name, value in inputs.items() if name in self._inputs})
+        values: NDArray[np.float32] = self.request.get_tensor("logits").data.reshape(-1, self.vocab)[-1]
         return values
+
+    def _grow(self, blocks: int) -> None:
+        """See that the caches have so many blocks."""
+        for name, cache in self._caches.items():
+            if cache.grow(blocks):
+                self.request.set_tensor(name, cache.tensor)
+
+    def free(self) -> None:
+        """Give the model's memory back; GenAI's core keeps the operation, and so this object."""
+        self.request, self.folder, self._caches = None, None, {}
 
     def _disk_has(self, ids: NDArray[np.int64]) -> int:
         best = self.folder.best(ids) if self.folder else None
@@ -244,10 +265,7 @@ class _Model:
                 logger.warning("%s; it is computed again", error)
                 self._forget(file)
                 held = 0
-        if held == 0:
-            self._clear()
-        elif held < len(self._tokens):
-            self._hold(ids[:held], self._states(held))
+        self._tokens, self._whole = ids[:held], held
         return held
 
     def _forget(self, file: PromptFile) -> None:
@@ -259,29 +277,21 @@ class _Model:
 
     def _put(self, file: PromptFile, count: int) -> None:
         self._clear()
-        self._hold(file.tokens[:count], file.states(count))
+        blocks = count // BLOCK_TOKENS
+        self._grow(blocks)
+        for name, values in file.states(blocks):
+            self._caches[name].blocks[:blocks] = values
+        self._tokens, self._whole = file.tokens[:count], count
         if self.folder is not None:
             self.folder.used(file)
 
     def _clear(self) -> None:
-        self.request.reset_state()
         self._tokens, self._whole = self._tokens[:0], 0
 
-    def _states(self, count: int) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """The states of the first tokens, one after the other."""
-        for state in self.request.query_state():
-            yield state.name, state.state.data[:, :, :count]
-
-    def _hold(self, ids: NDArray[np.int64], states: Iterator[tuple[str, NDArray[np.float32]]]) -> None:
-        """Make these the states that the request holds."""
-        import numpy as np
-        import openvino
-
-        variables = {state.name: state for state in self.request.query_state()}
-        for name, values in states:
-            variables.pop(name).state = openvino.Tensor(np.ascontiguousarray(values))
-        assert not variables, f"no state for {', '.join(variables)}"
-        self._tokens, self._whole = ids, len(ids)
+    def _states(self, count: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        """The blocks of the first tokens, one layer after the other."""
+        for name, cache in self._caches.items():
+            yield name, cache.blocks[: count // BLOCK_TOKENS]
 
     def keep(self) -> None:
         """Write the states of the last prompt to the folder; a folder that takes none is no reason to fail."""
@@ -320,17 +330,47 @@ class _Model:
         return len(file.tokens)
 
 
-def _keep_last_logits(model: Any) -> None:
-    """Compute the logits of the last token alone: the head is a large part of a small step."""
+class _Cache:
+    """Keys or values of one layer: blocks as bytes, and the tensor over them that OpenVINO reads and writes."""
+
+    def __init__(self, port: Any) -> None:
+        import numpy as np
+
+        self._type = port.get_element_type()
+        self._shape = [dimension.get_length() for dimension in list(port.get_partial_shape())[1:]]
+        size = math.prod(self._shape) * self._type.bitwidth // 8
+        self.blocks: NDArray[np.uint8] = np.zeros((0, size), np.uint8)
+        self.tensor: Any = None
+
+    def grow(self, count: int) -> bool:
+        """Have at least so many blocks; whether the tensor is another one now."""
+        import numpy as np
+        import openvino
+
+        if count <= len(self.blocks):
+            return False
+        larger = np.zeros(
+            (max(count, 2 * len(self.blocks), LEAST_TOKENS // BLOCK_TOKENS), self.blocks.shape[1]), np.uint8
+        )
+        larger[: len(self.blocks)] = self.blocks
+        self.blocks = larger
+        self.tensor = openvino.Tensor(larger, openvino.Shape([len(larger), *self._shape]), self._type)
+        return True
+
+
+def _page(model: Any) -> None:
+    """Give a model a paged KV cache as inputs, and logits of the last token alone: the head is much of a small step."""
     import numpy as np
     from openvino import opset13 as ops
+    from openvino._offline_transformations import paged_attention_transformation
 
+    paged_attention_transformation(model)
     head = model.output("logits").get_node().input_value(0).get_node()
     if head.get_type_name() == "MatMul":
-        hidden = head.input_value(0)
-        last = ops.gather(hidden, ops.constant(np.array([-1])), ops.constant(np.int64(1)))
+        # Paged attention has the tokens where a batch was.
+        last = ops.gather(head.input_value(0), ops.constant(np.array([-1])), ops.constant(np.int64(0)))
         head.input(0).replace_source_output(last.output(0))
-        model.validate_nodes_and_infer_types()
+    model.validate_nodes_and_infer_types()
 
 
 def _sampling_pipeline(model: _Model, tokenizer: Any) -> Any:

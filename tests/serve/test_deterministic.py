@@ -85,7 +85,6 @@ def test_prompts_are_used_after_a_restart_and_change_nothing(tiny_model: Path, t
         ["--deterministic", "--max-running", "4"],
         ["--prompt-cache", "prompts", "--max-running", "2"],
         ["--prompt-cache", "prompts", "--cache-size-gb", "1"],
-        ["--prompt-cache", "prompts", "--kv-cache", "u8"],
         ["--prompt-cache", "prompts", "--device", "NPU-EMULATED"],
         ["--prompt-cache", "prompts", "--prompt-cache-gb", "0"],
         ["--prompt-cache-gb", "1"],
