@@ -12,7 +12,7 @@ from support.environments import CONSTRAINTS, ROOT, requirements
 
 GROUPS = ("dependencies", "export", "serve", "scale", "heal", "bench", "eval", "chat", "dev")
 # Comes with a declared package, and is part of its interface.
-PART_OF = {"starlette": "fastapi", "tokenizers": "transformers", "datasets": "lm-eval"}
+PART_OF = {"pydantic_core": "pydantic", "tokenizers": "transformers", "datasets": "lm-eval"}
 
 
 def normal(name: str) -> str:
