@@ -38,6 +38,7 @@ CHOICES = {
     "prefill_hint": ("DYNAMIC", "STATIC"),
     "generate_hint": ("FAST_COMPILE", "BEST_PERF"),
 }
+HALF = ("f16", "bf16")
 NPU_ONLY = ("prefill_hint", "generate_hint", "chunk_tokens", "blob")
 # Fields that a kind of device does not take.
 CPU_ONLY = ("threads", "lock_memory")
@@ -198,7 +199,7 @@ def build(
         user_properties: Properties of the user, which override all others.
 
     Raises:
-        ConfigError: The use has a field that this kind of device does not take.
+        ConfigError: The use has a field that this kind of device does not take, or precisions exclude each other.
     """
     kind = kind_of(device)
     given = [name for name in FOREIGN.get(kind, ()) if getattr(use, name) not in (None, False)]
@@ -217,7 +218,13 @@ def build(
     properties |= user_properties or {}
     if kind == "CPU" and properties.get("KV_CACHE_PRECISION") == "f32":
         # Where a CPU computes in bf16 by default, paged attention refuses an f32 cache (2026.4).
-        properties.setdefault("INFERENCE_PRECISION_HINT", "f32")
+        found = properties.setdefault("INFERENCE_PRECISION_HINT", "f32")
+        if str(found).lower() in HALF:
+            raise ConfigError(
+                f"a KV cache of f32 needs computing in f32, found INFERENCE_PRECISION_HINT={found}; leave that out, or "
+                "use a KV cache of f16 or u8",
+                code="kv-cache-precision",
+            )
     return properties
 
 

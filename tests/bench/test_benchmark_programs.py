@@ -30,6 +30,8 @@ MISTAKES = {
     "peers-runs": ["MODEL", "--runs", "0"],
     "peers-report": ["MODEL", "--report", "."],
     "peers-record": ["MODEL", "--record", "--engines", "openvino-genai"],
+    "prompt_cache": ["nosuch"],
+    "prompt_cache-tokens": ["MODEL", "--tokens", "1"],
     "recipes": ["nosuch", "--work-dir", "work"],
     "recipes-work": ["MODEL", "--work-dir", "FILE"],
     "relu2": ["nosuch"],

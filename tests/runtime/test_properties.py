@@ -63,6 +63,14 @@ def test_f32_cache_brings_the_inference_precision_that_it_needs() -> None:
     assert "INFERENCE_PRECISION_HINT" not in build("GPU", Use(kv_cache="f32"))
 
 
+@pytest.mark.parametrize("hint", ["bf16", "f16"])
+def test_f32_cache_and_half_precision_exclude_each_other(hint: str) -> None:
+    with pytest.raises(ConfigError, match="needs computing in f32") as error:
+        build("CPU", Use(kv_cache="f32"), user_properties={"INFERENCE_PRECISION_HINT": hint})
+    assert error.value.code == "kv-cache-precision"
+    assert build("CPU", Use(kv_cache="f16"), user_properties={"INFERENCE_PRECISION_HINT": hint})
+
+
 def test_properties_of_the_user_override_all_others() -> None:
     mine = {"INFERENCE_PRECISION_HINT": "bf16", "KV_CACHE_PRECISION": "u8"}
     assert build("CPU", Use(kv_cache="f32"), user_properties=mine) == mine
