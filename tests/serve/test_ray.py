@@ -239,7 +239,8 @@ def test_the_id_of_a_response_names_the_replica_that_keeps_it() -> None:
     tag = replica_tag("a replica")
     name = f"resp_{tag}{'0' * 48}"
     assert keeper_of(f"/v1/responses/{name}/input_items", b"") == tag
-    assert keeper_of("/v1/responses", json.dumps({"previous_response_id": name}).encode()) == tag
+    for path in ("/v1/responses", "/v1/responses/input_tokens"):
+        assert keeper_of(path, json.dumps({"previous_response_id": name}).encode()) == tag
     for body in (b"{", b"[]", b'{"previous_response_id": 1}', b'{"previous_response_id": "resp_1"}'):
         assert keeper_of("/v1/responses", body) == ""
     assert keeper_of("/v1/chat/completions", json.dumps({"previous_response_id": name}).encode()) == ""

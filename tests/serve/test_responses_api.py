@@ -372,7 +372,7 @@ def ask(client: openai.OpenAI) -> Callable[..., Any]:
 
 
 def test_the_official_client_streams_what_it_gets_whole_and_chat_says_the_same(
-    server: serving.Server, ask: Callable[..., Any]
+    server: serving.Server, client: openai.OpenAI, ask: Callable[..., Any]
 ) -> None:
     whole = ask(max_output_tokens=30)
     events = list(ask(max_output_tokens=30, stream=True))
@@ -381,6 +381,7 @@ def test_the_official_client_streams_what_it_gets_whole_and_chat_says_the_same(
     assert "".join(deltas) == whole.output_text == chat["choices"][0]["message"]["content"]
     assert events[-1].response.usage.output_tokens == chat["usage"]["completion_tokens"]
     assert whole.usage.input_tokens == chat["usage"]["prompt_tokens"]
+    assert client.responses.input_tokens.count(model="tiny", input="Hello").input_tokens == whole.usage.input_tokens
 
 
 def test_a_conversation_that_is_kept_is_one_that_is_sent(ask: Callable[..., Any]) -> None:

@@ -93,7 +93,7 @@ def replica_tag(name: str) -> str:
 
 def keeper_of(path: str, body: bytes) -> str:
     """The tag of the replica that keeps the response which a request needs; empty where it needs none."""
-    if path == RESPONSES:
+    if path in (RESPONSES, f"{RESPONSES}/input_tokens"):
         try:
             name = json.loads(body).get("previous_response_id")
         except (ValueError, RecursionError, AttributeError):

@@ -28,6 +28,13 @@ class Deleted(BaseModel):
     deleted: Literal[True] = True
 
 
+class InputTokens(BaseModel):
+    """Answer of `POST /v1/responses/input_tokens`."""
+
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+    input_tokens: int
+
+
 class ItemList(BaseModel):
     """Answer of `GET /v1/responses/ID/input_items`."""
 
@@ -44,6 +51,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
     one = "/v1/responses/{response_id}"
     add = app.add_api_route
     add("/v1/responses", api.create, methods=["POST"], response_model=Response, responses=STREAMS)
+    add("/v1/responses/input_tokens", api.count, methods=["POST"], response_model=InputTokens, responses=ERRORS)
     add(one, api.get, methods=["GET"], response_model=Response, responses=ERRORS)
     add(one, api.delete, methods=["DELETE"], response_model=Deleted, responses=ERRORS)
     add(f"{one}/input_items", api.input_items, methods=["GET"], response_model=ItemList, responses=ERRORS)
@@ -76,6 +84,15 @@ class Responses:
             return self._service.event_stream(running, events(running, response, tools, keep))
         async with running.lease:
             return await until_gone(request, whole(running, response, tools, keep))
+
+    async def count(self, body: ResponsesRequest, request: Request) -> InputTokens:
+        """The tokens of a request's prompt."""
+        body.check()
+        try:
+            chat = chat_request(body, self._conversation(body), ToolTable(body.tools or []))
+            return InputTokens(input_tokens=await until_gone(request, self._service.count_tokens(chat)))
+        except APIError as error:
+            raise in_our_words(error) from None
 
     def _conversation(self, body: ResponsesRequest) -> list[dict[str, Any]]:
         """The items to answer.
