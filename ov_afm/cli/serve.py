@@ -195,7 +195,8 @@ def _serve_client(arguments: argparse.Namespace, specs: Mapping[str, EngineSpec]
     clients.check(arguments.client, endpoint, tools=facts.abilities(name).tools)
     client = CLIENTS[arguments.client]
     if client.alias and client.alias not in key_values(arguments.alias, "--alias"):
-        arguments.alias.append(f"{client.alias}={name}")
+        # Options that are not given share one empty list.
+        arguments.alias = [*arguments.alias, f"{client.alias}={name}"]
     arguments.truncate = arguments.truncate or client.truncate
     print(clients.settings(arguments.client, endpoint), flush=True)
 

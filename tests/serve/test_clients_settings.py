@@ -114,7 +114,9 @@ def test_command_prints_settings_of_the_server_that_it_starts(tiny_model: Path, 
     process = subprocess.Popen([*command, "--cache-size-gb", "0.05"], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout
-        printed = "".join(iter(process.stdout.readline, "```\n"))
+        printed = ""
+        while "\n```\n" not in printed and (line := process.stdout.readline()):
+            printed += line
         variables = exports(printed)
         assert variables["ANTHROPIC_BASE_URL"] == f"http://127.0.0.1:{port}"
         headers: dict[str, Any] = {"x-api-key": variables["ANTHROPIC_AUTH_TOKEN"], "anthropic-version": "2023-06-01"}
