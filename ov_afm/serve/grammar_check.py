@@ -137,12 +137,13 @@ class _Child:
         self._ready = True
         self._process.send(output_format)
         answer = self._wait(LIMIT_S, LIMIT_CPU_S)
-        if isinstance(answer, list):
-            return answer[0]  # type: ignore[no-any-return]
-        self._process.kill()
-        self._start()
         inner = output_format.format if isinstance(output_format, AfterThoughts) else output_format
         param = "tools" if isinstance(inner, FunctionCalls) else "response_format"
+        if isinstance(answer, list):
+            error: ConfigError | None = answer[0]
+            return None if error is None else APIError(str(error), param, error.code.replace("-", "_"))
+        self._process.kill()
+        self._start()
         if answer is None:
             found = f"the grammar took more than {LIMIT_CPU_S:g} s of processor time to prepare"
             advice = f"leave repetitions ({_costly(inner)}) out or make them shorter"

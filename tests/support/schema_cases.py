@@ -275,7 +275,7 @@ the grammar; an answer that fails is an error with code `schema_violated`, in a 
 for want of tokens (`length`) or at a stop string of the request are not whole, so they are not validated.
 
 A grammar that is new is first compiled in a process of its own, while other requests pass. One that takes more than 8
-seconds of processor time, or more than 50 ms for each token, is refused (400, `grammar_too_slow`), and so is every
+seconds of processor time, or more than 200 ms for a token, is refused (400, `grammar_too_slow`), and so is every
 further request for it, at once. The engine keeps 64 compiled grammars and the server remembers 1024 results.
 
 ## Keywords
