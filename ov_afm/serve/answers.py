@@ -30,7 +30,7 @@ from .protocol import CompletionDetails, Timings, Usage
 from .reasoning import ReasoningReader
 from .tools import CallReader
 
-__all__ = ["Answer", "EventStream", "Part", "Running", "open_stream", "until_gone"]
+__all__ = ["Answer", "AnswerReader", "EventStream", "Part", "Running", "open_stream", "until_gone"]
 
 T = TypeVar("T")
 # Time for the event that says that time is up.
@@ -152,7 +152,7 @@ class Answer:
     async def parts(self, stream: Stream) -> AsyncIterator[Part]:
         """The engine's pieces in OpenAI's terms, counted and timed."""
         self.taken = time.perf_counter()
-        readers = [_Reader(self, thinking=stream.thinking) for _ in range(self.count)]
+        readers = [AnswerReader(self, thinking=stream.thinking) for _ in range(self.count)]
         try:
             while stream.open:
                 index, piece = await stream.get()
@@ -177,7 +177,7 @@ class Answer:
                 tpot_s = (self.last - self.first) / (self.new_tokens / self.count - 1)
                 self.metrics.tpot_s.labels(self.model).observe(tpot_s)
 
-    def _part(self, index: int, piece: Piece, reader: _Reader) -> Part:
+    def _part(self, index: int, piece: Piece, reader: AnswerReader) -> Part:
         deltas = reader.push(piece)
         self.new_tokens += piece.tokens
         self.reasoning_tokens += reader.take_reasoning_tokens()
@@ -185,7 +185,7 @@ class Answer:
         return Part(index, piece.text, deltas, piece.logprobs, finish, piece.stop)
 
 
-class _Reader:
+class AnswerReader:
     """Separates thoughts, calls and text of one answer; gives deltas as the wire has them."""
 
     def __init__(self, answer: Answer, *, thinking: bool) -> None:
