@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +25,10 @@ __all__ = ["DeviceRow", "Model", "ModelManager", "find_models", "recommended_sam
 
 # What the sliders show where the model says nothing.
 NEUTRAL_SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+
+# An engine that dies more often than this in that time is not started again by itself.
+MAX_DEATHS = 3
+DEATHS_WITHIN_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +136,7 @@ class ModelManager:
         self._options = dict(options or {})
         self._prompt_lookup = bool(self._options.pop("prompt_lookup", False))
         self._lock = threading.Lock()
+        self._deaths: list[float] = []
         self.reserved = ""
         self.first_device = device
         self.engine: Engine | None = None
@@ -196,7 +202,30 @@ class ModelManager:
     def restart(self) -> None:
         """Load the same once more."""
         assert self.engine is not None
+        self._deaths = []
         self.start(self.engine.choice)
+
+    def revive(self, lost: object) -> bool:
+        """Load the same once more after its process died.
+
+        Args:
+            lost: The engine that was lost; nothing happens if another one runs by now.
+
+        Returns:
+            Whether an engine is there or on its way: one that dies too often stays dead until somebody starts it.
+        """
+        with self._lock:
+            if self.engine is None or self.reserved:
+                return False
+            if self.engine is not lost or self.engine.state != "dead":
+                return self.engine is not lost
+            now = time.monotonic()
+            self._deaths = [each for each in self._deaths if now - each < DEATHS_WITHIN_S] + [now]
+            if len(self._deaths) > MAX_DEATHS or not self.engine.loaded_s:
+                return False
+            self.engine.close()
+            self.engine = Engine(self.engine.choice)
+            return True
 
     @contextlib.contextmanager
     def reserve(self, purpose: str) -> Iterator[None]:

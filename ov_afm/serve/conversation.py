@@ -188,19 +188,20 @@ def _call_of(message: Message, index: int, calls: Sequence[Call]) -> Call | None
         last = calls[-1].place[0] if calls else None
         waiting = [call for call in calls if call.place[0] == last and not call.answered]
         named = [call for call in waiting if call.name == message.name]
-        return next(iter(named or waiting), None) if calls or wanted is None else _unknown(message, index, calls)
+        if calls or wanted is None:
+            return next(iter(named or waiting), None)
     same = [call for call in calls if call.id == wanted]
     if not same:
-        return _unknown(message, index, calls)
+        raise _unknown(message, index, calls)
     # Some servers number the calls of each turn from 0, so an id may come again.
     last = same[-1].place[0]
     return next((call for call in same if call.place[0] == last and not call.answered), same[-1])
 
 
-def _unknown(message: Message, index: int, calls: Sequence[Call]) -> None:
+def _unknown(message: Message, index: int, calls: Sequence[Call]) -> APIError:
     where = f"messages.{index}.tool_call_id"
     known = ", ".join(repr(call.id) for call in calls[-8:]) or "none"
-    raise APIError(f"{where}: no call before it has the id {message.tool_call_id!r}; there are: {known}", where)
+    return APIError(f"{where}: no call before it has the id {message.tool_call_id!r}; there are: {known}", where)
 
 
 def _in_order(turns: Sequence[Turn]) -> list[Turn]:

@@ -149,6 +149,7 @@ class AfterThoughts:
     end: str
     thinking: bool
 
+
 OutputFormat = JSONSchema | Grammar | FunctionCalls | AfterThoughts
 
 

@@ -172,8 +172,8 @@ def messages(view: View) -> str:
         actions = ["copy"]
         if turn.role == "user" and not view.working:
             actions.append("edit")
-        if is_last and not view.working and not view.problem:
-            actions += ["retry", "undo", "clear"]
+        if is_last and not view.problem:
+            actions += ["clear"] if view.working else ["retry", "undo", "clear"]
         answer = turn.role == "assistant"
         html = as_html(turn.content) if answer else as_text(turn.content)
         figures = figures_line(turn.figures) if turn.figures and answer else ""

@@ -210,6 +210,16 @@ class Handlers:
                 number = str(self.store.add(_owner(request), Conversation(title_of(question), system)))
         yield from self._answer(request, number, system, sampling, lambda each: each.question(question), box="")
 
+    def rejoin(self, request: gr.Request, number: str) -> Iterator[list[Any]]:
+        """Go on showing an answer that is under way, after a reload or in a second tab."""
+        skip = gr.skip()
+        if not number or not self.session.busy(int(number)):
+            yield [skip] * 5
+            return
+        with errors_shown():
+            for view in self.session.follow(_owner(request), _tab(request), int(number)):
+                yield [*[skip] * 3, messages(view), skip if view.working else self._gauge(view)]
+
     def retry(self, request: gr.Request, number: str, system: str, *sampling: float) -> Iterator[list[Any]]:
         """Answer the last question again."""
         yield from self._answer(request, number, system, sampling, lambda each: each.retry())

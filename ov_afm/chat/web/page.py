@@ -75,7 +75,8 @@ def build(session: Session, params: Params, system: str) -> Any:
 
         gr.Timer(TICK_S).tick(update_status, [status], [status, restart], **AT_ONCE)
         restart.click(restart_engine, None, [status, restart], **AT_ONCE)
-        blocks.load(handlers.open_, [page.number], page.conversation, js=RECALL, **IN_ORDER)
+        opened = blocks.load(handlers.open_, [page.number], page.conversation, js=RECALL, **IN_ORDER)
+        opened.then(handlers.rejoin, [page.number], page.exchange, **UNLIMITED)
         if models.remote is None:
             # On its own, because asking the drivers takes seconds the first time.
             blocks.load(handlers.offer_devices_of_loaded, None, [page.device, page.refused], **UNLIMITED)
@@ -168,7 +169,8 @@ class Page:
         do = self._handlers
         self._connect_answers()
         self.number.change(None, [self.number], None, js=REMEMBER, **AT_ONCE)
-        self.list.input(do.choose, [self.list, self.number], self.conversation, **IN_ORDER)
+        chosen = self.list.input(do.choose, [self.list, self.number], self.conversation, **IN_ORDER)
+        chosen.then(do.rejoin, [self.number], self.exchange, **UNLIMITED)
         self.new.click(do.new, None, self.conversation, **IN_ORDER)
         self.delete.click(do.delete, [self.number], self.conversation, **IN_ORDER)
         for renamed in (self.name.submit, self.name.blur):
