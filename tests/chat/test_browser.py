@@ -305,7 +305,8 @@ def test_conversations_that_cannot_be_kept_are_told(running: Chat, tabs: Open, d
         base.execute("ALTER TABLE conversation RENAME TO away")
         try:
             tab.ask("What is the capital of France?")
-            expect(tab.page.get_by_text("chat.sqlite cannot be used: no such table: conversation")).to_be_visible()
+            told = tab.page.get_by_text("chat.sqlite cannot be used: no such table: conversation").first
+            expect(told).to_be_visible()
         finally:
             base.execute("ALTER TABLE away RENAME TO conversation")
     expect(tab.question).to_have_value("What is the capital of France?")
