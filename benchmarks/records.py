@@ -209,7 +209,7 @@ def new_record(
         describe_model(model),
         list(figures),
         settings,
-        checks=list(checks),
+        checks=tuple(checks),
     )
 
 
@@ -247,7 +247,7 @@ def read(folder: Path) -> list[Record]:
             fields = json.loads(path.read_text(encoding="utf-8"))
             if fields["schema"] > SCHEMA:
                 raise ValueError(f"layout {fields['schema']}, this figures.py reads up to {SCHEMA}")
-            checks = [Check(**each) for each in fields.get("checks", ())]
+            checks = tuple(Check(**each) for each in fields.get("checks", ()))
             figures = [_figure(each) for each in fields["figures"]]
             records.append(Record(**{**fields, "figures": figures, "checks": checks}))
         except (ValueError, KeyError, TypeError, AttributeError) as error:

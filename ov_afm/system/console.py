@@ -18,7 +18,7 @@ from . import child_process
 __all__ = ["Progress", "any_encoding", "human_bytes", "load_display", "markdown_table", "note", "step_bars"]
 
 # Without a terminal, quicker steps say nothing, and longer ones so often.
-QUIET_S = 5.0
+QUIET_S = 15.0
 EVERY_S = 30.0
 
 

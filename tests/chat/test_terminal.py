@@ -172,7 +172,7 @@ def test_wrong_url_is_one_line(
 @needs_terminal
 def test_a_question_may_begin_with_a_slash(window: Window) -> None:
     window.say("/etc/hosts is what?")
-    window.expect("no command /etc/hosts; /help shows the commands; with a space before it, it is a question")
+    window.expect("no command /etc/hosts; /help shows the commands; with a space before it")
     window.say(" /etc/hosts is what?")
     window.expect("12 tokens")
     window.expect("›")

@@ -104,8 +104,9 @@ OPTIONS: dict[str, tuple[Any, bool]] = {
     "trust_remote_code": (True, False),
     "progress": (None, False),
 }
-# Tested below; or they say what and where; or they belong to the Hub, whose commit is part of the source.
-ELSEWHERE = {"model", "output", "adapters", "force", "work_dir", "revision"}
+# Tested below; or they say what and where; or they belong to the Hub, whose commit is part of the source; or, as for
+# `task`, the architecture allows one value alone.
+ELSEWHERE = {"model", "output", "adapters", "force", "work_dir", "revision", "task"}
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -132,7 +132,8 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "architecture": (
         "architecture-unsupported",
         lambda path: tiny.edit_json(path / "config.json", architectures=["BertModel"]),
-        r"^architecture BertModel of my-model is not supported; supported are ArceeForCausalLM, LlamaForCausalLM$",
+        r"^architecture BertModel of my-model is not supported; supported are ArceeForCausalLM, LlamaForCausalLM; "
+        r"it can be exported with --task feature-extraction$",
     ),
     "no-architecture": (
         "architecture-missing",
