@@ -10,14 +10,16 @@ newest record counts, whatever it says.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import records
 from program import program
 from records import Figure, Record
 
 from ov_afm.bench.statistics import Spread
+from ov_afm.conversion.synthetic import GEOMETRIES
 from ov_afm.errors import ConfigError
 from ov_afm.model_dir.manifest import PACKAGES
 from ov_afm.system.atomic import write_text
@@ -47,7 +49,8 @@ class Measured:
     def model(self) -> str:
         """The model, for people."""
         about = self.record.model
-        name = about["name"].upper() if about["name"].startswith("afm") else about["name"]
+        name = _cut_from(about["geometry"]) or about["name"]
+        name = name.upper() if name.startswith("afm-") and " " not in name else name
         return f"{name}{' (synthetic)' if about['synthetic'] else ''}, {about['weights']}"
 
     @property
@@ -62,6 +65,16 @@ class Measured:
     def row(self) -> tuple[int, str, str]:
         """What is compared with what; in this order."""
         return records.KINDS.index(self.figure.kind), self.figure.what, self.figure.peer
+
+
+def _cut_from(geometry: Mapping[str, Any]) -> str:
+    """What a model of fewer layers is called, whatever its folder's name; empty for any other."""
+    for name, each in GEOMETRIES.items():
+        whole = asdict(each)
+        if geometry and {**geometry, "layers": 0}.items() <= {**whole, "layers": 0}.items():
+            layers = geometry["layers"]
+            return "" if layers == whole["layers"] else f"{layers} of {name.upper()}'s {whole['layers']} layers"
+    return ""
 
 
 def newest(all_records: Iterable[Record]) -> list[Measured]:
