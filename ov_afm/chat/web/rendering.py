@@ -90,7 +90,7 @@ def _parser() -> MarkdownIt:
     from markdown_it import MarkdownIt
     from mdit_py_plugins.dollarmath import dollarmath_plugin
 
-    parser = MarkdownIt("commonmark", {"html": False, "highlight": _highlight}).enable(["table", "strikethrough"])
+    parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
     parser.use(dollarmath_plugin, allow_digits=False, allow_space=False, double_inline=True)
     parser.block.ruler.before("fence", "bracket_math", _math_block, {"alt": ["paragraph", "blockquote", "list"]})
     parser.inline.ruler.before("escape", "bracket_math", _math_inline)
@@ -207,11 +207,11 @@ def _heading(tokens: Sequence[Token], index: int, *_: Any) -> str:
 def _fence(tokens: Sequence[Token], index: int, *_: Any) -> str:
     token = tokens[index]
     language = re.sub(r"[^\w+#.-]", "", token.info.split(maxsplit=1)[0] if token.info.split() else "")[:20]
-    code = _highlight(token.content, language, "") or escape(token.content)
+    code = _highlight(token.content, language) or escape(token.content)
     return f'<pre data-language="{escape(language)}"><code>{code}</code></pre>\n'
 
 
-def _highlight(code: str, language: str, _: str) -> str:
+def _highlight(code: str, language: str) -> str:
     """Code with its words in spans; empty for a language that is not known."""
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
