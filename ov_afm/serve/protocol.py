@@ -264,7 +264,7 @@ class CompletionRequest(SamplingRequest):
     best_of: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
 
 
-class TokenizeRequest(RequestObject):
+class TokenizeRequest(StrictObject):
     """Body of `POST /tokenize`: text, or a conversation with what else changes its prompt."""
 
     model: StrictStr | None = None
@@ -283,7 +283,7 @@ class TokenizeRequest(RequestObject):
     documents: list[Any] | None = None
 
 
-class DetokenizeRequest(RequestObject):
+class DetokenizeRequest(StrictObject):
     """Body of `POST /detokenize`."""
 
     model: StrictStr | None = None

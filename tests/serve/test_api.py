@@ -205,6 +205,14 @@ def test_min_tokens_and_stop_token_ids_are_honoured(server: serving.Server) -> N
     assert server.chat(max_tokens=30, min_tokens=30).json()["usage"]["completion_tokens"] == 30
 
 
+@pytest.mark.parametrize(("path", "body"), [("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [1]})])
+def test_unknown_fields_of_tokens_are_refused_by_name(server: serving.Server, path: str, body: dict[str, Any]) -> None:
+    assert server.post(path, **body).status_code == 200
+    refused = server.post(path, **body, nosuch=1)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "nosuch"
+
+
 USER = [{"role": "user", "content": "hi"}]
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no messages": ({}, "messages"),
